@@ -1,0 +1,32 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+export OMP_WAIT_POLICY ?= passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test golden clean
+
+demo: .venv/demo
+	rm -rf demo
+	$(BIN)/nearfar demo demo
+
+test: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+golden: .venv/test
+	$(BIN)/pytest tests/golden --update-golden
+
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics]'
+	touch $@
+
+clean:
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
