@@ -1,0 +1,186 @@
+"""Noise schedules: time -> (alpha, sigma), with `x_t = alpha x_0 + sigma eps`.
+
+Every family is the same table of times and levels; only the path that turns a level into coefficients differs:
+
+    variance preserving   level = angle      alpha = cos(level)    sigma = sin(level)    DDPM, iDDPM, Stable Diffusion
+    variance exploding    level = sigma      alpha = 1             sigma = level         score SDE, EDM
+    flow                  level = u          alpha = 1 - u         sigma = u             rectified flow
+
+Times are the model's own units. Between two table entries the level is interpolated linearly, so any time is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from nearfar.errors import UsageError
+from nearfar.tensors import Images, TimeGrid, Times, per_image
+
+Table = Float64[Tensor, " nodes"]
+
+
+@runtime_checkable
+class NoisePath(Protocol):
+    """How a level becomes `(alpha, sigma)`, and which level has a given noise-to-signal ratio."""
+
+    @property
+    def name(self) -> str: ...
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
+    def level(self, ratio: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    name: str = "variance preserving"
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return level.cos(), level.sin()
+
+    def level(self, ratio: Tensor) -> Tensor:
+        return ratio.atan()
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    name: str = "variance exploding"
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(level), level
+
+    def level(self, ratio: Tensor) -> Tensor:
+        return ratio
+
+
+@dataclass(frozen=True)
+class Flow:
+    name: str = "flow"
+
+    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - level, level
+
+    def level(self, ratio: Tensor) -> Tensor:
+        return 1 - 1 / (1 + ratio)
+
+
+def interpolate(x: Tensor, nodes: Table, values: Table) -> Tensor:
+    """Piecewise linear interpolation; exact at the nodes, constant beyond the ends."""
+    right = torch.searchsorted(nodes, x.contiguous()).clamp(1, len(nodes) - 1)
+    left = right - 1
+    share = ((x - nodes[left]) / (nodes[right] - nodes[left])).clamp(0, 1)
+    return torch.lerp(values[left], values[right], share)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The noise level of every time.
+
+    times: float64 (nodes,), ascending; the first is the noise-free end, the last the noisiest level.
+    levels: float64 (nodes,), ascending from 0, in the path's own unit.
+    """
+
+    times: Table
+    levels: Table
+    path: NoisePath
+
+    @classmethod
+    def variance_preserving(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
+        """A DDPM table: entry `i` of `alphas_cumprod` is time `i`; time -1 is clean (Ho et al., arXiv 2006.11239)."""
+        signal = alphas_cumprod.double()
+        return cls._indexed(torch.atan2((1 - signal).sqrt(), signal.sqrt()), VariancePreserving())
+
+    @classmethod
+    def variance_exploding(cls, sigmas: Tensor) -> NoiseSchedule:
+        """A table of noise levels: entry `i` is time `i`; time -1 is clean (Song et al., arXiv 2011.13456)."""
+        return cls._indexed(sigmas.double(), VarianceExploding())
+
+    @classmethod
+    def flow(cls, scale: float = 1000.0) -> NoiseSchedule:
+        """Rectified flow: time `scale * u` has `alpha = 1 - u`, `sigma = u` (Liu et al., arXiv 2209.03003)."""
+        levels = torch.linspace(0, 1, 1001, dtype=torch.float64)
+        return cls(levels * scale, levels, Flow())
+
+    @classmethod
+    def _indexed(cls, levels: Table, path: NoisePath) -> NoiseSchedule:
+        times = torch.arange(-1, len(levels), dtype=torch.float64)
+        return cls(times, torch.cat([levels.new_zeros(1), levels]), path)
+
+    @property
+    def clean_time(self) -> float:
+        """The noise-free end: alpha = 1, sigma = 0."""
+        return self.times[0].item()
+
+    @property
+    def first_time(self) -> float:
+        """The least noisy level that the network was trained on; a network is never asked about a cleaner one."""
+        return self.times[1].item()
+
+    @property
+    def noisiest_time(self) -> float:
+        """The end of the forward process."""
+        return self.times[-1].item()
+
+    def coefficients(self, t: Times) -> tuple[Times, Times]:
+        """`(alpha, sigma)` in float64 for each time."""
+        return self.path.coefficients(interpolate(t, self.times, self.levels))
+
+    def ratio(self, t: Times) -> Times:
+        """Noise to signal, `sigma / alpha`: 0 when clean, infinite when nothing of the signal is left."""
+        alpha, sigma = self.coefficients(t)
+        return sigma / alpha
+
+    def time_of_strength(self, strength: Times) -> Times:
+        """The time after this share of the forward process; strengths lie in [0, 1]."""
+        if not ((strength >= 0) & (strength <= 1)).all():
+            raise UsageError(f"strength must be in [0, 1], got {_first_outside(strength, 1.0)}")
+        return torch.lerp(self.times[:1], self.times[-1:], strength)
+
+    def time_of_sigma(self, sigma: Times) -> Times:
+        """The time at which noise to signal is `sigma`; it must not exceed the schedule's largest."""
+        largest = self.ratio(self.times[-1:]).item()
+        if not ((sigma >= 0) & (sigma <= largest)).all():
+            raise UsageError(f"sigma must be in [0, {largest:.4g}], got {_first_outside(sigma, largest)}")
+        return interpolate(self.path.level(sigma), self.levels, self.times)
+
+    def strength_of_time(self, t: Times) -> Times:
+        """The share of the forward process that time `t` stands for."""
+        return (t - self.clean_time) / (self.noisiest_time - self.clean_time)
+
+    def grid(self, start: Times, steps: int, warp: float = 1.0) -> TimeGrid:
+        """Descending times `(batch, steps + 1)` from exactly `start` to exactly clean.
+
+        warp: 1 spaces the times evenly; above 1 puts more of them near the clean end, as `(1 - k / steps) ** warp`.
+        """
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, got {steps}")
+        share = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** warp
+        grid = torch.lerp(self.times[0], start[:, None], share[None])
+        grid[:, 0] = start
+        return grid
+
+    def add_noise(self, x_0: Images, t: Times, noise: Images) -> Images:
+        """The forward jump `alpha x_0 + sigma noise`; at the noisiest time the signal is left out altogether.
+
+        Tables end at a small signal (Stable Diffusion keeps 7 % of the amplitude), which would leak colour and
+        composition; strength 1 must not depend on the input (Lin et al., arXiv 2305.08891).
+        """
+        alpha, sigma = self.coefficients(t)
+        alpha = torch.where(t == self.noisiest_time, 0.0, alpha)
+        return per_image(alpha, x_0) * x_0 + per_image(sigma, x_0) * noise
+
+    def digest(self) -> str:
+        """SHA-256 of path, times and levels."""
+        tables = torch.stack([self.times, self.levels]).numpy().astype("<f8").tobytes()
+        return hashlib.sha256(self.path.name.encode() + tables).hexdigest()
+
+
+def _first_outside(values: Tensor, largest: float) -> str:
+    inside = (values >= 0) & (values <= largest)
+    index = int((~inside).nonzero()[0])
+    where = f" for image {index} of {len(values)}" if len(values) > 1 else ""
+    return f"{values[index].item():g}{where}"

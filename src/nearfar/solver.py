@@ -1,0 +1,221 @@
+"""Solvers: one move on the time axis, and the loop that everything rests on.
+
+A solver is a frozen value with a pure `step`. Times are one value per image, so images of different strengths share a
+batch. Coefficients are computed in float64, the state stays in its own dtype. With `rho = sigma / alpha`:
+
+    DDIM              x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s sqrt(1 - (rho_s / rho_t)^2)
+    Heun              trapezium rule for d(x / alpha) = eps d(rho)
+    DPM-Solver++ 2M   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - rho_s / rho_t) D,   D extrapolated from two x_0
+    ... SDE           the same with (rho_s / rho_t)^2 and fresh noise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+
+from nearfar.denoiser import Denoiser, predict
+from nearfar.errors import UsageError
+from nearfar.noise import NoiseStream
+from nearfar.tensors import Images, TimeGrid, Times, per_image
+
+History = tuple[Images, Times]
+"""What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One step of every image from its time `t` to its time `s`."""
+
+    order: ClassVar[int]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` draws noise."""
+        ...
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `step` may go up, from clean to noise."""
+        ...
+
+    def calls(self, steps: int) -> int:
+        """Network calls that `steps` steps down to the clean end cost."""
+        ...
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History | None]: ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Song et al., arXiv 2010.02502, formula 12. One network call a step.
+
+    eta: 0 follows the deterministic trajectory; 1 is the ancestral step of DDPM with the posterior variance, which is
+    the reverse process of the Boomerang paper (arXiv 2210.12100, algorithm 1).
+    """
+
+    eta: float = 0.0
+    order: ClassVar[int] = 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def invertible(self) -> bool:
+        return self.eta == 0
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, None]:
+        alpha, sigma = denoiser.schedule.coefficients(s)
+        fresh = self.eta * sigma * (1 - decay(denoiser, t, s) ** 2).clamp(min=0).sqrt()
+        x_0, eps = predict(denoiser, x, t)
+        x = per_image(alpha, x) * x_0 + per_image((sigma**2 - fresh**2).clamp(min=0).sqrt(), x) * eps
+        return (x if noise is None else x + per_image(fresh, x) * noise.draw()), None
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Second order, as in EDM (Karras et al., arXiv 2206.00364, algorithm 1). Two network calls a step.
+
+    The step that ends clean, and one that starts without any signal, are Euler steps of one call.
+    """
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    invertible: ClassVar[bool] = True
+
+    def calls(self, steps: int) -> int:
+        return 2 * steps - 1
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, None]:
+        (alpha_t, _), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        x_0, eps = predict(denoiser, x, t)
+        euler = per_image(alpha, x) * x_0 + per_image(sigma, x) * eps
+        corrected = (sigma > 0) & (alpha_t > 0)
+        if not corrected.any():
+            return euler, None
+        _, eps_s = predict(denoiser, euler, s)
+        span = torch.where(corrected, sigma - alpha * denoiser.schedule.ratio(t), 0.0)
+        return euler + per_image(span, x) * (eps_s - eps) / 2, None
+
+
+@dataclass(frozen=True)
+class DPMSolverPP:
+    """DPM-Solver++(2M), deterministic (Lu et al., arXiv 2211.01095, algorithm 2). One network call a step."""
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    invertible: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History]:
+        alpha, sigma = denoiser.schedule.coefficients(s)
+        _, sigma_t = denoiser.schedule.coefficients(t)
+        x_0, estimate, remembered = extrapolate(denoiser, x, t, s, history)
+        gain = alpha * (1 - decay(denoiser, t, s))
+        return per_image(sigma / sigma_t, x) * x + per_image(gain, x) * estimate, (x_0, remembered)
+
+
+@dataclass(frozen=True)
+class DPMSolverPPSDE:
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al., arXiv 2211.01095, section 5). One network call a step."""
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+    invertible: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History]:
+        alpha, sigma = denoiser.schedule.coefficients(s)
+        _, sigma_t = denoiser.schedule.coefficients(t)
+        x_0, estimate, remembered = extrapolate(denoiser, x, t, s, history)
+        kept = decay(denoiser, t, s)
+        mean = per_image(sigma / sigma_t * kept, x) * x + per_image(alpha * (1 - kept**2), x) * estimate
+        fresh = sigma * (1 - kept**2).clamp(min=0).sqrt()
+        return (mean if noise is None else mean + per_image(fresh, x) * noise.draw()), (x_0, remembered)
+
+
+def decay(denoiser: Denoiser, t: Times, s: Times) -> Times:
+    """`rho_s / rho_t`: 1 where nothing moves, 0 at the clean end."""
+    kept = denoiser.schedule.ratio(s) / denoiser.schedule.ratio(t)
+    return torch.where(t == s, 1.0, kept)
+
+
+def extrapolate(
+    denoiser: Denoiser, x: Images, t: Times, s: Times, history: History | None
+) -> tuple[Images, Images, Times]:
+    """Clean estimate at `t`, the same extrapolated with the step before, and the log ratio to remember.
+
+    First order where there is no step before, where it did not move, and at both infinite ends.
+    """
+    log_ratio, target = (denoiser.schedule.ratio(time).log() for time in (t, s))
+    x_0, _ = predict(denoiser, x, t)
+    if history is None:
+        return x_0, x_0, log_ratio
+    before, log_before = history
+    weight = ((log_ratio - target) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
+    return x_0, x_0 + per_image(weight, x) * (x_0 - before), log_ratio
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "ancestral": DDIM(eta=1.0),
+    "heun": Heun(),
+    "dpm++": DPMSolverPP(),
+    "dpm++sde": DPMSolverPPSDE(),
+}
+
+
+@torch.inference_mode()
+def solve(
+    denoiser: Denoiser,
+    x: Images,
+    times: TimeGrid,
+    solver: Solver,
+    noise: NoiseStream | None = None,
+    on_step: Callable[[int, Images], None] | None = None,
+) -> Images:
+    """Carry every image along its own row of `times`; a row that repeats a time rests there.
+
+    times: `(batch, steps + 1)`, descending to denoise, ascending to invert.
+    noise: for stochastic solvers, one draw a step.
+    on_step: called after each step with its number (from 1) and the state.
+    """
+    check_direction(times, solver, noise)
+    noise = noise if solver.stochastic else None
+    history: History | None = None
+    for number, (t, s) in enumerate(pairwise(times.unbind(1)), start=1):
+        moved, history = solver.step(denoiser, x, t, s, noise, history)
+        x = torch.where((t == s).to(x.device)[:, None, None, None], x, moved)
+        if on_step:
+            on_step(number, x)
+    return x
+
+
+def check_direction(times: TimeGrid, solver: Solver, noise: NoiseStream | None) -> None:
+    """Refuse what has no meaning: inversion with a solver that cannot, randomness without a source."""
+    if solver.stochastic and noise is None:
+        raise UsageError(f"{solver} draws noise at every step: give it a NoiseStream")
+    if (times.diff(dim=1) > 0).any() and not solver.invertible:
+        raise UsageError(f"{solver} cannot run towards noise: invert with DDIM(eta=0) or Heun")

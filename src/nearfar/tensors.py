@@ -1,0 +1,15 @@
+"""Shapes that the package speaks of, and the one place where a value per image is broadcast over its pixels."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+Images = Float[Tensor, "batch channel height width"]
+Times = Float64[Tensor, " batch"]
+TimeGrid = Float64[Tensor, "batch nodes"]
+
+
+def per_image(values: Float[Tensor, " batch"], like: Images) -> Float[Tensor, "batch 1 1 1"]:
+    """One value per image, shaped to multiply `like`, in its dtype and on its device."""
+    return values.to(like.device, like.dtype)[:, None, None, None]
