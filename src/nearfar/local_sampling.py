@@ -1,0 +1,73 @@
+"""Local sampling ("Boomerang", Luzi et al., arXiv 2210.12100): noise an image part of the way, then denoise it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nearfar.errors import UsageError
+from nearfar.model import FrozenModel
+from nearfar.noise import NoiseStream, SecretKey
+from nearfar.schedule import NoiseSchedule
+from nearfar.solver import DPMSolverPPSDE, Solver, solve
+from nearfar.tensors import Images, Times
+
+Level = float | Sequence[float] | Tensor
+"""One number for the whole batch, or one for each image."""
+
+STEPS = 20
+WARP = 1.5
+SOLVER: Solver = DPMSolverPPSDE()
+
+
+def local_sample(
+    model: FrozenModel,
+    images: Images,
+    *,
+    strength: Level | None = None,
+    sigma: Level | None = None,
+    key: SecretKey | None = None,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
+    variant: int = 0,
+) -> Images:
+    """New images near the given ones.
+
+    images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
+    strength: share of the forward process in [0, 1]; 0 gives the images back, 1 ignores them.
+    sigma: noise to signal, instead of strength. Either may be one value per image.
+    key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch
+    (bit by bit at the same batch size). `variant` 1, 2, ... asks for further samples of the same image.
+    Returns images in [-1, 1]. Cost: `solver.calls(steps)` network calls for the batch.
+    """
+    model.image.check(images)
+    start = start_times(model.schedule, len(images), strength, sigma)
+    streams = noise_for(images, start, key or SecretKey.random(), variant)
+    latents = model.latent_space.encode(images.to(model.device, torch.float32))
+    noise = NoiseStream(streams, latents.shape[1:], model.device)
+    noisy = model.schedule.add_noise(latents, start, noise.draw())
+    clean = solve(model.denoiser, noisy, model.schedule.grid(start, steps, WARP), solver, noise)
+    return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+
+
+def start_times(schedule: NoiseSchedule, count: int, strength: Level | None, sigma: Level | None) -> Times:
+    """The time that each of `count` images is noised to, from exactly one of strength and sigma."""
+    if strength is not None and sigma is None:
+        return schedule.time_of_strength(per_batch(strength, count, "strength"))
+    if sigma is not None and strength is None:
+        return schedule.time_of_sigma(per_batch(sigma, count, "sigma"))
+    raise UsageError("give either strength or sigma, got " + ("neither" if strength is None else "both"))
+
+
+def per_batch(level: Level, count: int, name: str) -> Times:
+    values = torch.as_tensor(level, dtype=torch.float64).cpu()
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != count):
+        raise UsageError(f"{name} must be one number or {count}, one per image, got shape {tuple(values.shape)}")
+    return values.expand(count)
+
+
+def noise_for(images: Images, start: Times, key: SecretKey, variant: int) -> list[bytes]:
+    """One stream key per image."""
+    return [key.for_image(image, time.item(), variant) for image, time in zip(images, start, strict=True)]
