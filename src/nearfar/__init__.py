@@ -1,0 +1,54 @@
+"""New images from frozen diffusion models: local sampling of images, and the mathematics it rests on.
+
+Names are imported when they are first used, so that the command line answers without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nearfar.anonymize import anonymize_folder as anonymize_folder
+    from nearfar.denoiser import Denoiser as Denoiser
+    from nearfar.denoiser import NetworkDenoiser as NetworkDenoiser
+    from nearfar.errors import ImageError as ImageError
+    from nearfar.errors import NearfarError as NearfarError
+    from nearfar.errors import UsageError as UsageError
+    from nearfar.latent_space import LatentSpace as LatentSpace
+    from nearfar.latent_space import PixelSpace as PixelSpace
+    from nearfar.local_sampling import local_sample as local_sample
+    from nearfar.model import FrozenModel as FrozenModel
+    from nearfar.model import load_model as load_model
+    from nearfar.noise import NoiseStream as NoiseStream
+    from nearfar.noise import SecretKey as SecretKey
+    from nearfar.schedule import NoiseSchedule as NoiseSchedule
+    from nearfar.solver import DDIM as DDIM
+    from nearfar.solver import DPMSolverPP as DPMSolverPP
+    from nearfar.solver import DPMSolverPPSDE as DPMSolverPPSDE
+    from nearfar.solver import Heun as Heun
+    from nearfar.solver import Solver as Solver
+    from nearfar.solver import solve as solve
+
+_HOMES = {
+    "anonymize": ("anonymize_folder",),
+    "denoiser": ("Denoiser", "NetworkDenoiser"),
+    "errors": ("ImageError", "NearfarError", "UsageError"),
+    "latent_space": ("LatentSpace", "PixelSpace"),
+    "local_sampling": ("local_sample",),
+    "model": ("FrozenModel", "load_model"),
+    "noise": ("NoiseStream", "SecretKey"),
+    "schedule": ("NoiseSchedule",),
+    "solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "Heun", "Solver", "solve"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nearfar' has no attribute {name!r}")
+    return getattr(import_module(f"nearfar.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,64 @@
+"""What a run shows while it works: a bar on a terminal, a line every few seconds elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nearfar.run import Progress as RunProgress
+
+Report = Callable[[RunProgress], None]
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def shown_progress(title: str) -> Iterator[Report]:
+    """A function that shows how far a run is, for as long as it runs."""
+    if not sys.stderr.isatty():
+        yield plain_lines(title)
+        return
+    columns = [
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, failed="")
+
+        def report(progress: RunProgress) -> None:
+            failed = f"{len(progress.failed)} failed" if progress.failed else ""
+            bar.update(task, completed=finished(progress), total=progress.total, failed=failed)
+
+        yield report
+
+
+def plain_lines(title: str) -> Report:
+    """Report at most every few seconds, and at the end."""
+    last = time.monotonic()
+
+    def report(progress: RunProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES or finished(progress) == progress.total:
+            last = time.monotonic()
+            rate = progress.done / max(progress.seconds, 1e-9)
+            say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {rate:.1f} images/s")
+
+    return report
+
+
+def finished(progress: RunProgress) -> int:
+    return progress.done + progress.kept + len(progress.failed)

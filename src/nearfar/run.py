@@ -1,0 +1,305 @@
+"""The folder run: plan, read, transform in batches of one shape, write, record; resume where it stopped.
+
+Reading and writing happen in threads beside the network, a bounded number of images ahead and behind, so memory does
+not grow with the folder. The transform is a pure function of a batch of images; local processes and clusters may call
+the same one. It always sees the same batch shape, the last batch padded, so that an output does not depend on its
+neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from nearfar.errors import ImageError, UsageError
+from nearfar.images import FitMode, Frame, encode, fit, read_picture, unfit
+from nearfar.manifest import Manifest, Record, digest, manifest_path, read_records
+from nearfar.model import ImageContract
+from nearfar.noise import SecretKey
+from nearfar.sinks import has_content, remove_parts, write_whole
+from nearfar.sources import Item, Listing, list_folder
+from nearfar.tensors import Images
+
+Transform = Callable[[Images], Images]
+A = TypeVar("A")
+B = TypeVar("B")
+
+UNCHANGED = 1 / 255
+"""Root mean square change, in [-1, 1], below which an output counts as its input: half a grey level."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with every image.
+
+    settings: everything that decides the pixels but the batch size; its digest decides what a resumed run keeps.
+    batch_size: the shape in which the transform is called. shrinkable: whether it may be halved when memory runs out.
+    repeatable: whether the key outlives the run, so that kept outputs can be checked against it.
+    """
+
+    transform: Transform
+    image: ImageContract
+    fit: FitMode
+    settings: dict[str, Any]
+    key: SecretKey
+    repeatable: bool
+    batch_size: int
+    shrinkable: bool
+    keep_metadata: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: images to process, records of earlier outputs to keep, entries that cannot be read."""
+
+    todo: list[Item]
+    kept: list[Record]
+    listing: Listing
+
+
+@dataclass
+class Progress:
+    """How far a run has come; what is left of it is the summary."""
+
+    total: int
+    kept: int = 0
+    done: int = 0
+    ignored: int = 0
+    failed: list[Record] = field(default_factory=list)
+    batches: int = 0
+    batch_size: int = 0
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+
+    def count(self, record: Record) -> None:
+        if record.status == "done":
+            self.done += 1
+        else:
+            self.failed.append(record)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An image at the model's size, and what is needed to put the result back into its frame."""
+
+    item: Item
+    image: Tensor
+    frame: Frame
+    source_tag: str
+
+
+def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
+    """List the work; nothing is written. Raises UsageError when `out` is in the way."""
+    check_folders(source, out)
+    check_out(out, resume)
+    listing = list_folder(source)
+    if not listing.items and not listing.rejected:
+        others = f"{listing.ignored} other files"
+        raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
+    records = read_records(manifest_path(out)) if resume else {}
+    kept = {item.name: records[item.name] for item in listing.items if is_done(job, item, out, records.get(item.name))}
+    return Plan([item for item in listing.items if item.name not in kept], list(kept.values()), listing)
+
+
+def check_folders(source: Path, out: Path) -> None:
+    """Neither folder may lie in the other: outputs would become inputs, or originals be overwritten."""
+    a, b = source.resolve(), out.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise UsageError(f"{source} and {out} must not contain each other: choose an output folder elsewhere")
+
+
+def check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} must be a folder, got a file: choose another output")
+    has_files = out.is_dir() and any(out.iterdir())
+    if has_files and not resume:
+        raise UsageError(f"{out} is not empty: give --resume to go on with it, or choose another output")
+    if has_files and not manifest_path(out).exists():
+        name = manifest_path(out).name
+        raise UsageError(f"{out} has no manifest ({name}), so nothing can be resumed: choose another output")
+
+
+def is_done(job: Job, item: Item, out: Path, record: Record | None) -> bool:
+    """Whether an earlier output still stands: same settings, same key, same source, and its file intact."""
+    if record is None or record.status != "done" or record.settings != digest(job.settings):
+        return False
+    if job.repeatable and (record.key != fingerprint(job.key) or record.source_tag != source_tag(job.key, item.path)):
+        return False
+    return has_content(out / item.name, record.target_sha256)
+
+
+def fingerprint(key: SecretKey) -> str:
+    """Tells whether two runs used the same key, and nothing else about it."""
+    return key.tag("fingerprint")
+
+
+def source_tag(key: SecretKey, path: Path) -> str:
+    """A keyed hash of a source file, so that a changed source is noticed."""
+    try:
+        with path.open("rb") as file:
+            return key.tag("source", hashlib.file_digest(file, "sha256").digest())
+    except OSError:
+        return ""
+
+
+def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
+    """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
+    began = time.monotonic()
+    progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
+    progress.ignored, progress.batch_size = plan.listing.ignored, job.batch_size
+    prepare_out(out, plan)
+    with Manifest(manifest_path(out), job.settings, plan.kept) as manifest:
+
+        def note(records: Iterable[Record]) -> None:
+            for record in records:
+                manifest.add(record)
+                progress.count(record)
+            manifest.commit()
+            progress.seconds = time.monotonic() - began
+            report(progress)
+
+        note(Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected)
+        with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+            pipeline(job, plan.todo, out, readers, writers, progress, note)
+    return progress
+
+
+def prepare_out(out: Path, plan: Plan) -> None:
+    """Make the folder; remove unfinished files and outputs that are about to be redone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        remove_parts(out)
+        for item in plan.todo:
+            (out / item.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out} ({error.strerror}): choose another output") from None
+
+
+def pipeline(
+    job: Job,
+    items: list[Item],
+    out: Path,
+    readers: ThreadPoolExecutor,
+    writers: ThreadPoolExecutor,
+    progress: Progress,
+    note: Callable[[Iterable[Record]], None],
+) -> None:
+    """Read ahead, transform, write behind; records are noted in order, one batch late."""
+    writing: deque[list[Future[Record]]] = deque()
+    loaded = good(ahead(readers, lambda item: load(job, item), items, 2 * job.batch_size), note)
+    try:
+        for group in groups(loaded, job.batch_size):
+            outputs = transform_batch(job, torch.stack([each.image for each in group]), progress)
+            writing.append([writers.submit(store, job, out, each, new, progress.batch_size)
+                            for each, new in zip(group, outputs, strict=True)])  # fmt: skip
+            if len(writing) > 1:
+                note([future.result() for future in writing.popleft()])
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
+        for futures in writing:
+            note([future.result() for future in futures])
+
+
+def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int) -> Iterator[B]:
+    """`map` in threads, in order, never more than `depth` inputs ahead of the consumer."""
+    pending: deque[Future[B]] = deque()
+    for each in inputs:
+        pending.append(pool.submit(function, each))
+        if len(pending) >= depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def groups(inputs: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Lists of `size` inputs, the last one shorter."""
+    source = iter(inputs)
+    while group := list(islice(source, size)):
+        yield group
+
+
+def good(results: Iterable[Loaded | Record], note: Callable[[Iterable[Record]], None]) -> Iterator[Loaded]:
+    """The images that could be read; the failures among them are noted."""
+    for result in results:
+        if isinstance(result, Loaded):
+            yield result
+        else:
+            note([result])
+
+
+def load(job: Job, item: Item) -> Loaded | Record:
+    """Read one image and bring it to the model's size."""
+    try:
+        picture = read_picture(item.path)
+        image = fit(picture, job.image.size, job.image.channels, job.fit)
+        return Loaded(item, image, picture.frame, source_tag(job.key, item.path))
+    except ImageError as error:
+        return Record(item.name, "failed", str(error))
+
+
+def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) -> Record:
+    """Check one result, put it back into its frame and write it."""
+    name = loaded.item.name
+    objection = distrust(loaded.image, output)
+    if objection:
+        return Record(name, "failed", objection)
+    content = encode(unfit(output, loaded.frame, job.fit), job.keep_metadata)
+    try:
+        sha256 = write_whole(out / name, content)
+    except OSError as error:
+        raise UsageError(f"cannot write {out / name} ({error.strerror}): make room, then go on with --resume") from None
+    return Record(name, "done", "", digest(job.settings), fingerprint(job.key), batch_size, sha256, loaded.source_tag)
+
+
+def distrust(image: Tensor, output: Tensor) -> str:
+    """Why a result must not be written, or nothing."""
+    if not output.isfinite().all():
+        return "the model returned values that are not finite: try float32, or another model"
+    change = (output - image).square().mean().sqrt().item()
+    if change < UNCHANGED:
+        return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
+    return ""
+
+
+def transform_batch(job: Job, images: Tensor, progress: Progress) -> Tensor:
+    """Transform at the job's shape, padding at the end; halve the shape when memory runs out, if the job allows it."""
+    began = time.monotonic()
+    while True:
+        try:
+            outputs = [
+                transform_padded(job.transform, part, progress) for part in torch.split(images, progress.batch_size)
+            ]
+            break
+        except (RuntimeError, MemoryError) as error:
+            shrink(job, progress, error)
+    progress.network_seconds += time.monotonic() - began
+    return torch.cat(outputs)
+
+
+def transform_padded(transform: Transform, images: Tensor, progress: Progress) -> Tensor:
+    padding = images.new_zeros(progress.batch_size - len(images), *images.shape[1:])
+    progress.batches += 1
+    return transform(torch.cat([images, padding]))[: len(images)]
+
+
+def shrink(job: Job, progress: Progress, error: Exception) -> None:
+    """Halve the batch after an out-of-memory error; any other error is raised again."""
+    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
+        raise error
+    smaller = progress.batch_size // 2
+    if not job.shrinkable or smaller < 1:
+        advice = f"give --batch-size {smaller}" if smaller else "use a smaller model or another device"
+        raise UsageError(f"memory does not hold {progress.batch_size} images at once: {advice}") from None
+    progress.batch_size = smaller
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

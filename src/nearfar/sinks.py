@@ -1,0 +1,39 @@
+"""How results reach a folder: finished and whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+PART = ".nearfar-part"
+
+
+def write_whole(target: Path, content: bytes) -> str:
+    """Write to a part file, flush it to the disk, rename it into place; returns the content's SHA-256.
+
+    Whatever happens in between, `target` is absent, its old self, or complete.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + PART)
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(target)
+    return hashlib.sha256(content).hexdigest()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed run left unfinished."""
+    for part in folder.rglob("*" + PART):
+        part.unlink()
+
+
+def has_content(path: Path, sha256: str) -> bool:
+    """Whether the file is there with exactly this content."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False

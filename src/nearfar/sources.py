@@ -1,0 +1,93 @@
+"""What a folder holds: images to process, entries that cannot be, and files that are no images."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nearfar.errors import UsageError
+from nearfar.images import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: where it lies, and its name below the folder, with `/`, the same in the output."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An entry that looks like an image and is none; the name is printable whatever its bytes."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything below a folder, in the order of names. `ignored` counts files without an image's suffix."""
+
+    items: list[Item] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    ignored: int = 0
+
+
+def list_folder(folder: Path) -> Listing:
+    """Every image below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} must be a folder of images, got {'a file' if folder.exists() else 'nothing'} there")
+    items: list[Item] = []
+    rejected: list[Rejected] = []
+    ignored = 0
+    for path in walk(folder, rejected):
+        name = path.relative_to(folder).as_posix()
+        reason = objection(path, name)
+        if reason:
+            rejected.append(Rejected(printable(name), reason))
+        elif path.suffix.lower() in SUFFIXES:
+            items.append(Item(path, name))
+        else:
+            ignored += 1
+    return Listing(items, sorted(rejected, key=lambda entry: entry.name), ignored)
+
+
+def walk(folder: Path, rejected: list[Rejected]) -> Iterator[Path]:
+    """Files, links and image-named folders below `folder`, sorted; unreadable folders are put among the rejected."""
+
+    def unreadable(error: OSError) -> None:
+        name = Path(str(error.filename)).relative_to(folder).as_posix()
+        rejected.append(Rejected(printable(name), f"folder cannot be read: {error.strerror}"))
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        named_like_images = [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
+        linked = [name for name in folders if name not in named_like_images and (Path(parent) / name).is_symlink()]
+        folders[:] = sorted(set(folders) - set(named_like_images) - set(linked))
+        for name in sorted([*files, *named_like_images, *linked]):
+            yield Path(parent) / name
+
+
+def objection(path: Path, name: str) -> str | None:
+    """Why this entry cannot be an input image, judged without opening it."""
+    if path.is_dir():
+        kind = "a link to a folder, which is not followed" if path.is_symlink() else "a folder with an image's name"
+        return f"{kind}: give nearfar that folder by itself"
+    if path.suffix.lower() not in SUFFIXES:
+        return None
+    if printable(name) != name:
+        return "the file name is not valid UTF-8 or has control characters: rename it"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"cannot be reached: {error.strerror}"
+    return None if stat.S_ISREG(mode) else "not a regular file: only files are read"
+
+
+def printable(name: str) -> str:
+    """The name with undecodable bytes and control characters escaped, so that it can be shown and stored."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
