@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.errors import UsageError
-from nearfar.images import FitMode
+from nearfar.fitting import FitMode
 from nearfar.local_sampling import SOLVER, STEPS, local_sample, start_times
 from nearfar.manifest import manifest_path, read_records
 from nearfar.model import FrozenModel

@@ -74,7 +74,7 @@ def anonymize(
     """
     with reported_errors():
         from nearfar.anonymize import anonymize_job, recorded_batch_size
-        from nearfar.images import FitMode
+        from nearfar.fitting import FitMode
         from nearfar.run import plan_run
         from nearfar.solver import SOLVERS
 
@@ -88,7 +88,7 @@ def anonymize(
             solver=SOLVERS[one_of(solver, "solver", SOLVERS)],
             fit=FitMode(one_of(fit, "fit", [str(mode) for mode in FitMode])),
             key=key,
-            batch_size=batch_size or (recorded_batch_size(out) if resume else None),
+            batch_size=recorded_batch_size(out) if batch_size is None and resume else batch_size,
             keep_metadata=keep_metadata,
         )
         plan = plan_run(job, source, out, resume)
@@ -153,7 +153,10 @@ def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
 def keep_key(key: SecretKey | None, path: Path | None) -> None:
     """Write a new key to its file, before anything is made with it."""
     if key and path and not path.exists():
-        key.save(path)
+        try:
+            key.save(path)
+        except OSError as error:
+            raise UsageError(f"cannot write key file {path} ({error.strerror}): choose another place") from None
 
 
 def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
@@ -185,6 +188,9 @@ def finish(progress: Progress, out: Path, job: Job, as_json: bool) -> None:
 
     for record in progress.failed:
         typer.echo(f"failed    {record.name}: {record.reason}", err=True)
+    if progress.reduced:
+        size = f"{job.image.size} pixels"
+        typer.echo(f"note      {progress.reduced} images are larger than the model's {size}: detail is gone", err=True)
     code = SOME_FAILED if progress.failed else DONE
     manifest = manifest_path(out)
     if as_json:
@@ -204,6 +210,7 @@ def summary(progress: Progress, job: Job) -> dict[str, Any]:
         "kept": progress.kept,
         "failed": [{"name": record.name, "reason": record.reason} for record in progress.failed],
         "ignored": progress.ignored,
+        "reduced": progress.reduced,
         "batches": progress.batches,
         "batch_size": progress.batch_size,
         "seconds": round(progress.seconds, 3),

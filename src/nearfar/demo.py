@@ -40,8 +40,8 @@ much a strength protects has to be measured. Model: {licence}. Photographs: scik
 
 def make_demo(out: Path) -> Path:
     """Write originals, results, a contact sheet and a page into a new folder; returns the page's path."""
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty: choose another folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} must be an empty folder or none at all: choose another")
     originals = out / "originals"
     write_photographs(originals)
     model = load_model()

@@ -1,4 +1,4 @@
-"""Picture files in and out: the one module in which files, Pillow images and tensors become one another.
+"""Picture files in and out; how a picture of any shape meets a model is the business of `fitting`.
 
     path -> read_picture -> Picture -> fit -> Tensor -> (model) -> Tensor, Frame -> unfit -> Picture -> encode -> bytes
 
@@ -16,8 +16,7 @@ but the model's image and the alpha channel can reach the output. What comes in 
 * Formats: PNG, JPEG, WebP, TIFF, BMP, known by their content; the suffix must agree with it. The output has the same
   format: PNG, TIFF (deflate) and BMP without loss, JPEG at quality 95 with full colour resolution (4:4:4), WebP lossy
   at quality 95 with lossless alpha.
-* One picture a file: animations and multi-page files are refused. Of a phone's multi-picture JPEG the main picture is
-  used; depth maps, gain maps and previews are dropped.
+* One picture a file: animations and multi-page files are refused; of a phone's multi-picture JPEG the main one is used.
 * At most `max_pixels`, checked on the header before anything is decoded (Pillow itself stops TIFF and WebP at 179
   million). Damage that the format can detect is refused, PNG's checksums included; a file is never repaired.
 * Colours: an embedded ICC profile is converted to sRGB and never written; one that cannot be used counts as sRGB, as in
@@ -26,8 +25,7 @@ but the model's image and the alpha channel can reach the output. What comes in 
   (date, camera, author; position, not in TIFF), XMP and dpi are written back as far as the format allows, but nothing
   that may hold a copy of the original: no thumbnail, maker note, Photoshop block or XMP with embedded pictures.
   Metadata that cannot be parsed count as absent.
-
-The same picture always gives the same bytes. Everything here may be called from several threads.
+* The same picture always gives the same bytes. Everything here may be called from several threads.
 """
 
 import errno
@@ -36,29 +34,24 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ExifTags import IFD
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, XMP, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from torch import Tensor
 
-from nearfar.errors import ImageError, UsageError
+from nearfar.errors import ImageError
 
 MAX_PIXELS = 100_000_000
 
-Plane = NDArray[np.float32]
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 
@@ -85,30 +78,17 @@ SUFFIXES: dict[str, str] = {suffix: name for name, form in FORMATS.items() for s
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
-UNREADABLE = {
+UNREADABLE: dict[int | None, str] = {
     errno.ENOENT: "is not there, or is a link to nothing: check the path",
     errno.ELOOP: "is a link that leads back to itself: remove it",
     errno.EACCES: "may not be read: give yourself permission (chmod u+r)",
 }
 
 DESCRIPTIVE_EXIF = frozenset({270, 271, 272, 305, 306, 315, 316, 18246, 33432, 40091, 40092, 40093, 40094, 40095})
-"""Description, make, model, software, date, artist, host, rating, copyright, XP title to subject. Other tags of the main
-directory lay out the file or may embed pictures (previews, Photoshop's layers)."""
+"""Description, camera, software, date, author, rating, copyright, titles; others lay out the file or hold previews."""
 
 DROPPED_EXIF = frozenset({37500, 40962, 40963, 40965})
-"""Maker note (may embed a preview), width and height (wrong after turning), interoperability."""
-
-
-class FitMode(StrEnum):
-    """How a picture of any shape becomes the model's square.
-
-    PAD: its long side becomes the square's side and the picture is mirrored into the rest; undone by cropping.
-    COVER: only its centre square is shown to the model; undone by mirroring the model's output into the margins, so
-    no original pixel reaches the output.
-    """
-
-    PAD = "pad"
-    COVER = "cover"
+"""Maker note (may hold a preview), width and height (wrong after turning), interoperability."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,38 +128,6 @@ def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS) -> Picture:
         raise ImageError(f"{printable(path.name)} {refusal}") from refusal.__cause__
 
 
-def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD) -> Tensor:
-    """The picture as the model wants it: float32 (channels, size, size) in [-1, 1], resized with Lanczos.
-
-    A grey picture is repeated over 3 channels, a colour picture becomes its luma for 1. A picture that has the
-    model's size is not resampled: `unfit(fit(picture, ...), picture.frame)` has the very same pixels.
-    """
-    if size < 1 or channels not in (1, 3):
-        raise UsageError(f"a model's images must have 1 or 3 channels and a size above 0, got {channels} and {size}")
-    height, width = seen_shape(picture.frame, mode)
-    inner = inner_shape(height, width, size)
-    planes = np.moveaxis(centre(picture.pixels, height, width), -1, 0)
-    outputs = [mirror(resize(to_float(plane), *inner), size, size) for plane in planes]
-    return torch.from_numpy(with_channels(np.stack(outputs), channels))
-
-
-def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
-    """The model's image in a picture's frame: its height, width, channels, depth and alpha.
-
-    image: (channels, size, size), clipped to [-1, 1]. mode: the one given to `fit`. Raises ImageError when the image
-    has values that are not finite.
-    """
-    if image.ndim != 3 or image.shape[1] != image.shape[2] or image.shape[0] not in (1, 3):
-        raise UsageError(f"the model's image must be (1 or 3, size, size), got {tuple(image.shape)}")
-    if not image.isfinite().all():
-        raise ImageError(f"the model's image has {int((~image.isfinite()).sum())} values that are not finite")
-    height, width = seen_shape(frame, mode)
-    inner = inner_shape(height, width, image.shape[1])
-    planes = with_channels(image.detach().to("cpu", torch.float32).numpy(), frame.channels)
-    outputs = [to_integer(resize(centre(plane, *inner), height, width), frame.depth) for plane in planes]
-    return Picture(np.stack([mirror(each, frame.height, frame.width) for each in outputs], axis=-1), frame)
-
-
 def encode(picture: Picture, keep_metadata: bool = False) -> bytes:
     """The picture as a file in its own format; without metadata of any kind unless `keep_metadata` is set."""
     frame = picture.frame
@@ -201,8 +149,8 @@ def open_regular_file(path: Path) -> BinaryIO:
             raise ImageError("is empty (0 bytes): restore it or remove it")
         return path.open("rb")
     except (OSError, ValueError) as error:
-        known = UNREADABLE.get(getattr(error, "errno", None) or 0)
-        raise ImageError(known or f"cannot be read ({error}): check the path") from error
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        raise ImageError(UNREADABLE.get(number, f"cannot be read ({reason}): check the path")) from error
 
 
 def identify(file: BinaryIO, path: Path) -> str:
@@ -227,8 +175,8 @@ def decoding(form: str) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError("does not fit into the memory: make it smaller") from error
     except Exception as error:
-        advice = "if it opens elsewhere, save it again; if not, restore it"
-        raise ImageError(f"cannot be decoded as {form} ({error}): {advice}") from error
+        reason = printable(str(error)) or type(error).__name__
+        raise ImageError(f"cannot be decoded as {form} ({reason}): restore it or save it anew") from error
 
 
 def decode(file: BinaryIO, form: str, max_pixels: int) -> ImageFile:
@@ -249,16 +197,14 @@ def check_header(image: ImageFile, max_pixels: int) -> None:
     """Refuse by what the header says: too many pixels, several frames, pixels that would lose precision."""
     width, height = image.size
     if width * height > max_pixels:
-        count = f"{width} x {height} = {width * height:,} pixels"
-        raise ImageError(f"has {count}, the limit is {max_pixels:,}: make it smaller or raise the limit")
+        raise ImageError(f"has {width} x {height} pixels, more than {max_pixels:,}: make it smaller or raise the limit")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"has {frames} {'pages' if image.format == 'TIFF' else 'frames'}: extract the one you want")
     bits = stored_bits(image)
     deep_grey = image.mode.startswith("I;16") and bits == 16 and "transparency" not in image.info
     if not deep_grey and (bits > 8 or image.mode not in EIGHT_BIT_MODES):
-        way_out = "save it as 8-bit RGB or grey, or as 16-bit grey without alpha"
-        raise ImageError(f"has {bits}-bit {image.mode} pixels: {way_out}")
+        raise ImageError(f"has {bits}-bit {image.mode} pixels: save it in 8 bits, or as 16-bit grey without alpha")
 
 
 def stored_bits(image: ImageFile) -> int:
@@ -276,10 +222,9 @@ def to_picture(image: ImageFile, form: str) -> Picture:
     deep = image.mode.startswith("I;16")
     pixels = deep_grey_pixels(image) if deep else np.array(to_srgb(colours, image.info.get("icc_profile")))
     pixels = pixels.reshape(image.height, image.width, -1)
-    metadata = kept_metadata(image, form)
-    opacity = np.array(alpha) if alpha else None
-    frame = Frame(image.height, image.width, pixels.shape[2], 16 if deep else 8, opacity, form, metadata)
-    return Picture(pixels, frame)
+    height, width, channels = pixels.shape
+    opacity, metadata = np.array(alpha) if alpha else None, kept_metadata(image, form)
+    return Picture(pixels, Frame(height, width, channels, 16 if deep else 8, opacity, form, metadata))
 
 
 def deep_grey_pixels(image: ImageFile) -> NDArray[np.uint16]:
@@ -341,7 +286,7 @@ def kept_exif(image: ImageFile, form: str) -> Image.Exif:
     """The EXIF tags that describe. Pillow cannot write the camera's and the position's directories to TIFF."""
     source, kept = image.getexif(), Image.Exif()
     kept.update({tag: value for tag, value in source.items() if tag in DESCRIPTIVE_EXIF})
-    for directory in () if form == "TIFF" else (IFD.Exif, IFD.GPSInfo):
+    for directory in () if form == "TIFF" else (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
         entries = {tag: value for tag, value in source.get_ifd(directory).items() if tag not in DROPPED_EXIF}
         kept.update({directory: entries} if entries else {})
     return kept
@@ -350,7 +295,7 @@ def kept_exif(image: ImageFile, form: str) -> Image.Exif:
 def kept_xmp(image: ImageFile) -> bytes:
     """The XMP packet with its orientation reset; empty when pictures are embedded in it."""
     packet: bytes = image.info.get("xmp", b"")
-    if re.search(rb"xmpGImg:|GImage:|GDepth:|Container:", packet):
+    if re.search(rb"x[am]pGImg:|GImage:|GDepth:|Container:", packet):
         return b""
     return re.sub(rb'(tiff:Orientation(?:="|>))[0-9]', rb"\g<1>1", packet)
 
@@ -358,58 +303,3 @@ def kept_xmp(image: ImageFile) -> bytes:
 def printable(name: str) -> str:
     """The name with control characters and undecodable bytes escaped."""
     return repr(name)[1:-1]
-
-
-def to_float(plane: Pixels) -> Plane:
-    """0 to 255 or 65535 -> -1 to 1."""
-    return plane.astype(np.float32) / (np.iinfo(plane.dtype).max / 2) - 1
-
-
-def to_integer(plane: Plane, depth: int) -> Pixels:
-    """-1 to 1, clipped -> 0 to 255 or 65535; the inverse of `to_float`."""
-    top = 2**depth - 1
-    levels: Pixels = np.rint((plane + 1) * (top / 2)).clip(0, top).astype(f"uint{depth}")
-    return levels
-
-
-def resize(plane: Plane, height: int, width: int) -> Plane:
-    """Lanczos, antialiased where it shrinks, clipped to [-1, 1]; the plane itself when it has that size."""
-    if plane.shape == (height, width):
-        return plane
-    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)).clip(-1, 1)
-
-
-def seen_shape(frame: Frame, mode: FitMode) -> tuple[int, int]:
-    """The height and width of what is shown to the model: all of the picture, or its centre square."""
-    side = min(frame.height, frame.width)
-    return (side, side) if mode is FitMode.COVER else (frame.height, frame.width)
-
-
-def inner_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """The height and width that it has inside the model's square, which its long side fills."""
-    longest = max(height, width)
-    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
-
-
-def centre(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The middle (height, width) of the first two axes."""
-    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
-    return array[top : top + height, left : left + width]
-
-
-def mirror(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The plane in the middle of (height, width), mirrored at its edges as often as needed; undone by `centre`."""
-    return plane[mirrored(plane.shape[0], height)][:, mirrored(plane.shape[1], width)]
-
-
-def mirrored(length: int, target: int) -> NDArray[np.intp]:
-    """Which of `length` places each of `target` places shows: ... 1 0 0 1 2 ... with 0 to length - 1 in the middle."""
-    places = (np.arange(target) - (target - length) // 2) % (2 * length)
-    return np.where(places < length, places, 2 * length - 1 - places)
-
-
-def with_channels(planes: Plane, channels: int) -> Plane:
-    """(1 or 3, height, width) with 1 or 3 channels: grey repeated, colours as their luma (Rec. 601)."""
-    if channels == 1 and len(planes) == 3:
-        return np.tensordot(np.array([[0.299, 0.587, 0.114]], np.float32), planes, axes=1)
-    return np.repeat(planes, channels // len(planes), axis=0)

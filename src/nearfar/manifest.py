@@ -10,9 +10,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from nearfar.sinks import write_whole
+from nearfar.sinks import write_whole, writing
 
 Status = Literal["done", "failed"]
 
@@ -38,14 +38,15 @@ def digest(settings: dict[str, Any]) -> str:
 
 def manifest_path(out: Path) -> Path:
     """Beside the output folder, so that publishing the folder publishes no bookkeeping."""
-    return out.with_name(out.name + ".manifest.jsonl")
+    whole = out.resolve()
+    return whole.with_name(whole.name + ".manifest.jsonl")
 
 
 def read_records(path: Path) -> dict[str, Record]:
     """The last record of every image; lines that a killed run left incomplete are passed over."""
     records: dict[str, Record] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             record = parse(line)
             if record:
                 records[record.name] = record
@@ -64,22 +65,26 @@ class Manifest:
 
     def __init__(self, path: Path, settings: dict[str, Any], kept: list[Record]) -> None:
         lines = [json.dumps({"run": settings}), *(as_line(record) for record in kept)]
-        write_whole(path, ("\n".join(lines) + "\n").encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with writing(path):
+            write_whole(path, ("\n".join(lines) + "\n").encode())
+            self._file = path.open("a", encoding="utf-8")
 
     def add(self, record: Record) -> None:
-        self._file.write(as_line(record) + "\n")
+        with writing(self._path):
+            self._file.write(as_line(record) + "\n")
 
     def commit(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.commit()
-        self._file.close()
+        with writing(self._path), self._file:
+            self.commit()
 
 
 def as_line(record: Record) -> str:

@@ -36,7 +36,7 @@ class ImageContract:
     def check(self, images: Images) -> None:
         """Refuse images of another shape, out of range or not finite."""
         expected = (self.channels, self.size, self.size)
-        if images.ndim != 4 or images.shape[1:] != expected:
+        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
             shape = f"(batch, {self.channels}, {self.size}, {self.size})"
             raise UsageError(f"images must be {shape}, got {tuple(images.shape)}")
         if not images.isfinite().all() or images.abs().max() > 1:
@@ -112,9 +112,15 @@ def load_network(folder: Path, dtype: torch.dtype) -> Any:
     """The UNet in evaluation mode, its gradients off."""
     from diffusers import UNet2DModel
 
-    unet = UNet2DModel.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
+    read_json(folder / "config.json")
+    options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+    try:
+        unet, loading = UNet2DModel.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{folder} cannot be loaded ({reason}): copy the whole folder again") from error
+    if missing := loading["missing_keys"]:
+        raise UsageError(f"{folder} lacks {len(missing)} of the network's weights ({missing[0]}, ...): copy it again")
     if not isinstance(unet.config.sample_size, int) or unet.config.class_embed_type or unet.config.num_class_embeds:
         raise UsageError(f"{folder} must be square and unconditional, got sample_size {unet.config.sample_size}")
     return unet.eval().requires_grad_(False)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
-from nearfar.images import FitMode, Frame, encode, fit, read_picture, unfit
+from nearfar.fitting import FitMode, fit, unfit
+from nearfar.images import Frame, encode, read_picture
 from nearfar.manifest import Manifest, Record, digest, manifest_path, read_records
 from nearfar.model import ImageContract
 from nearfar.noise import SecretKey
-from nearfar.sinks import has_content, remove_parts, write_whole
+from nearfar.sinks import has_content, remove_parts, write_whole, writing
 from nearfar.sources import Item, Listing, list_folder
 from nearfar.tensors import Images
 
@@ -69,12 +70,13 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far a run has come; what is left of it is the summary."""
+    """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail."""
 
     total: int
     kept: int = 0
     done: int = 0
     ignored: int = 0
+    reduced: int = 0
     failed: list[Record] = field(default_factory=list)
     batches: int = 0
     batch_size: int = 0
@@ -199,6 +201,7 @@ def pipeline(
     loaded = good(ahead(readers, lambda item: load(job, item), items, 2 * job.batch_size), note)
     try:
         for group in groups(loaded, job.batch_size):
+            progress.reduced += sum(max(each.frame.height, each.frame.width) > job.image.size for each in group)
             outputs = transform_batch(job, torch.stack([each.image for each in group]), progress)
             writing.append([writers.submit(store, job, out, each, new, progress.batch_size)
                             for each, new in zip(group, outputs, strict=True)])  # fmt: skip
@@ -254,10 +257,8 @@ def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) 
     if objection:
         return Record(name, "failed", objection)
     content = encode(unfit(output, loaded.frame, job.fit), job.keep_metadata)
-    try:
+    with writing(out / name):
         sha256 = write_whole(out / name, content)
-    except OSError as error:
-        raise UsageError(f"cannot write {out / name} ({error.strerror}): make room, then go on with --resume") from None
     return Record(name, "done", "", digest(job.settings), fingerprint(job.key), batch_size, sha256, loaded.source_tag)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from nearfar.errors import UsageError
 
 PART = ".nearfar-part"
 
@@ -15,13 +19,22 @@ def write_whole(target: Path, content: bytes) -> str:
     Whatever happens in between, `target` is absent, its old self, or complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + PART)
+    part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16] + PART)
     with part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(target)
     return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Answer a disk that is full, or that refuses, with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): make room, then go on with --resume") from None
 
 
 def remove_parts(folder: Path) -> None:

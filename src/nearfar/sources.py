@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearfar.errors import UsageError
-from nearfar.images import SUFFIXES
+from nearfar.images import SUFFIXES, printable
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def objection(path: Path, name: str) -> str | None:
         return f"{kind}: give nearfar that folder by itself"
     if path.suffix.lower() not in SUFFIXES:
         return None
-    if printable(name) != name:
+    if not storable(name):
         return "the file name is not valid UTF-8 or has control characters: rename it"
     try:
         mode = path.stat().st_mode
@@ -87,7 +88,6 @@ def objection(path: Path, name: str) -> str | None:
     return None if stat.S_ISREG(mode) else "not a regular file: only files are read"
 
 
-def printable(name: str) -> str:
-    """The name with undecodable bytes and control characters escaped, so that it can be shown and stored."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def storable(name: str) -> bool:
+    """Whether a name is text that can be stored and shown: valid UTF-8 without control characters."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)

@@ -1,0 +1,156 @@
+"""What a run costs beside the network, and how it compares with a loop over diffusers' scheduler.
+
+    OMP_WAIT_POLICY=passive python benchmarks/throughput.py [--images 200] [--rounds 3]
+
+* overhead: time of the whole folder run (read, fit, noise, steps, check, write, record) over the time of the same
+  number of bare network calls at the same batch size. Rounds alternate; the median of the rounds' ratios is reported.
+* diffusers: the same strength, steps and order of solver (SDE-DPM-Solver++ 2M), image by image, against ours at batch 1
+  and at the automatic batch size; seconds an image, tensors in, tensors out.
+* memory: highest resident memory of runs over 200 and over 2,000 images, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+
+from common import faces, write_result
+from nearfar.anonymize import anonymize_job
+from nearfar.local_sampling import local_sample
+from nearfar.model import FrozenModel, load_model
+from nearfar.run import plan_run, run
+
+STRENGTH, STEPS = 0.35, 20
+
+
+def write_faces(folder: Path, count: int, size: int) -> None:
+    """Photographs of the model's size as PNG files; more than 100 are the same faces, each made a little brighter."""
+    folder.mkdir(parents=True)
+    pixels = faces(100, size).add(1).mul(115).round().byte().permute(0, 2, 3, 1).numpy()
+    for number in range(count):
+        Image.fromarray(pixels[number % 100] + number // 100).save(folder / f"{number:05}.png")
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def bare_calls(model: FrozenModel, batches: int, batch_size: int, steps: int) -> Callable[[], None]:
+    """The same network calls with nothing around them."""
+    x = torch.randn(batch_size, model.image.channels, model.image.size, model.image.size, device=model.device)
+    t = torch.full((batch_size,), 300.0, device=model.device)
+
+    @torch.inference_mode()
+    def call() -> None:
+        for _ in range(batches * steps):
+            model.denoiser.network(x, t)  # type: ignore[attr-defined]
+
+    return call
+
+
+def overhead(model: FrozenModel, images: int, rounds: int) -> dict[str, Any]:
+    """Folder run over bare network calls."""
+    ratios, inside = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "in"
+        write_faces(source, images, model.image.size)
+        for number in range(rounds):
+            job = anonymize_job(model, strength=STRENGTH, steps=STEPS)
+            plan = plan_run(job, source, Path(scratch) / f"out{number}", resume=False)
+            bare = bare_calls(model, -(-images // job.batch_size), job.batch_size, STEPS)
+            before = seconds(bare)
+            progress = run(job, source, Path(scratch) / f"out{number}", plan)
+            network = (before + seconds(bare)) / 2
+            ratios.append(progress.seconds / network)
+            inside.append(progress.seconds / progress.network_seconds)
+            typer.echo(f"run {progress.seconds:.1f} s, bare calls {network:.1f} s, ratio {ratios[-1]:.3f}")
+    return {
+        "images": images,
+        "batch_size": job.batch_size,
+        "run_over_bare_calls": [round(ratio, 4) for ratio in ratios],
+        "median": round(statistics.median(ratios), 4),
+        "run_over_its_own_sampling": [round(ratio, 4) for ratio in inside],
+    }
+
+
+def scheduler_loop(model: FrozenModel, image: torch.Tensor) -> torch.Tensor:
+    """One image through diffusers' scheduler, started at the noise level that its own grid offers."""
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, algorithm_type="sde-dpmsolver++", final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(round(STEPS / STRENGTH))
+    scheduler.timesteps = scheduler.timesteps[-STEPS:]
+    scheduler.set_begin_index(len(scheduler.sigmas) - 1 - STEPS)
+    x = scheduler.add_noise(image, torch.randn_like(image), scheduler.timesteps[:1])
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.denoiser.network(x, t[None].float()), t, x).prev_sample  # type: ignore[attr-defined]
+    return x
+
+
+@torch.inference_mode()
+def against_diffusers(model: FrozenModel, rounds: int, count: int = 32) -> dict[str, Any]:
+    """Seconds an image: theirs one by one, ours one by one, ours batched; ratios within each round."""
+    images = faces(count, model.image.size)
+    rows = []
+    for _ in range(rounds):
+        theirs = seconds(lambda: [scheduler_loop(model, image[None]) for image in images]) / count
+        single = seconds(lambda: [local_sample(model, i[None], strength=STRENGTH, steps=STEPS) for i in images]) / count
+        batch = seconds(lambda: local_sample(model, images, strength=STRENGTH, steps=STEPS)) / count
+        rows.append({"diffusers": theirs, "ours_batch_1": single, f"ours_batch_{count}": batch})
+        typer.echo(f"diffusers {theirs:.3f} s/image, ours {single:.3f} at batch 1, {batch:.3f} at batch {count}")
+    return {
+        "rounds": rows,
+        "speed_up_batch_1": round(statistics.median(r["diffusers"] / r["ours_batch_1"] for r in rows), 3),
+        f"speed_up_batch_{count}": round(statistics.median(r["diffusers"] / r[f"ours_batch_{count}"] for r in rows), 3),
+    }
+
+
+def peak_memory(images: int) -> float:
+    """Highest resident memory, in MiB, of a process that anonymizes this many images in one step each."""
+    command = [sys.executable, __file__, "--memory-of", str(images)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def memory_of(images: int) -> None:
+    model = load_model()
+    with tempfile.TemporaryDirectory() as scratch:
+        source, out = Path(scratch) / "in", Path(scratch) / "out"
+        write_faces(source, images, model.image.size)
+        job = anonymize_job(model, strength=STRENGTH, steps=2)
+        run(job, source, out, plan_run(job, source, out, resume=False))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(
+    images: Annotated[int, typer.Option(help="Images of the overhead run.")] = 200,
+    rounds: Annotated[int, typer.Option(help="Repetitions of every comparison.")] = 3,
+    memory_of_images: Annotated[int, typer.Option("--memory-of", hidden=True)] = 0,
+) -> None:
+    """Measure, print and write results/throughput.json."""
+    if memory_of_images:
+        memory_of(memory_of_images)
+        return
+    model = load_model()
+    result = {"overhead": overhead(model, images, rounds), "diffusers": against_diffusers(model, rounds)}
+    few, many = peak_memory(200), peak_memory(2000)
+    result["memory_mib"] = {"200": round(few, 1), "2000": round(many, 1), "ratio": round(many / few, 4)}
+    typer.echo(str(result["memory_mib"]))
+    write_result("throughput", {"model": model.provenance.sha256, **result})
+
+
+if __name__ == "__main__":
+    typer.run(main)

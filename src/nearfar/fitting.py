@@ -1,0 +1,107 @@
+"""Pictures of any shape as a model's square, and the model's square back in a picture's shape."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nearfar.errors import ImageError, UsageError
+from nearfar.images import Frame, Picture, Pixels
+
+
+class FitMode(StrEnum):
+    """How a picture of any shape becomes the model's square.
+
+    PAD: its long side fills the square and the picture is mirrored into the rest; undone by cropping. COVER: its centre
+    square is all that the model sees; undone by mirroring the model's output, never the original, into the margins.
+    """
+
+    PAD = "pad"
+    COVER = "cover"
+
+
+def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD) -> Tensor:
+    """The picture as the model wants it: float32 (channels, size, size) in [-1, 1], resized with Lanczos.
+
+    A grey picture is repeated over 3 channels, a colour picture becomes its luma for 1. A picture that has the
+    model's size is not resampled: `unfit(fit(picture, ...), picture.frame)` has the very same pixels.
+    """
+    if size < 1 or channels not in (1, 3):
+        raise UsageError(f"a model's images must have 1 or 3 channels and a size above 0, got {channels} and {size}")
+    height, width = seen_shape(picture.frame, mode)
+    inner = inner_shape(height, width, size)
+    planes = np.moveaxis(window(picture.pixels, height, width), -1, 0)
+    outputs = [window(resize(to_float(plane), *inner), size, size) for plane in planes]
+    return torch.from_numpy(with_channels(np.stack(outputs), channels))
+
+
+def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
+    """The model's image in a picture's frame: its height, width, channels, depth and alpha.
+
+    image: (channels, size, size), clipped to [-1, 1]. mode: the one given to `fit`. Raises ImageError when the image
+    has values that are not finite.
+    """
+    if image.ndim != 3 or image.shape[1] != image.shape[2] or image.shape[0] not in (1, 3):
+        raise UsageError(f"the model's image must be (1 or 3, size, size), got {tuple(image.shape)}")
+    if not image.isfinite().all():
+        raise ImageError(f"the model's image has {int((~image.isfinite()).sum())} values that are not finite")
+    height, width = seen_shape(frame, mode)
+    inner = inner_shape(height, width, image.shape[1])
+    planes = with_channels(image.detach().to("cpu", torch.float32).numpy(), frame.channels)
+    outputs = [to_integer(resize(window(plane, *inner), height, width), frame.depth) for plane in planes]
+    return Picture(window(np.stack(outputs, axis=-1), frame.height, frame.width), frame)
+
+
+def to_float(plane: Pixels) -> NDArray[np.float32]:
+    """0 to 255 or 65535 -> -1 to 1."""
+    return plane.astype(np.float32) / (np.iinfo(plane.dtype).max / 2) - 1
+
+
+def to_integer(plane: NDArray[np.float32], depth: int) -> NDArray[Any]:
+    """-1 to 1, clipped -> 0 to 255 or 65535; the inverse of `to_float`."""
+    top = 2**depth - 1
+    return np.asarray(np.rint((plane + 1) * (top / 2)).clip(0, top), f"uint{depth}")
+
+
+def resize(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Lanczos, antialiased where it shrinks, clipped to [-1, 1]; the plane itself when it has that size."""
+    if plane.shape == (height, width):
+        return plane
+    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)).clip(-1, 1)
+
+
+def seen_shape(frame: Frame, mode: FitMode) -> tuple[int, int]:
+    """The height and width of what is shown to the model: all of the picture, or its centre square."""
+    side = min(frame.height, frame.width)
+    return (side, side) if mode is FitMode.COVER else (frame.height, frame.width)
+
+
+def inner_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """The height and width that it has inside the model's square, which its long side fills."""
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def window(array: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """The middle (height, width) of an array that goes on beyond its edges as its mirror image; its own inverse."""
+    rows, columns = window_places(array.shape[0], height), window_places(array.shape[1], width)
+    return array if array.shape[:2] == (height, width) else array[rows][:, columns]
+
+
+def window_places(length: int, target: int) -> NDArray[np.intp]:
+    """Which of `length` places each of `target` shows: ... 1 0 0 1 2 ... with 0 to length - 1 in the middle."""
+    places = (np.arange(target) - int((target - length) / 2)) % (2 * length)
+    return np.where(places < length, places, 2 * length - 1 - places)
+
+
+def with_channels(planes: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """(1 or 3, height, width) with 1 or 3 channels: grey repeated, colours as their luma (Rec. 601)."""
+    if channels == 1 and len(planes) == 3:
+        return np.tensordot(np.array([[0.299, 0.587, 0.114]], np.float32), planes, axes=1)
+    return np.repeat(planes, channels // len(planes), axis=0)
