@@ -67,7 +67,8 @@ def describe_level(model: FrozenModel, strength: float | None, sigma: float | No
     """Strength, time and sigma of one level, together."""
     time = start_times(model.schedule, 1, strength, sigma)
     if time.item() <= model.schedule.clean_time:
-        raise UsageError("strength must be above 0, got 0: the originals would be copied")
+        name = "strength" if sigma is None else "sigma"
+        raise UsageError(f"{name} must be above 0, got 0: the originals would be copied")
     return {
         "strength": model.schedule.strength_of_time(time).item(),
         "time": time.item(),

@@ -86,7 +86,6 @@ def predict(denoiser: Denoiser, x_t: Images, t: Times) -> tuple[Images, Images]:
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(asked))
     x_0 = denoiser(x_t, asked)
     noise = (x_t - alpha * x_0) / sigma
-    if torch.equal(asked, t):
-        return x_0, noise
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(t))
-    return (x_t - sigma * noise) / alpha, noise
+    cleaner = (t < schedule.first_time).to(x_t.device)[:, None, None, None]
+    return torch.where(cleaner, (x_t - sigma * noise) / alpha, x_0), noise

@@ -29,7 +29,7 @@ def angles(x: Images, y: Images) -> PerImage:
 
 def slerp(x: Images, y: Images, share: PerImage) -> Images:
     """Spherical interpolation of directions, linear interpolation of norms; `share` 0 gives x, 1 gives y."""
-    angle = angles(x, y)
+    angle = angles(x, y).clamp(min=1e-12)
     weights = [((1 - share) * angle).sin(), (share * angle).sin()]
     u, v = (per_image(w / norms(a), a) * a for w, a in zip(weights, (x, y), strict=True))
     length = torch.lerp(norms(x), norms(y), share)

@@ -56,7 +56,7 @@ class SecretKey:
             raise UsageError(f"key file {path} can be read by others: run chmod 600 {path}")
         try:
             return cls(bytes.fromhex(path.read_text(encoding="ascii").strip()))
-        except ValueError:
+        except (ValueError, UsageError):
             raise UsageError(f"key file {path} must hold 64 hexadecimal digits: let nearfar write a new one") from None
 
     def save(self, path: Path) -> None:

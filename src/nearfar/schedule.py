@@ -27,11 +27,12 @@ Table = Float64[Tensor, " nodes"]
 
 @runtime_checkable
 class NoisePath(Protocol):
-    """How a level becomes `(alpha, sigma)`, and which level has a given noise-to-signal ratio."""
+    """How a level becomes `(alpha, sigma)`, their slopes, and which level has a given noise-to-signal ratio."""
 
     @property
     def name(self) -> str: ...
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
+    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
     def level(self, ratio: Tensor) -> Tensor: ...
 
 
@@ -41,6 +42,9 @@ class VariancePreserving:
 
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return level.cos(), level.sin()
+
+    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return -level.sin(), level.cos()
 
     def level(self, ratio: Tensor) -> Tensor:
         return ratio.atan()
@@ -53,6 +57,9 @@ class VarianceExploding:
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(level), level
 
+    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(level), torch.ones_like(level)
+
     def level(self, ratio: Tensor) -> Tensor:
         return ratio
 
@@ -63,6 +70,9 @@ class Flow:
 
     def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - level, level
+
+    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(level), torch.ones_like(level)
 
     def level(self, ratio: Tensor) -> Tensor:
         return 1 - 1 / (1 + ratio)
@@ -125,9 +135,17 @@ class NoiseSchedule:
         """The end of the forward process."""
         return self.times[-1].item()
 
+    def level(self, t: Times) -> Times:
+        """The level of each time, in the path's own unit."""
+        return interpolate(t, self.times, self.levels)
+
     def coefficients(self, t: Times) -> tuple[Times, Times]:
         """`(alpha, sigma)` in float64 for each time."""
-        return self.path.coefficients(interpolate(t, self.times, self.levels))
+        return self.path.coefficients(self.level(t))
+
+    def slopes(self, t: Times) -> tuple[Times, Times]:
+        """Derivatives of alpha and sigma by the level."""
+        return self.path.slopes(self.level(t))
 
     def ratio(self, t: Times) -> Times:
         """Noise to signal, `sigma / alpha`: 0 when clean, infinite when nothing of the signal is left."""

@@ -4,7 +4,7 @@ A solver is a frozen value with a pure `step`. Times are one value per image, so
 batch. Coefficients are computed in float64, the state stays in its own dtype. With `rho = sigma / alpha`:
 
     DDIM              x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s sqrt(1 - (rho_s / rho_t)^2)
-    Heun              trapezium rule for d(x / alpha) = eps d(rho)
+    Heun              trapezium rule for dx = x_0 d(alpha) + eps d(sigma)
     DPM-Solver++ 2M   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - rho_s / rho_t) D,   D extrapolated from two x_0
     ... SDE           the same with (rho_s / rho_t)^2 and fresh noise
 """
@@ -86,9 +86,10 @@ class DDIM:
 
 @dataclass(frozen=True)
 class Heun:
-    """Second order, as in EDM (Karras et al., arXiv 2206.00364, algorithm 1). Two network calls a step.
+    """Trapezium rule in the schedule's own level, where it is smooth to the very end. Two network calls a step.
 
-    The step that ends clean, and one that starts without any signal, are Euler steps of one call.
+    On a variance-exploding schedule this is EDM's sampler (Karras et al., arXiv 2206.00364, algorithm 1). The step that
+    ends clean is an Euler step of one call.
     """
 
     order: ClassVar[int] = 2
@@ -101,15 +102,16 @@ class Heun:
     def step(
         self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
     ) -> tuple[Images, None]:
-        (alpha_t, _), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        schedule = denoiser.schedule
+        alpha, sigma = schedule.coefficients(s)
         x_0, eps = predict(denoiser, x, t)
         euler = per_image(alpha, x) * x_0 + per_image(sigma, x) * eps
-        corrected = (sigma > 0) & (alpha_t > 0)
-        if not corrected.any():
+        if not (sigma > 0).any():
             return euler, None
-        _, eps_s = predict(denoiser, euler, s)
-        span = torch.where(corrected, sigma - alpha * denoiser.schedule.ratio(t), 0.0)
-        return euler + per_image(span, x) * (eps_s - eps) / 2, None
+        x_0_s, eps_s = predict(denoiser, euler, s)
+        half = torch.where(sigma > 0, (schedule.level(s) - schedule.level(t)) / 2, 0.0)
+        alpha_slope, sigma_slope = (per_image(half * slope, x) for slope in schedule.slopes(s))
+        return euler + alpha_slope * (x_0_s - x_0) + sigma_slope * (eps_s - eps), None
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def extrapolate(
 ) -> tuple[Images, Images, Times]:
     """Clean estimate at `t`, the same extrapolated with the step before, and the log ratio to remember.
 
-    First order where there is no step before, where it did not move, and at both infinite ends.
+    First order where there is no step before, where it did not move, at both infinite ends, and below the schedule's
+    first time, where the step's size says nothing about the estimate's change.
     """
     log_ratio, target = (denoiser.schedule.ratio(time).log() for time in (t, s))
     x_0, _ = predict(denoiser, x, t)
@@ -175,6 +178,7 @@ def extrapolate(
         return x_0, x_0, log_ratio
     before, log_before = history
     weight = ((log_ratio - target) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
+    weight = torch.where(s < denoiser.schedule.first_time, 0.0, weight)
     return x_0, x_0 + per_image(weight, x) * (x_0 - before), log_ratio
 
 
