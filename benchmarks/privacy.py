@@ -26,7 +26,7 @@ from nearfar.tensors import per_image
 
 STRENGTHS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 WALKED = 16
-WALK_STEPS = 100
+WALK_STEPS = 50
 
 
 def linkage(originals: Tensor, outputs: Tensor) -> float:
