@@ -174,7 +174,8 @@ def train_step(
 
 def export(average: UNet2DModel, scheduler: DDPMScheduler, out: Path) -> None:
     """Write the averaged network as a half-precision diffusers folder."""
-    half = UNet2DModel.from_config(average.config).half()
+    config = {name: value for name, value in average.config.items() if name != "_name_or_path"}
+    half = UNet2DModel.from_config(config).half()
     half.load_state_dict(average.state_dict())
     DDPMPipeline(unet=half, scheduler=scheduler).save_pretrained(out, safe_serialization=True)
 
@@ -224,6 +225,7 @@ def main(
             export(run.average, scheduler, out / "model")
             typer.echo(f"step {run.step} loss {np.mean(losses):.4f} seconds {time.monotonic() - began:.0f}")
             losses.clear()
+    export(run.average, scheduler, out / "model")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 from nearfar.errors import UsageError
 from nearfar.fitting import FitMode
 from nearfar.local_sampling import SOLVER, STEPS, local_sample, start_times
-from nearfar.manifest import manifest_path, read_records
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.run import Job, Progress, plan_run, run
@@ -32,7 +31,7 @@ def anonymize_job(
 
     strength: share of the forward process, above 0 to 1; or sigma: noise to signal. One of the two.
     key: give one to make the run repeatable; otherwise a random key is used and forgotten.
-    batch_size: chosen from the model and the device unless given, and halved when memory runs out.
+    batch_size: chosen from the model, the device and the work unless given, and halved when memory runs out.
     Cost: `solver.calls(steps)` network calls for each batch.
     """
     used_key = key or SecretKey.random()
@@ -43,6 +42,7 @@ def anonymize_job(
         **describe_level(model, strength, sigma),
         "steps": steps,
         "solver": solver_name(solver),
+        "precision": str(model.dtype).removeprefix("torch."),
         "fit": str(fit),
         "keep_metadata": keep_metadata,
     }
@@ -91,12 +91,6 @@ def check_batch_size(batch_size: int) -> int:
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     return batch_size
-
-
-def recorded_batch_size(out: Path) -> int | None:
-    """The batch size that an interrupted run into `out` was using, so that resuming it gives the same bytes."""
-    used = [record.batch_size for record in read_records(manifest_path(out)).values() if record.batch_size]
-    return used[-1] if used else None
 
 
 def anonymize_folder(

@@ -1,17 +1,18 @@
 """The command line: each command parses, calls the library, shows what came of it.
 
-Exit codes: 0 all done, 2 wrong usage, 3 some images failed, 130 interrupted.
+Exit codes: 0 all done, 1 stopped by the machine, 2 wrong usage, 3 some images failed, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.errors import NearfarError, UsageError
+from nearfar.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from nearfar.model import FrozenModel
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DONE, USAGE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
@@ -39,8 +40,19 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, 
 PrecisionOption = Annotated[str, typer.Option("--precision", help="Of the network: float32, float16 or bfloat16.")]
 
 
+def show_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"nearfar {version('nearfar')}")
+        raise typer.Exit
+    return wanted
+
+
 @app.callback()
-def nearfar() -> None:
+def nearfar(
+    _: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     """New images from frozen diffusion models, without training anything."""
 
 
@@ -57,7 +69,7 @@ def anonymize(
     solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad",
     key_file: Annotated[
-        Path | None, typer.Option(help="Keep the secret key here (made if absent); whoever has it can undo the noise.")
+        Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None,
     device: DeviceOption = "auto",
@@ -73,7 +85,7 @@ def anonymize(
     does not: docs/privacy.md.
     """
     with reported_errors():
-        from nearfar.anonymize import anonymize_job, recorded_batch_size
+        from nearfar.anonymize import anonymize_job
         from nearfar.fitting import FitMode
         from nearfar.run import plan_run
         from nearfar.solver import SOLVERS
@@ -88,12 +100,14 @@ def anonymize(
             solver=SOLVERS[one_of(solver, "solver", SOLVERS)],
             fit=FitMode(one_of(fit, "fit", [str(mode) for mode in FitMode])),
             key=key,
-            batch_size=recorded_batch_size(out) if batch_size is None and resume else batch_size,
+            batch_size=batch_size,
             keep_metadata=keep_metadata,
         )
         plan = plan_run(job, source, out, resume)
         describe(frozen, job, plan)
-        if not dry_run:
+        if dry_run:
+            show_plan(job, plan, as_json)
+        else:
             keep_key(key, key_file)
             finish(carry_out(job, source, out, plan, "anonymize"), out, job, as_json)
 
@@ -115,11 +129,14 @@ class reported_errors:  # noqa: N801
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, NearfarError):
+        if isinstance(error, UsageError):
             typer.echo(f"nearfar: {error}", err=True)
             raise typer.Exit(USAGE) from None
+        if isinstance(error, RunError | OSError):
+            typer.echo(f"nearfar: {error}", err=True)
+            raise typer.Exit(STOPPED) from None
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("nearfar: interrupted; what is finished is kept: go on with --resume", err=True)
+            typer.echo("nearfar: interrupted; what is finished is kept, and --resume goes on with it", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -140,10 +157,13 @@ def load(model: Path | None, device: str, precision: str) -> FrozenModel:
 
 def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
     """The key in a file, a new one if the file is absent. It must lie neither with the originals nor the results."""
+    from nearfar.manifest import manifest_path
     from nearfar.noise import SecretKey
 
     if path is None:
         return None
+    if path.resolve() == manifest_path(out):
+        raise UsageError(f"{path} is where the record of this run goes: keep the key elsewhere")
     for folder in (source.resolve(), out.resolve()):
         if folder in path.resolve().parents:
             raise UsageError(f"key file {path} must not lie in {folder}, which may be shared: keep it elsewhere")
@@ -161,16 +181,36 @@ def keep_key(key: SecretKey | None, path: Path | None) -> None:
 
 def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
     """Say on stderr what is about to happen."""
-    settings, calls = job.settings, -(-len(plan.todo) // job.batch_size)
+    settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
+    mu = 0.0 if settings["strength"] == 1 else 2 * (job.image.channels * job.image.size**2) ** 0.5 / settings["sigma"]
     licence = model.provenance.licence
     lines = [
         f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, {licence}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
-        f"work      {len(plan.todo)} images in {calls} batches of {job.batch_size}, {len(plan.kept)} kept, "
+        f"privacy   formal bound for any two images: mu = {mu:.3g} (below 1 protects); measure what an attacker finds",
+        f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
     ]
     for line in lines:
         typer.echo(line, err=True)
+
+
+def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
+    """The plan for machines; for people `describe` has said it."""
+    unusable = [{"name": entry.name, "reason": entry.reason} for entry in plan.listing.rejected]
+    content = {
+        "settings": job.settings,
+        "todo": len(plan.todo),
+        "kept": len(plan.kept),
+        "unusable": unusable,
+        "ignored": plan.listing.ignored,
+        "batch_size": plan.batch_size,
+    }
+    if as_json:
+        typer.echo(json.dumps(content))
+    else:
+        for entry in unusable:
+            typer.echo(f"unusable  {entry['name']}: {entry['reason']}")
 
 
 def carry_out(job: Job, source: Path, out: Path, plan: Plan, title: str) -> Progress:

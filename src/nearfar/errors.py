@@ -1,18 +1,23 @@
-"""What nearfar raises on purpose; everything else that escapes is a defect of ours.
+"""What can go wrong, by who can mend it; every text names the thing, the rule, what came and the way out.
 
-NearfarError            any of the two: one sentence that names the thing, the rule, what came and the way out
-|-- ImageError          one image cannot be processed; a folder run records it and goes on with the others
-+-- UsageError          the request itself is wrong; nothing was started
+NearfarError
+|-- UsageError     the request is wrong; nothing was started
+|-- RunError       the machine stopped a run (disk, memory); what is finished is kept
++-- ImageError     one image cannot be processed; a folder run records it and goes on with the others
 """
 
 
 class NearfarError(Exception):
-    """A sentence for the user."""
-
-
-class ImageError(NearfarError):
-    """An input image which cannot be processed."""
+    """Base of every error that nearfar raises on purpose."""
 
 
 class UsageError(NearfarError):
-    """A request which cannot be met, whatever the images are."""
+    """The request is wrong: an option, a folder, a key, a model."""
+
+
+class RunError(NearfarError):
+    """The machine stopped a run: a disk is full or refuses, memory does not suffice."""
+
+
+class ImageError(NearfarError):
+    """One input image cannot be processed."""

@@ -90,6 +90,14 @@ DESCRIPTIVE_EXIF = frozenset({270, 271, 272, 305, 306, 315, 316, 18246, 33432, 4
 DROPPED_EXIF = frozenset({37500, 40962, 40963, 40965})
 """Maker note (may hold a preview), width and height (wrong after turning), interoperability."""
 
+LONGEST_TAG = 1000
+"""Characters of a tag's value as Python shows it: room for a comment, none for a picture."""
+
+PICTURE_IN_XMP = re.compile(
+    rb"x[am]pGImg:|GImage:|GDepth:|Container:|ns\.adobe\.com/xap/1\.0/g/img/|ns\.google\.com/photos/1\.0/|[\w+/=]{200}"
+)
+"""Prefixes and namespaces of embedded pictures, or a run of base64."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -285,17 +293,22 @@ def metadata_options(image: ImageFile, form: str) -> dict[str, Any]:
 def kept_exif(image: ImageFile, form: str) -> Image.Exif:
     """The EXIF tags that describe. Pillow cannot write the camera's and the position's directories to TIFF."""
     source, kept = image.getexif(), Image.Exif()
-    kept.update({tag: value for tag, value in source.items() if tag in DESCRIPTIVE_EXIF})
+    kept.update({tag: value for tag, value in source.items() if tag in DESCRIPTIVE_EXIF and is_short(value)})
     for directory in () if form == "TIFF" else (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        entries = {tag: value for tag, value in source.get_ifd(directory).items() if tag not in DROPPED_EXIF}
+        tags = source.get_ifd(directory).items()
+        entries = {tag: value for tag, value in tags if tag not in DROPPED_EXIF and is_short(value)}
         kept.update({directory: entries} if entries else {})
     return kept
+
+
+def is_short(value: object) -> bool:
+    return len(repr(value)) <= LONGEST_TAG
 
 
 def kept_xmp(image: ImageFile) -> bytes:
     """The XMP packet with its orientation reset; empty when pictures are embedded in it."""
     packet: bytes = image.info.get("xmp", b"")
-    if re.search(rb"x[am]pGImg:|GImage:|GDepth:|Container:", packet):
+    if PICTURE_IN_XMP.search(packet):
         return b""
     return re.sub(rb'(tiff:Orientation(?:="|>))[0-9]', rb"\g<1>1", packet)
 

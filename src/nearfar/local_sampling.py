@@ -40,7 +40,8 @@ def local_sample(
     sigma: noise to signal, instead of strength. Either may be one value per image.
     key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch
     (bit by bit at the same batch size). `variant` 1, 2, ... asks for further samples of the same image.
-    Returns images in [-1, 1]. Cost: `solver.calls(steps)` network calls for the batch.
+    Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
+    split what does not fit into memory.
     """
     model.image.check(images)
     start = start_times(model.schedule, len(images), strength, sigma)

@@ -1,39 +1,43 @@
-"""The record of a run, JSON lines beside the output folder: one line of settings, then one per image.
+"""The record of a run, JSON lines beside the output folder: first its settings, then one line per image.
 
 It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from nearfar.sinks import write_whole, writing
+from nearfar.errors import UsageError
+from nearfar.sinks import writing
 
 Status = Literal["done", "failed"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one image. `target_sha256` and `source_tag` are empty unless it is done."""
+    """What became of one image. Of a failed one, only name and reason are of use.
+
+    source_tag: tells whether the source is still the same. batch_size: the shape that the network was called with.
+    """
 
     name: str
     status: Status
     reason: str = ""
-    settings: str = ""
-    key: str = ""
     batch_size: int = 0
     target_sha256: str = ""
     source_tag: str = ""
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Identifies settings: 128 bits of SHA-256 over their canonical JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left: its header (nothing if it did not come so far) and the last record of every image."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
 
 
 def manifest_path(out: Path) -> Path:
@@ -42,42 +46,58 @@ def manifest_path(out: Path) -> Path:
     return whole.with_name(whole.name + ".manifest.jsonl")
 
 
-def read_records(path: Path) -> dict[str, Record]:
-    """The last record of every image; lines that a killed run left incomplete are passed over."""
+def read_manifest(path: Path) -> Earlier:
+    """What a manifest says; lines that a killed run left incomplete are passed over."""
+    header: dict[str, Any] = {}
     records: dict[str, Record] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            record = parse(line)
-            if record:
-                records[record.name] = record
-    return records
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        content = parse(line)
+        if isinstance(content.get("run"), dict):
+            header = content
+        elif record := to_record(content.get("image")):
+            records[record.name] = record
+    return Earlier(header, records)
 
 
-def parse(line: str) -> Record | None:
+def parse(line: str) -> dict[str, Any]:
     try:
-        return Record(**json.loads(line)["image"])
-    except (ValueError, TypeError, KeyError):
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def to_record(content: Any) -> Record | None:
+    try:
+        record = Record(**content)
+    except TypeError:
         return None
+    return record if isinstance(record.name, str) else None
 
 
 class Manifest:
-    """Appends records; what `commit` has returned from survives a power cut."""
+    """Appends to the record of a run, which it locks; what `commit` has returned from is on the disk."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], kept: list[Record]) -> None:
-        lines = [json.dumps({"run": settings}), *(as_line(record) for record in kept)]
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self._path = path
         with writing(path):
-            write_whole(path, ("\n".join(lines) + "\n").encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
+            lock(self._file, path)
+            self._write("\n" if is_cut(path) else "")
+            self._write(json.dumps(header, ensure_ascii=False) + "\n")
 
     def add(self, record: Record) -> None:
-        with writing(self._path):
-            self._file.write(as_line(record) + "\n")
+        self._write(json.dumps({"image": asdict(record)}, ensure_ascii=False) + "\n")
 
     def commit(self) -> None:
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
+
+    def _write(self, text: str) -> None:
+        with writing(self._path):
+            self._file.write(text)
 
     def __enter__(self) -> Manifest:
         return self
@@ -87,5 +107,20 @@ class Manifest:
             self.commit()
 
 
-def as_line(record: Record) -> str:
-    return json.dumps({"image": asdict(record)}, ensure_ascii=False)
+def is_cut(path: Path) -> bool:
+    """Whether a killed run left the last line incomplete."""
+    content = path.read_bytes()
+    return content != b"" and not content.endswith(b"\n")
+
+
+def lock(file: IO[str], path: Path) -> None:
+    """Keep a second run from writing to the same output; the lock goes with the process."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"another run holds {path}: wait for it, or choose another output") from None

@@ -24,6 +24,7 @@ from nearfar.tensors import Images
 
 BUNDLED = Path(__file__).parent / "models" / "faces"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+TABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class FrozenModel:
     image: ImageContract
     provenance: Provenance
     device: torch.device
+    dtype: torch.dtype
     parameters: int
 
     @property
@@ -89,6 +91,7 @@ def load_model(
         image=ImageContract(size=unet.config.sample_size, channels=unet.config.in_channels),
         provenance=Provenance(str(source or "bundled"), folder_digest(folder), read_licence(folder)),
         device=device,
+        dtype=dtype,
         parameters=sum(p.numel() for p in unet.parameters()),
     )
 
@@ -142,9 +145,16 @@ def read_scheduler(folder: Path) -> tuple[NoiseSchedule, Any]:
 
     config = read_json(folder / "scheduler_config.json")
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise UsageError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r} in {folder}")
-    table = DDPMScheduler.from_config(config).alphas_cumprod
+    if prediction not in TABLE_PREDICTIONS:
+        raise UsageError(
+            f"prediction_type must be one of {', '.join(TABLE_PREDICTIONS)}, got {prediction!r} in {folder}"
+        )
+    if "beta_schedule" not in config:
+        raise UsageError(f"{folder} describes a {config.get('_class_name')} without betas: choose a DDPM or DDIM model")
+    try:
+        table = DDPMScheduler.from_config(config).alphas_cumprod
+    except (NotImplementedError, ValueError) as error:
+        raise UsageError(f"{folder} has a beta_schedule that diffusers does not know ({error})") from None
     return NoiseSchedule.variance_preserving(table), PREDICTIONS[prediction]
 
 
@@ -169,7 +179,8 @@ def read_licence(folder: Path) -> str:
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the network's and the scheduler's files, independent of where the folder lies."""
     digest = hashlib.sha256()
-    for path in sorted([*(folder / "unet").glob("*"), *(folder / "scheduler").glob("*")]):
+    patterns = ("unet/*.json", "unet/*.safetensors", "scheduler/*.json")
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

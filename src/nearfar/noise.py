@@ -1,9 +1,10 @@
 """Where noise comes from: one secret stream per image, derived from a key and the image's content.
 
-Whoever knows an output, the model and the noise can walk the trajectory back to the original, so the key is a secret
-and not a seed. A stream depends on key, content, level and variant alone: batch, order, name, worker and device do not
-matter, and two copies of one picture get one output, so that there is no second noisy view to average.
-The level is part of the derivation because one noise at two levels would be two equations for one image.
+Whoever knows an output, the model and the noise can walk the trajectory back to the original, and whoever has the key
+can make certain of a guessed original, so the key is a secret and not a seed. A stream depends on key, content, level
+and variant alone: batch, order, name, worker and device do not matter, and two copies of one picture get one output, so
+that there is no second noisy view to average. The level is part of the derivation because one noise at two levels would
+be two equations for one image.
 
 torch's generator drops the seed's bits above 32 and would be searchable; Philox takes 128 (it is a statistical
 generator, not a cipher). Draws are made on the CPU in float32 and then moved, so every device sees the same numbers.

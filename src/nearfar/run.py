@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nearfar.errors import ImageError, UsageError
-from nearfar.fitting import FitMode, fit, unfit
+from nearfar.errors import ImageError, RunError, UsageError
+from nearfar.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.images import Frame, encode, read_picture
-from nearfar.manifest import Manifest, Record, digest, manifest_path, read_records
+from nearfar.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.model import ImageContract
 from nearfar.noise import SecretKey
 from nearfar.sinks import has_content, remove_parts, write_whole, writing
@@ -43,9 +43,10 @@ UNCHANGED = 1 / 255
 class Job:
     """What to do with every image.
 
-    settings: everything that decides the pixels but the batch size; its digest decides what a resumed run keeps.
-    batch_size: the shape in which the transform is called. shrinkable: whether it may be halved when memory runs out.
-    repeatable: whether the key outlives the run, so that kept outputs can be checked against it.
+    settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
+    batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
+    when memory runs out.
+    repeatable: whether the key outlives the run, so that its outputs can be made again.
     """
 
     transform: Transform
@@ -61,11 +62,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: images to process, records of earlier outputs to keep, entries that cannot be read."""
+    """What a run will do: images to process, earlier outputs to keep and to remove, entries that cannot be read."""
 
     todo: list[Item]
     kept: list[Record]
+    outdated: list[str]
     listing: Listing
+    batch_size: int
 
 
 @dataclass
@@ -108,9 +111,13 @@ def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     if not listing.items and not listing.rejected:
         others = f"{listing.ignored} other files"
         raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
-    records = read_records(manifest_path(out)) if resume else {}
-    kept = {item.name: records[item.name] for item in listing.items if is_done(job, item, out, records.get(item.name))}
-    return Plan([item for item in listing.items if item.name not in kept], list(kept.values()), listing)
+    earlier = read_manifest(manifest_path(out)) if resume else Earlier()
+    check_same_run(job, out, earlier)
+    kept = {item.name: record for item in listing.items if (record := still_good(job, item, out, earlier.records))}
+    todo = [item for item in listing.items if item.name not in kept]
+    done = [name for name, record in earlier.records.items() if record.status == "done"]
+    outdated = [name for name in done if name not in kept and is_inside(name)]
+    return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))
 
 
 def check_folders(source: Path, out: Path) -> None:
@@ -121,23 +128,55 @@ def check_folders(source: Path, out: Path) -> None:
 
 
 def check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} must be a folder, got a file: choose another output")
+    for path in (out, *out.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} must be a folder, got a file: choose another output")
+    manifest = manifest_path(out)
     has_files = out.is_dir() and any(out.iterdir())
     if has_files and not resume:
         raise UsageError(f"{out} is not empty: give --resume to go on with it, or choose another output")
-    if has_files and not manifest_path(out).exists():
-        name = manifest_path(out).name
-        raise UsageError(f"{out} has no manifest ({name}), so nothing can be resumed: choose another output")
+    if has_files and not manifest.exists():
+        raise UsageError(f"{out} has no manifest ({manifest.name}), so nothing can be resumed: choose another output")
+    if manifest.exists() and not resume:
+        raise UsageError(f"{manifest} is the record of an earlier run: give --resume, or remove it")
 
 
-def is_done(job: Job, item: Item, out: Path, record: Record | None) -> bool:
-    """Whether an earlier output still stands: same settings, same key, same source, and its file intact."""
-    if record is None or record.status != "done" or record.settings != digest(job.settings):
-        return False
-    if job.repeatable and (record.key != fingerprint(job.key) or record.source_tag != source_tag(job.key, item.path)):
-        return False
-    return has_content(out / item.name, record.target_sha256)
+def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
+    """An output folder has one set of settings and one key; anything else would be redone over finished work."""
+    if not earlier.header:
+        return
+    before, now = earlier.header.get("run", {}), job.settings
+    changed = [f"{name} {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UsageError(f"{out} has other settings ({'; '.join(changed)}): repeat them, or choose another output")
+    if earlier.header.get("key") != header(job)["key"]:
+        raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
+
+
+def header(job: Job) -> dict[str, Any]:
+    """The manifest's first line: the settings, and the fingerprint of a key that is kept."""
+    return {"run": job.settings, "key": fingerprint(job.key) if job.repeatable else ""}
+
+
+def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> Record | None:
+    """The record of an earlier output that still stands: done, its source unchanged, its file intact."""
+    record = records.get(item.name)
+    if record is None or record.status != "done" or record.source_tag != source_tag(job, item.path):
+        return None
+    return record if has_content(out / item.name, record.target_sha256) else None
+
+
+def is_inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
+    """The job's own, unless it may shrink: then as before the interruption, or no larger than the images need."""
+    if not job.shrinkable:
+        return job.batch_size
+    if kept:
+        return kept[-1].batch_size
+    return min(job.batch_size, 1 << max(0, len(todo) - 1).bit_length())
 
 
 def fingerprint(key: SecretKey) -> str:
@@ -145,11 +184,14 @@ def fingerprint(key: SecretKey) -> str:
     return key.tag("fingerprint")
 
 
-def source_tag(key: SecretKey, path: Path) -> str:
-    """A keyed hash of a source file, so that a changed source is noticed."""
+def source_tag(job: Job, path: Path) -> str:
+    """Tells whether a source has changed: a keyed hash, or size and time where the key will be gone."""
     try:
+        if not job.repeatable:
+            status = path.stat()
+            return f"{status.st_size}-{status.st_mtime_ns}"
         with path.open("rb") as file:
-            return key.tag("source", hashlib.file_digest(file, "sha256").digest())
+            return job.key.tag("source", hashlib.file_digest(file, "sha256").digest())
     except OSError:
         return ""
 
@@ -158,9 +200,9 @@ def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progres
     """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
     began = time.monotonic()
     progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
-    progress.ignored, progress.batch_size = plan.listing.ignored, job.batch_size
-    prepare_out(out, plan)
-    with Manifest(manifest_path(out), job.settings, plan.kept) as manifest:
+    progress.ignored, progress.batch_size = plan.listing.ignored, plan.batch_size
+    with Manifest(manifest_path(out), header(job)) as manifest:
+        prepare_out(out, plan)
 
         def note(records: Iterable[Record]) -> None:
             for record in records:
@@ -177,14 +219,14 @@ def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progres
 
 
 def prepare_out(out: Path, plan: Plan) -> None:
-    """Make the folder; remove unfinished files and outputs that are about to be redone."""
+    """Make the folder; remove unfinished files, outputs about to be redone, and those whose source is gone."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         remove_parts(out)
-        for item in plan.todo:
-            (out / item.name).unlink(missing_ok=True)
+        for name in [*(item.name for item in plan.todo), *plan.outdated]:
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {out} ({error.strerror}): choose another output") from None
+        raise RunError(f"cannot write to {out} ({error.strerror}): choose another output") from None
 
 
 def pipeline(
@@ -196,20 +238,21 @@ def pipeline(
     progress: Progress,
     note: Callable[[Iterable[Record]], None],
 ) -> None:
-    """Read ahead, transform, write behind; records are noted in order, one batch late."""
-    writing: deque[list[Future[Record]]] = deque()
-    loaded = good(ahead(readers, lambda item: load(job, item), items, 2 * job.batch_size), note)
+    """Read ahead, transform, write one batch behind."""
+    behind: deque[list[Future[Record]]] = deque()
+    size = progress.batch_size
+    loaded = good(ahead(readers, lambda item: load(job, item), items, 2 * size), note)
     try:
-        for group in groups(loaded, job.batch_size):
-            progress.reduced += sum(max(each.frame.height, each.frame.width) > job.image.size for each in group)
+        for group in groups(loaded, size):
+            progress.reduced += sum(max(seen_shape(each.frame, job.fit)) > job.image.size for each in group)
             outputs = transform_batch(job, torch.stack([each.image for each in group]), progress)
-            writing.append([writers.submit(store, job, out, each, new, progress.batch_size)
+            behind.append([writers.submit(store, job, out, each, new, progress.batch_size)
                             for each, new in zip(group, outputs, strict=True)])  # fmt: skip
-            if len(writing) > 1:
-                note([future.result() for future in writing.popleft()])
+            if len(behind) > 1:
+                note([future.result() for future in behind.popleft()])
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
-        for futures in writing:
+        for futures in behind:
             note([future.result() for future in futures])
 
 
@@ -245,9 +288,11 @@ def load(job: Job, item: Item) -> Loaded | Record:
     try:
         picture = read_picture(item.path)
         image = fit(picture, job.image.size, job.image.channels, job.fit)
-        return Loaded(item, image, picture.frame, source_tag(job.key, item.path))
+        return Loaded(item, image, picture.frame, source_tag(job, item.path))
     except ImageError as error:
         return Record(item.name, "failed", str(error))
+    except MemoryError:
+        return Record(item.name, "failed", "does not fit into the memory: make it smaller")
 
 
 def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) -> Record:
@@ -256,10 +301,13 @@ def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) 
     objection = distrust(loaded.image, output)
     if objection:
         return Record(name, "failed", objection)
-    content = encode(unfit(output, loaded.frame, job.fit), job.keep_metadata)
+    try:
+        content = encode(unfit(output, loaded.frame, job.fit), job.keep_metadata)
+    except MemoryError:
+        return Record(name, "failed", "its result does not fit into the memory: make it smaller")
     with writing(out / name):
         sha256 = write_whole(out / name, content)
-    return Record(name, "done", "", digest(job.settings), fingerprint(job.key), batch_size, sha256, loaded.source_tag)
+    return Record(name, "done", "", batch_size, sha256, loaded.source_tag)
 
 
 def distrust(image: Tensor, output: Tensor) -> str:
@@ -300,7 +348,5 @@ def shrink(job: Job, progress: Progress, error: Exception) -> None:
     smaller = progress.batch_size // 2
     if not job.shrinkable or smaller < 1:
         advice = f"give --batch-size {smaller}" if smaller else "use a smaller model or another device"
-        raise UsageError(f"memory does not hold {progress.batch_size} images at once: {advice}") from None
+        raise RunError(f"memory does not hold {progress.batch_size} images at once: {advice}") from None
     progress.batch_size = smaller
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nearfar.errors import UsageError
+from nearfar.errors import RunError
 
 PART = ".nearfar-part"
 
@@ -20,11 +20,15 @@ def write_whole(target: Path, content: bytes) -> str:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16] + PART)
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return hashlib.sha256(content).hexdigest()
 
 
@@ -34,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): make room, then go on with --resume") from None
+        raise RunError(f"cannot write {path} ({error.strerror}): mend that, then go on with --resume") from None
 
 
 def remove_parts(folder: Path) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 from nearfar.errors import UsageError
 from nearfar.images import SUFFIXES, printable
 
+OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
+"""Images that a user expects to find in the output; passing them over in silence would be fail-open."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -50,7 +53,7 @@ def list_folder(folder: Path) -> Listing:
         reason = objection(path, name)
         if reason:
             rejected.append(Rejected(printable(name), reason))
-        elif path.suffix.lower() in SUFFIXES:
+        elif path.suffix.lower() in SUFFIXES and not path.name.startswith("._"):  # shadow files of macOS
             items.append(Item(path, name))
         else:
             ignored += 1
@@ -77,7 +80,10 @@ def objection(path: Path, name: str) -> str | None:
     if path.is_dir():
         kind = "a link to a folder, which is not followed" if path.is_symlink() else "a folder with an image's name"
         return f"{kind}: give nearfar that folder by itself"
-    if path.suffix.lower() not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix in OTHER_IMAGES:
+        return f"{suffix} files are not read: convert it to PNG, JPEG, WebP, TIFF or BMP"
+    if suffix not in SUFFIXES:
         return None
     if not storable(name):
         return "the file name is not valid UTF-8 or has control characters: rename it"

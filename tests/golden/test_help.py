@@ -1,0 +1,40 @@
+"""The help texts, as committed. After a change: `make golden`, then look at the difference."""
+
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from nearfar.cli import app
+
+HELP = Path(__file__).with_name("help")
+README = Path(__file__).parents[2] / "README.md"
+COMMANDS = sorted(get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", ["nearfar", *COMMANDS])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_what_it_was(command, flag, request):
+    arguments = [flag] if command == "nearfar" else [command, flag]
+    result = CliRunner().invoke(app, arguments, prog_name="nearfar")  # the runner's terminal is 80 columns wide
+    assert result.exit_code == 0
+    golden = HELP / f"{command}.txt"
+    if request.config.getoption("--update-golden"):
+        golden.write_text(result.stdout, "utf-8")
+    assert result.stdout == golden.read_text("utf-8")
+
+
+def test_there_is_a_golden_file_for_every_command_and_no_other():
+    assert sorted(path.stem for path in HELP.iterdir()) == sorted(["nearfar", *COMMANDS])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_mentions_every_command(command):
+    assert f"nearfar {command}" in README.read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_does(command):
+    silent = [option.name for option in get_command(app).commands[command].params if not option.help]
+    assert silent == []
