@@ -6,9 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nearfar.errors import UsageError
 from nearfar.fitting import FitMode
-from nearfar.local_sampling import SOLVER, STEPS, local_sample, start_times
+from nearfar.local_sampling import SOLVER, STEPS, WARP, local_sample, start_times
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.run import Job, Progress, plan_run, run
@@ -41,6 +43,7 @@ def anonymize_job(
         "model": model.provenance.sha256,
         **describe_level(model, strength, sigma),
         "steps": steps,
+        "warp": WARP,
         "solver": solver_name(solver),
         "precision": str(model.dtype).removeprefix("torch."),
         "fit": str(fit),
@@ -60,6 +63,7 @@ def anonymize_job(
         batch_size=check_batch_size(default_batch_size(model) if batch_size is None else batch_size),
         shrinkable=batch_size is None,
         keep_metadata=keep_metadata,
+        workers=torch.get_num_threads() if model.device.type == "cpu" else 1,
     )
 
 

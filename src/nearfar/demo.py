@@ -19,7 +19,7 @@ from nearfar.run import plan_run, run
 from nearfar.sheet import contact_sheet
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
-SHOWN_FACES = 11
+SHOWN_FACES = 7
 ASTRONAUT_FACE = (166, 67, 284, 185)
 """Left, upper, right, lower: the face as large and as high in the square as the bundled model knows faces."""
 

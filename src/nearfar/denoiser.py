@@ -86,6 +86,8 @@ def predict(denoiser: Denoiser, x_t: Images, t: Times) -> tuple[Images, Images]:
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(asked))
     x_0 = denoiser(x_t, asked)
     noise = (x_t - alpha * x_0) / sigma
+    if not (t < asked).any():
+        return x_0, noise
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(t))
-    cleaner = (t < schedule.first_time).to(x_t.device)[:, None, None, None]
+    cleaner = (t < asked).to(x_t.device)[:, None, None, None]
     return torch.where(cleaner, (x_t - sigma * noise) / alpha, x_0), noise

@@ -18,7 +18,7 @@ Level = float | Sequence[float] | Tensor
 """One number for the whole batch, or one for each image."""
 
 STEPS = 20
-WARP = 1.5
+WARP = 2.0
 SOLVER: Solver = DPMSolverPPSDE()
 
 
@@ -38,8 +38,9 @@ def local_sample(
     images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
     strength: share of the forward process in [0, 1]; 0 gives the images back, 1 ignores them.
     sigma: noise to signal, instead of strength. Either may be one value per image.
-    key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch
-    (bit by bit at the same batch size). `variant` 1, 2, ... asks for further samples of the same image.
+    key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch,
+    to within rounding (a folder run makes them equal to the bit).
+    variant: 1, 2, ... ask for further samples of the same image.
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
     split what does not fit into memory.
     """

@@ -71,9 +71,12 @@ class SecretKey:
         return hmac.digest(self.secret, purpose.encode() + b"\0" + content, "sha256")[:16].hex()
 
     def for_image(self, image: Float[Tensor, "channel height width"], time: float, variant: int = 0) -> bytes:
-        """The 128-bit stream key of one image in [-1, 1] (compared at 8 bits a channel), noised to `time`."""
+        """The 128-bit stream key of one image in [-1, 1] (compared at 8 bits a channel), noised to `time`.
+
+        The time counts to three decimals, so that 0.35 and its nearest float32 are one level.
+        """
         levels = image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        header = struct.pack("<dq3q", time, variant, *image.shape)
+        header = struct.pack("<dq3q", round(time, 3), variant, *image.shape)
         message = b"noise\0" + header + levels.cpu().contiguous().numpy().tobytes()
         return hmac.digest(self.secret, message, "sha256")[:16]
 

@@ -17,6 +17,8 @@ from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from nearfar.denoiser import Denoiser, predict
 from nearfar.errors import UsageError
@@ -77,8 +79,8 @@ class DDIM:
     def step(
         self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
     ) -> tuple[Images, None]:
-        alpha, sigma = denoiser.schedule.coefficients(s)
-        fresh = self.eta * sigma * (1 - decay(denoiser, t, s) ** 2).clamp(min=0).sqrt()
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        fresh = self.eta * sigma * (1 - decay(sigma_t / alpha_t, sigma / alpha) ** 2).clamp(min=0).sqrt()
         x_0, eps = predict(denoiser, x, t)
         x = per_image(alpha, x) * x_0 + per_image((sigma**2 - fresh**2).clamp(min=0).sqrt(), x) * eps
         return (x if noise is None else x + per_image(fresh, x) * noise.draw()), None
@@ -128,11 +130,12 @@ class DPMSolverPP:
     def step(
         self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
     ) -> tuple[Images, History]:
-        alpha, sigma = denoiser.schedule.coefficients(s)
-        _, sigma_t = denoiser.schedule.coefficients(t)
-        x_0, estimate, remembered = extrapolate(denoiser, x, t, s, history)
-        gain = alpha * (1 - decay(denoiser, t, s))
-        return per_image(sigma / sigma_t, x) * x + per_image(gain, x) * estimate, (x_0, remembered)
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        rho_t, rho = sigma_t / alpha_t, sigma / alpha
+        x_0, _ = predict(denoiser, x, t)
+        estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
+        gain = alpha * (1 - decay(rho_t, rho))
+        return per_image(sigma / sigma_t, x) * x + per_image(gain, x) * estimate, remembered
 
 
 @dataclass(frozen=True)
@@ -149,37 +152,35 @@ class DPMSolverPPSDE:
     def step(
         self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
     ) -> tuple[Images, History]:
-        alpha, sigma = denoiser.schedule.coefficients(s)
-        _, sigma_t = denoiser.schedule.coefficients(t)
-        x_0, estimate, remembered = extrapolate(denoiser, x, t, s, history)
-        kept = decay(denoiser, t, s)
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        rho_t, rho = sigma_t / alpha_t, sigma / alpha
+        x_0, _ = predict(denoiser, x, t)
+        estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
+        kept = decay(rho_t, rho)
         mean = per_image(sigma / sigma_t * kept, x) * x + per_image(alpha * (1 - kept**2), x) * estimate
         fresh = sigma * (1 - kept**2).clamp(min=0).sqrt()
-        return (mean if noise is None else mean + per_image(fresh, x) * noise.draw()), (x_0, remembered)
+        return (mean if noise is None else mean + per_image(fresh, x) * noise.draw()), remembered
 
 
-def decay(denoiser: Denoiser, t: Times, s: Times) -> Times:
+def decay(rho_t: Times, rho: Times) -> Times:
     """`rho_s / rho_t`: 1 where nothing moves, 0 at the clean end."""
-    kept = denoiser.schedule.ratio(s) / denoiser.schedule.ratio(t)
-    return torch.where(t == s, 1.0, kept)
+    return torch.where(rho_t == rho, 1.0, rho / rho_t)
 
 
 def extrapolate(
-    denoiser: Denoiser, x: Images, t: Times, s: Times, history: History | None
-) -> tuple[Images, Images, Times]:
-    """Clean estimate at `t`, the same extrapolated with the step before, and the log ratio to remember.
+    x_0: Images, rho_t: Times, rho: Times, history: History | None, within: Bool[Tensor, " batch"]
+) -> tuple[Images, History]:
+    """The clean estimate extrapolated with that of the step before, and what to remember of this one.
 
-    First order where there is no step before, where it did not move, at both infinite ends, and below the schedule's
-    first time, where the step's size says nothing about the estimate's change.
+    First order where there is no step before, where it did not move, at both infinite ends, and where the step does not
+    end `within` the levels that the network knows: below them its size says nothing about the estimate's change.
     """
-    log_ratio, target = (denoiser.schedule.ratio(time).log() for time in (t, s))
-    x_0, _ = predict(denoiser, x, t)
+    log_ratio = rho_t.log()
     if history is None:
-        return x_0, x_0, log_ratio
+        return x_0, (x_0, log_ratio)
     before, log_before = history
-    weight = ((log_ratio - target) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
-    weight = torch.where(s < denoiser.schedule.first_time, 0.0, weight)
-    return x_0, x_0 + per_image(weight, x) * (x_0 - before), log_ratio
+    weight = ((log_ratio - rho.log()) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
+    return x_0 + per_image(torch.where(within, weight, 0.0), x_0) * (x_0 - before), (x_0, log_ratio)
 
 
 SOLVERS: dict[str, Solver] = {

@@ -11,6 +11,7 @@ import torch
 from folders import contents
 from PIL import Image
 
+from nearfar.anonymize import anonymize_folder
 from nearfar.fitting import fit
 from nearfar.images import read_picture
 from nearfar.manifest import manifest_path
@@ -65,6 +66,28 @@ def test_an_image_comes_out_the_same_whatever_its_name_order_and_company(tmp_pat
         renamed.parent.mkdir(exist_ok=True)
         renamed.write_bytes(content)
     assert alone.items() <= outputs(mixed, "--batch-size", 8).items()
+
+
+def test_an_image_comes_out_the_same_in_any_place_when_cores_are_shared(tmp_path, source, model):
+    """The process computes with two threads, which at different places of a batch add in different orders."""
+    key, threads = SecretKey.from_seed(8), torch.get_num_threads()
+    pictures = sorted(path for path in source.rglob("*") if path.suffix == ".png")
+    outputs = []
+    for number, order in enumerate((pictures, pictures[::-1])):
+        for place, path in enumerate(order):
+            target = tmp_path / f"in{number}" / f"{place:03}.png"
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        torch.set_num_threads(2)
+        try:
+            outcome = anonymize_folder(
+                model, tmp_path / f"in{number}", tmp_path / f"out{number}", strength=0.5, key=key, batch_size=8
+            )
+        finally:
+            torch.set_num_threads(threads)
+        assert (outcome.done, outcome.failed) == (len(pictures), [])
+        outputs.append([path.read_bytes() for path in sorted((tmp_path / f"out{number}").iterdir())])
+    assert outputs[0] == outputs[1][::-1]
 
 
 def test_an_image_comes_out_the_same_when_it_is_the_only_one(tmp_path, source, outputs):

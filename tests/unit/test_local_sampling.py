@@ -76,10 +76,11 @@ def test_strengths_of_a_batch_are_those_of_separate_calls(model, images):
 
 def test_an_output_depends_neither_on_its_neighbours_nor_on_its_place(model, images):
     together = local_sample(model, images, strength=0.5, steps=4, key=KEY)
+    # Threads that share a batch add in another order from place to place; a folder run gives each a batch of its own.
     turned = local_sample(model, images.flip(0), strength=0.5, steps=4, key=KEY).flip(0)
-    assert torch.equal(together, turned)
+    close(turned, together)
     others = torch.cat([images[:1], torch.zeros_like(images[1:])])
-    assert torch.equal(local_sample(model, others, strength=0.5, steps=4, key=KEY)[0], together[0])
+    close(local_sample(model, others, strength=0.5, steps=4, key=KEY)[0], together[0])
     close(torch.cat([local_sample(model, one[None], strength=0.5, steps=4, key=KEY) for one in images]), together)
 
 

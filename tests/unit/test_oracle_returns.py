@@ -184,7 +184,8 @@ class Noisy:
 
     def step(self, denoiser, x, t, s, noise, history):
         _, sigma = denoiser.schedule.coefficients(s)
-        right = sigma * (1 - decay(denoiser, t, s) ** 2).sqrt()
+        ratio = denoiser.schedule.ratio
+        right = sigma * (1 - decay(ratio(t), ratio(s)) ** 2).sqrt()
         mean, history = DPMSolverPPSDE().step(denoiser, x, t, s, None, history)
         return mean + self.coefficient(right, sigma)[:, None, None, None] * noise.draw(), history
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_memory_that_does_not_hold_one_image_ends_the_run(source, out, write_pic
     assert shapes == [4, 2, 1]
 
 
-def test_reading_stays_ahead_of_the_network_by_two_batches_at_most(source, out, write_pictures, monkeypatch):
+def test_reading_stays_ahead_of_the_network_by_four_batches_at_most(source, out, write_pictures, monkeypatch):
     read, depth = [], 2 * 4
     read_picture = run_module.read_picture
     monkeypatch.setattr(run_module, "read_picture", lambda path: read.append(path) or read_picture(path))
@@ -194,7 +195,9 @@ def test_reading_stays_ahead_of_the_network_by_two_batches_at_most(source, out, 
 
     write_pictures(source, 40)
     execute(make_job(watch), source, out)
-    assert ahead == [7] * 8 + [4, 0]
+    assert min(ahead[:8]) >= 7
+    assert max(ahead) <= 4 * 4
+    assert ahead[-1] == 0
 
 
 def test_writing_stays_behind_the_network_by_two_batches_at_most(source, out, write_pictures, monkeypatch):
@@ -366,11 +369,22 @@ def test_a_disk_that_is_really_full(source, tmp_path, smooth):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_folder_that_cannot_be_made_is_answered_with_a_sentence(source, tmp_path, write_pictures):
+def test_a_file_where_a_folder_should_be_is_answered_with_a_sentence(source, tmp_path, write_pictures):
     write_pictures(source, 1)
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"cannot write .*file/out.manifest.jsonl \((File exists|Not a directory)\)"):
-        execute(make_job(), source, tmp_path / "file" / "out")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UsageError, match=r"file must be a folder, got a file: choose another output"):
+            execute(make_job(), source, out)
+
+
+def test_a_folder_that_cannot_be_made_is_answered_with_a_sentence(source, out, write_pictures, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")  # root, too, is refused in this way only
+
+    write_pictures(source, 1)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunError, match=r"cannot write .*out.manifest.jsonl \(Permission denied\): mend that"):
+        execute(make_job(), source, out)
 
 
 # The manifest and resuming
@@ -485,7 +499,7 @@ def test_a_second_run_into_the_same_folder_is_refused(source, out, write_picture
     write_pictures(source, 5)
 
     def start_another(images):
-        with pytest.raises(UsageError, match="another run holds .*: wait for it, or choose another output"):
+        with pytest.raises(UsageError, match=r"another run holds .*: wait for it, or choose another output"):
             execute(make_job(), source, out, resume=True)
         return -images
 

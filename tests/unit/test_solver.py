@@ -215,9 +215,8 @@ def test_the_measured_order_is_the_declared_one(name, start, stop, schedule):
     assert measured_order(ODE_SOLVERS[name], schedule, start, stop) == pytest.approx(ODE_SOLVERS[name].order, abs=0.15)
 
 
-def without_memory(denoiser, x, t, s, history):
-    x_0 = denoiser(x, t)
-    return x_0, x_0, t
+def without_memory(x_0, rho_t, rho, history, within):
+    return x_0, (x_0, rho_t)
 
 
 def test_the_order_check_sees_a_second_order_solver_without_its_second_estimate(monkeypatch):
