@@ -5,7 +5,7 @@
 * linkage: the attacker holds the originals and takes the nearest one, by pixels, for each output of the default solver
   (chance: 1 %).
 * walk back: the attacker holds one output of a deterministic run (DDIM), the model and its noise, follows the
-  trajectory back to the noisy image and takes the noise out again. Correlation of the first 16 faces with their
+  trajectory back to the noisy image and takes the noise out again. Correlation of the first 8 faces with their
   originals: as published, with the noise known, and with other noise.
 * mu: local sampling as a Gaussian mechanism on the pixels, for the mean distance between two of the faces: a test
   between two candidates has power Phi(mu - Phi^-1(1 - alpha)) (Dong et al., arXiv 1905.02383). Below about 1 protects.
@@ -27,7 +27,7 @@ from nearfar.solver import DDIM, Heun, solve
 from nearfar.tensors import per_image
 
 STRENGTHS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-WALKED = 16
+WALKED = 8
 WALK_STEPS = 50
 
 
