@@ -7,13 +7,23 @@ import signal
 import warnings
 
 
+def leave(*_: object) -> None:
+    os.write(2, b"nearfar: interrupted\n")
+    os._exit(130)
+
+
 def main() -> None:
-    """Run the command line; a termination signal ends a run as Ctrl-C does, resumably."""
+    """Run the command line; a termination signal ends a run as Ctrl-C does, resumably.
+
+    Until a run begins nothing is written, and an exception in the middle of an import would be swallowed or end in a
+    traceback: there, a signal ends the process at once.
+    """
     # Threads that spin while they wait cost a shared machine four fifths of its speed; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Pillow warns about odd tags from the threads that read; what matters of it ends as an error of the image.
     warnings.filterwarnings("ignore", module="PIL")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
     from nearfar.cli import app
 
     app()

@@ -6,6 +6,7 @@ Exit codes: 0 all done, 1 stopped by the machine, 2 wrong usage, 3 some images f
 from __future__ import annotations
 
 import json
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,7 +188,7 @@ def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
     lines = [
         f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, {licence}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
-        f"privacy   formal bound for any two images: mu = {mu:.3g} (below 1 protects); measure what an attacker finds",
+        f"privacy   formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)",
         f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
     ]
@@ -218,6 +219,8 @@ def carry_out(job: Job, source: Path, out: Path, plan: Plan, title: str) -> Prog
     from nearfar.console import shown_progress
     from nearfar.run import run
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with shown_progress(title) as report:
         return run(job, source, out, plan, report)
 

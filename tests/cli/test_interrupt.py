@@ -13,14 +13,14 @@ from nearfar.sinks import has_content
 
 @pytest.fixture
 def arguments(tmp_path, model_folder, write_pictures):
-    """Nine batches of eight pictures in sixteen steps, a fifth of a second each: a signal hits a run at work."""
+    """Nine batches of eight pictures in 64 steps, a good half second each: a signal hits a run at work."""
     write_pictures(tmp_path / "in", 72)
     (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_text("5e" * 32)
 
     def build(out, *options, key=True):
         keys = ["--key-file", str(tmp_path / "key")] if key else []
-        common = ["--model", str(model_folder), "--device", "cpu", "--steps", "16", "--batch-size", "8"]
+        common = ["--model", str(model_folder), "--device", "cpu", "--steps", "64", "--batch-size", "8"]
         return ["anonymize", str(tmp_path / "in"), str(out), *common, *keys, *options]
 
     return build
