@@ -77,7 +77,7 @@ def detail(images: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(images, kernel, groups=3).square().mean(dim=(1, 2, 3))
 
 
-def steps_for(solver: Solver, calls: int) -> int | None:
+def steps_for(solver: Solver, calls: int) -> int:
     """Steps that cost exactly this many network calls, or the nearest below."""
     return (calls + 1) // 2 if isinstance(solver, Heun) else calls
 
@@ -93,9 +93,7 @@ def measure(output: Tensor, reference: Tensor) -> list[dict[str, float]]:
     return figures
 
 
-def run_warp(
-    model: FrozenModel, noisy: Tensor, start: Tensor, warp: float, references: dict[bool, Tensor]
-) -> list[Any]:
+def run_warp(model: FrozenModel, noisy: Tensor, start: Tensor, warp: float, references: dict[Any, Any]) -> list[Any]:
     """All solvers and budgets on one family of grids."""
     schedule = model.schedule
     rows = []
