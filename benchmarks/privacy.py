@@ -20,8 +20,9 @@ import typer
 from torch import Tensor
 
 from common import faces, write_result
+from nearfar.loading import load_model
 from nearfar.local_sampling import WARP, local_sample, noise_for
-from nearfar.model import FrozenModel, load_model
+from nearfar.model import FrozenModel
 from nearfar.noise import NoiseStream, SecretKey
 from nearfar.solver import DDIM, Heun, solve
 from nearfar.tensors import per_image

@@ -21,8 +21,9 @@ import typer
 from torch import Tensor
 
 from common import faces, write_result
+from nearfar.loading import load_model
 from nearfar.local_sampling import start_times
-from nearfar.model import FrozenModel, load_model
+from nearfar.model import FrozenModel
 from nearfar.schedule import NoiseSchedule
 from nearfar.solver import SOLVERS, DPMSolverPP, DPMSolverPPSDE, Heun, Solver, solve
 

@@ -31,9 +31,11 @@ from PIL import Image
 from common import faces, write_result
 from nearfar.anonymize import anonymize_job
 from nearfar.denoiser import Network
+from nearfar.loading import load_model
 from nearfar.local_sampling import local_sample
-from nearfar.model import FrozenModel, load_model
-from nearfar.run import plan_run, run, single_threaded
+from nearfar.model import FrozenModel
+from nearfar.plan import plan_run
+from nearfar.run import run, worker_pool
 
 STRENGTH, STEPS = 0.35, 20
 
@@ -77,7 +79,7 @@ def bare_calls(model: FrozenModel, batches: int, batch_size: int, steps: int) ->
             model.denoiser.network(x, t)  # type: ignore[attr-defined]
 
     def call() -> None:
-        with single_threaded(torch.get_num_threads()) as pool:
+        with worker_pool(torch.get_num_threads()) as pool:
             list(pool.map(one_batch, range(batches)))
 
     return call

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from nearfar.denoiser import Denoiser as Denoiser
     from nearfar.denoiser import NetworkDenoiser as NetworkDenoiser
     from nearfar.errors import ImageError as ImageError
+    from nearfar.errors import ModelWarning as ModelWarning
     from nearfar.errors import NearfarError as NearfarError
     from nearfar.errors import UsageError as UsageError
+    from nearfar.inversion import denoise as denoise
+    from nearfar.inversion import invert as invert
+    from nearfar.inversion import reconstruct as reconstruct
     from nearfar.latent_space import LatentSpace as LatentSpace
     from nearfar.latent_space import PixelSpace as PixelSpace
+    from nearfar.loading import load_model as load_model
     from nearfar.local_sampling import local_sample as local_sample
     from nearfar.model import FrozenModel as FrozenModel
-    from nearfar.model import load_model as load_model
     from nearfar.noise import NoiseStream as NoiseStream
     from nearfar.noise import SecretKey as SecretKey
     from nearfar.schedule import NoiseSchedule as NoiseSchedule
@@ -31,10 +35,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "anonymize": ("anonymize_folder",),
     "denoiser": ("Denoiser", "NetworkDenoiser"),
-    "errors": ("ImageError", "NearfarError", "UsageError"),
+    "errors": ("ImageError", "ModelWarning", "NearfarError", "UsageError"),
+    "inversion": ("denoise", "invert", "reconstruct"),
     "latent_space": ("LatentSpace", "PixelSpace"),
+    "loading": ("load_model",),
     "local_sampling": ("local_sample",),
-    "model": ("FrozenModel", "load_model"),
+    "model": ("FrozenModel",),
     "noise": ("NoiseStream", "SecretKey"),
     "schedule": ("NoiseSchedule",),
     "solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "Heun", "Solver", "solve"),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from nearfar.errors import UsageError
 from nearfar.fitting import FitMode
-from nearfar.local_sampling import SOLVER, STEPS, WARP, local_sample, start_times
+from nearfar.jobs import as_picture, make_job, trajectory_settings
+from nearfar.local_sampling import SOLVER, STEPS, local_sample
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
-from nearfar.run import Job, Progress, plan_run, run
-from nearfar.solver import SOLVERS, Solver
+from nearfar.plan import Job, plan_run
+from nearfar.run import Progress, run
+from nearfar.solver import Solver
+
+UNCHANGED = 1 / 255
+"""Root mean square change, in [-1, 1], below which an output counts as its input: half a grey level."""
 
 
 def anonymize_job(
@@ -37,64 +40,27 @@ def anonymize_job(
     Cost: `solver.calls(steps)` network calls for each batch.
     """
     used_key = key or SecretKey.random()
-    settings: dict[str, Any] = {
-        "command": "anonymize",
-        "nearfar": version("nearfar"),
-        "model": model.provenance.sha256,
-        **describe_level(model, strength, sigma),
-        "steps": steps,
-        "warp": WARP,
-        "solver": solver_name(solver),
-        "precision": str(model.dtype).removeprefix("torch."),
-        "fit": str(fit),
-        "keep_metadata": keep_metadata,
-    }
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}")
-    return Job(
-        transform=lambda images: local_sample(
+    settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
+    return make_job(
+        model,
+        lambda images: local_sample(
             model, images, strength=strength, sigma=sigma, key=used_key, steps=steps, solver=solver
         ),
-        image=model.image,
+        {"command": "anonymize", **settings, "keep_metadata": keep_metadata},
+        encode=as_picture(fit, keep_metadata),
+        object_to=unchanged,
         fit=fit,
-        settings=settings,
-        key=used_key,
-        repeatable=key is not None,
-        batch_size=check_batch_size(default_batch_size(model) if batch_size is None else batch_size),
-        shrinkable=batch_size is None,
-        keep_metadata=keep_metadata,
-        workers=torch.get_num_threads() if model.device.type == "cpu" else 1,
+        key=key,
+        batch_size=batch_size,
     )
 
 
-def describe_level(model: FrozenModel, strength: float | None, sigma: float | None) -> dict[str, float]:
-    """Strength, time and sigma of one level, together."""
-    time = start_times(model.schedule, 1, strength, sigma)
-    if time.item() <= model.schedule.clean_time:
-        name = "strength" if sigma is None else "sigma"
-        raise UsageError(f"{name} must be above 0, got 0: the originals would be copied")
-    return {
-        "strength": model.schedule.strength_of_time(time).item(),
-        "time": time.item(),
-        "sigma": model.schedule.ratio(time).item(),
-    }
-
-
-def solver_name(solver: Solver) -> str:
-    """The command line's name of a solver, or its description."""
-    return next((name for name, known in SOLVERS.items() if known == solver), repr(solver))
-
-
-def default_batch_size(model: FrozenModel) -> int:
-    """32 for networks of a few million parameters, 16 for larger ones, more where a GPU waits to be filled."""
-    on_cpu = 32 if model.parameters < 10_000_000 else 16
-    return on_cpu if model.device.type == "cpu" else 4 * on_cpu
-
-
-def check_batch_size(batch_size: int) -> int:
-    if batch_size < 1:
-        raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    return batch_size
+def unchanged(image: Tensor, output: Tensor) -> str:
+    """An output that is its input again protects nobody."""
+    change = (output - image).square().mean().sqrt().item()
+    if change < UNCHANGED:
+        return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
+    return ""
 
 
 def anonymize_folder(

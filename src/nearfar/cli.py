@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.errors import RunError, UsageError
+from nearfar.errors import UsageError
+from nearfar.exits import DONE, SOME_FAILED, reported_errors
+from nearfar.model_commands import models
+from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
 
 if TYPE_CHECKING:
     from nearfar.model import FrozenModel
     from nearfar.noise import SecretKey
-    from nearfar.run import Job, Plan, Progress
+    from nearfar.plan import Job, Plan
+    from nearfar.run import Progress
 
 app = typer.Typer(
     name="nearfar",
@@ -30,15 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="A diffusers folder (DDPM, DDIM). [default: bundled faces]")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="Of the network: float32, float16 or bfloat16.")]
+KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")]
 
 
 def show_version(wanted: bool) -> bool:
@@ -57,60 +57,85 @@ def nearfar(
     """New images from frozen diffusion models, without training anything."""
 
 
+app.add_typer(models, name="models")
+
+
 @app.command()
+@grouped
 def anonymize(
     source: Source,
     out: Out,
-    model: ModelOption = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Share of the way to pure noise, above 0 to 1. [default: 0.35]")
-    ] = None,
-    sigma: Annotated[float | None, typer.Option(help="The same as noise to signal, instead of --strength.")] = None,
-    steps: Annotated[int, typer.Option(help="Solver steps for each image.")] = 20,
+    *,
+    how: TrajectoryChoice,
     solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
-    fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad",
     key_file: Annotated[
         Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "float32",
-    keep_metadata: Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    keep_metadata: KeepMetadata = False,
+    choice: ModelChoice,
+    progress: RunChoice,
 ) -> None:
     """Replace every image by a new one near it (local sampling).
 
-    How near is set by --strength, a noise level that does not depend on --steps. What this protects, and what it
-    does not: docs/privacy.md.
+    How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps. What this
+    protects, and what it does not: docs/privacy.md.
     """
     with reported_errors():
         from nearfar.anonymize import anonymize_job
-        from nearfar.fitting import FitMode
-        from nearfar.run import plan_run
-        from nearfar.solver import SOLVERS
 
+        options = how.options(0.35, solver)
         key = open_key(key_file, source, out)
-        frozen = load(model, device, precision)
-        job = anonymize_job(
-            frozen,
-            strength=0.35 if strength is None and sigma is None else strength,
-            sigma=sigma,
-            steps=steps,
-            solver=SOLVERS[one_of(solver, "solver", SOLVERS)],
-            fit=FitMode(one_of(fit, "fit", [str(mode) for mode in FitMode])),
-            key=key,
-            batch_size=batch_size,
-            keep_metadata=keep_metadata,
-        )
-        plan = plan_run(job, source, out, resume)
-        describe(frozen, job, plan)
-        if dry_run:
-            show_plan(job, plan, as_json)
-        else:
-            keep_key(key, key_file)
-            finish(carry_out(job, source, out, plan, "anonymize"), out, job, as_json)
+        model = choice.load()
+        job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
+        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file))
+
+
+@app.command()
+@grouped
+def reconstruct(
+    source: Source,
+    out: Out,
+    *,
+    how: TrajectoryChoice,
+    solver: Annotated[str, typer.Option(help="heun or ddim.")] = "heun",
+    keep_metadata: KeepMetadata = False,
+    choice: ModelChoice,
+    progress: RunChoice,
+) -> None:
+    """Carry every image to a noise level and back along its deterministic trajectory.
+
+    What comes back is what the model can represent. --strength is 0.9 unless given.
+    """
+    with reported_errors():
+        from nearfar.trajectories import reconstruct_job
+
+        options = how.options(0.9, solver)
+        model = choice.load()
+        job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
+        carry_out(job, model, source, out, progress)
+
+
+@app.command()
+@grouped
+def invert(
+    source: Source,
+    out: Out,
+    *,
+    how: TrajectoryChoice,
+    solver: Annotated[str, typer.Option(help="heun or ddim.")] = "heun",
+    choice: ModelChoice,
+    progress: RunChoice,
+) -> None:
+    """Write every image's latents at a noise level, as float32 arrays: NAME.npy.
+
+    The deterministic trajectory leads from them back to the image. --strength is 0.9 unless given.
+    """
+    with reported_errors():
+        from nearfar.trajectories import invert_job
+
+        options = how.options(0.9, solver)
+        model = choice.load()
+        carry_out(invert_job(model, **options), model, source, out, progress)
 
 
 @app.command()
@@ -122,38 +147,6 @@ def demo(
         from nearfar.demo import make_demo
 
         typer.echo(f"open {make_demo(out).resolve()}")
-
-
-class reported_errors:  # noqa: N801
-    """Ends the command with a sentence and an exit code for every error that a user can mend."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, UsageError):
-            typer.echo(f"nearfar: {error}", err=True)
-            raise typer.Exit(USAGE) from None
-        if isinstance(error, RunError | OSError):
-            typer.echo(f"nearfar: {error}", err=True)
-            raise typer.Exit(STOPPED) from None
-        if isinstance(error, KeyboardInterrupt):
-            typer.echo("nearfar: interrupted; what is finished is kept, and --resume goes on with it", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
-
-def one_of(value: str, name: str, allowed: Any) -> str:
-    if value not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
-def load(model: Path | None, device: str, precision: str) -> FrozenModel:
-    import torch
-
-    from nearfar.model import load_model
-
-    dtype = getattr(torch, one_of(precision, "precision", ["float32", "float16", "bfloat16"]))
-    return load_model(model, device, dtype)
 
 
 def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
@@ -183,17 +176,28 @@ def keep_key(key: SecretKey | None, path: Path | None) -> None:
 def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
     """Say on stderr what is about to happen."""
     settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
-    mu = 0.0 if settings["strength"] == 1 else 2 * (job.image.channels * job.image.size**2) ** 0.5 / settings["sigma"]
     licence = model.provenance.licence
     lines = [
         f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, {licence}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
-        f"privacy   formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)",
+        *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
         f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
     ]
     for line in lines:
         typer.echo(line, err=True)
+
+
+def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
+    """The Gaussian mechanism's: the largest distance between two states over the noise."""
+    mu = (
+        0.0
+        if settings["strength"] == 1
+        else model.latent_space.span * prod(model.latent_shape) ** 0.5 / settings["sigma"]
+    )
+    if mu == float("inf"):
+        return "no formal bound: an autoencoder's latents have no range"
+    return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)"
 
 
 def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
@@ -214,14 +218,29 @@ def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
             typer.echo(f"unusable  {entry['name']}: {entry['reason']}")
 
 
-def carry_out(job: Job, source: Path, out: Path, plan: Plan, title: str) -> Progress:
+def carry_out(
+    job: Job, model: FrozenModel, source: Path, out: Path, how: RunChoice, before: Callable[[], None] = lambda: None
+) -> None:
+    """Plan the job, say so, and run it unless only the plan was asked for. before: done just before it begins."""
+    from nearfar.plan import plan_run
+
+    plan = plan_run(job, source, out, how.resume)
+    describe(model, job, plan)
+    if how.dry_run:
+        show_plan(job, plan, how.as_json)
+    else:
+        before()
+        finish(run_shown(job, source, out, plan), out, job, how.as_json)
+
+
+def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
     """Run the plan under a progress display."""
     from nearfar.console import shown_progress
     from nearfar.run import run
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    with shown_progress(title) as report:
+    with shown_progress(job.settings["command"]) as report:
         return run(job, source, out, plan, report)
 
 

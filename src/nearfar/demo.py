@@ -14,8 +14,10 @@ from PIL import Image
 from nearfar.anonymize import anonymize_job
 from nearfar.console import say, shown_progress
 from nearfar.errors import UsageError
-from nearfar.model import FrozenModel, load_model
-from nearfar.run import plan_run, run
+from nearfar.loading import load_model
+from nearfar.model import FrozenModel
+from nearfar.plan import plan_run
+from nearfar.run import run
 from nearfar.sheet import contact_sheet
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)

@@ -15,6 +15,9 @@ from nearfar.tensors import Images, Times, per_image
 Network = Callable[[Tensor, Tensor], Tensor]
 """(noisy (batch, channel, height, width), time (batch,)) -> output, in the network's own dtype."""
 
+Inputs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x_t, time (batch,), sigma (batch,)) -> what the network is handed as its image and its time."""
+
 Prediction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(output, x_t, alpha, sigma) -> x_0."""
 
@@ -26,6 +29,26 @@ class Denoiser(Protocol):
     @property
     def schedule(self) -> NoiseSchedule: ...
     def __call__(self, x_t: Images, t: Times) -> Images: ...
+
+
+def as_they_are(x_t: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The network takes the noisy image and its time."""
+    return x_t, t
+
+
+def rescaled_time(x_t: Tensor, t: Tensor, sigma: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The network counts its times in other units (`rescale_timesteps` of improved DDPM, arXiv 2102.09672)."""
+    return x_t, t * factor
+
+
+def sigma_as_time(x_t: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The network is told the noise level itself (Song et al., arXiv 2011.13456)."""
+    return x_t, sigma
+
+
+def edm_inputs(x_t: Tensor, t: Tensor, sigma: Tensor, data: float) -> tuple[Tensor, Tensor]:
+    """Unit variance in, a quarter of log sigma as time; data: standard deviation (arXiv 2206.00364, table 1)."""
+    return x_t / per_image((sigma**2 + data**2).sqrt(), x_t), sigma.log() / 4
 
 
 def from_epsilon(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -48,6 +71,17 @@ def from_flow(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tens
     return (x_t - sigma * output) / (alpha + sigma)
 
 
+def from_score(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The network predicts the score, `-eps / sigma` (Song et al., arXiv 2011.13456)."""
+    return (x_t + sigma**2 * output) / alpha
+
+
+def from_edm(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, data: float, sign: int = 1) -> Tensor:
+    """The network predicts what a skip connection lacks (Karras et al., arXiv 2206.00364, formula 7)."""
+    variance = sigma**2 + data**2
+    return data**2 / variance * x_t + sign * sigma * data / variance.sqrt() * output
+
+
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": from_epsilon,
     "sample": from_sample,
@@ -60,17 +94,20 @@ PREDICTIONS: dict[str, Prediction] = {
 class NetworkDenoiser:
     """A network with its schedule and its kind of prediction. One network call per use.
 
-    The network runs in `dtype`, the rest in the state's dtype. Extra output channels (learned variance) are dropped.
+    inputs: what the network is handed. The network runs in `dtype`, the rest in the state's dtype. Extra output
+    channels (learned variance) are dropped.
     """
 
     network: Network
     schedule: NoiseSchedule
     prediction: Prediction = from_epsilon
     dtype: torch.dtype = torch.float32
+    inputs: Inputs = as_they_are
 
     def __call__(self, x_t: Images, t: Times) -> Images:
         alpha, sigma = self.schedule.coefficients(t)
-        output = self.network(x_t.to(self.dtype), t.to(x_t.device, torch.float32))
+        x, time = self.inputs(x_t, t, sigma)
+        output = self.network(x.to(self.dtype), time.to(x_t.device, torch.float32))
         output = output[:, : x_t.shape[1]].to(x_t.dtype)
         return self.prediction(output, x_t, per_image(alpha, x_t), per_image(sigma, x_t))
 

@@ -21,3 +21,7 @@ class RunError(NearfarError):
 
 class ImageError(NearfarError):
     """One input image cannot be processed."""
+
+
+class ModelWarning(UserWarning):
+    """Something about a model that its user should know: a licence, an assumption, a setting with a price."""

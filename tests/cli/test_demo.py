@@ -8,7 +8,7 @@ from PIL import Image
 
 from nearfar import demo
 from nearfar.anonymize import anonymize_job
-from nearfar.model import load_model
+from nearfar.loading import load_model
 
 
 @pytest.fixture

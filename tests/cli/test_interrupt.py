@@ -63,11 +63,11 @@ def test_without_a_key_file_the_finished_images_are_kept_and_the_rest_is_done(tm
 
 
 def test_interrupted_before_there_is_anything_to_keep(tmp_path, anonymize, write_pictures, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     write_pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("nearfar.model.load_model", interrupt)
+    monkeypatch.setattr("nearfar.loading.load_model", interrupt)
     result = anonymize(tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stderr == "nearfar: interrupted; what is finished is kept, and --resume goes on with it\n"

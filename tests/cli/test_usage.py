@@ -67,8 +67,8 @@ SENTENCES = {
     "in out --precision float8": "precision must be one of float32, float16, bfloat16, got 'float8'",
     "in out --precision bfloat16 --device cpu": "a CPU runs bfloat16 several times slower: use float32",
     # models
-    "in out --model missing": "missing is no diffusers folder (no model_index.json): give one written by",
-    "in out --model file": "file is no diffusers folder (no model_index.json): give one written by",
+    "in out --model missing": "missing does not exist: give a model's folder or file, or owner/name with --download",
+    "in out --model file": "file is no checkpoint (neither of torch.save nor safetensors): give the .pt or .ckpt file",
     "in out --model in": "in is no diffusers folder (no model_index.json): give one written by",
 }
 
@@ -90,14 +90,16 @@ def no_weights(model):
     (model / "unet/diffusion_pytorch_model.safetensors").unlink()
 
 
-def pickled_weights(model):
+def renamed_weights(model):
     weights = model / "unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
 
 
 def other_family(model):
     index = model / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "StableDiffusionPipeline"}))
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"_class_name": "DiTPipeline", "unet": ["diffusers", "DiT"]})
+    )
 
 
 def broken_index(model):
@@ -110,9 +112,9 @@ def cut_weights(model):
 
 
 MODELS = {
-    no_weights: "model/unet holds no .safetensors file; pickled weights can run code: save it again",
-    pickled_weights: "model/unet holds no .safetensors file; pickled weights can run code: save it again",
-    other_family: "model holds a StableDiffusionPipeline, nearfar reads DDPMPipeline and DDIMPipeline: choose another",
+    no_weights: "model/unet holds no weights (.safetensors): copy the whole folder that save_pretrained wrote",
+    renamed_weights: "model/unet/diffusion_pytorch_model.bin is no checkpoint (neither of torch.save nor safetensors)",
+    other_family: "model holds a DiTPipeline (DiT), which nearfar does not read: docs/models.md lists those it reads",
     broken_index: "model/model_index.json must be JSON, got Expecting property name",
     cut_weights: "model/unet cannot be loaded (",
 }

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from nearfar.denoiser import PREDICTIONS, from_epsilon, from_sample
 from nearfar.errors import UsageError
 from nearfar.latent_space import PixelSpace
-from nearfar.model import BUNDLED, ImageContract, load_model
+from nearfar.loading import BUNDLED, load_model
+from nearfar.model import ImageContract
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -154,7 +155,7 @@ def test_bundled_model_loads_by_default_and_offline():
 
 @pytest.mark.usefixtures("offline")
 def test_a_name_that_is_no_folder_is_not_looked_for_elsewhere():
-    with pytest.raises(UsageError, match=r"google/ddpm-cifar10-32 is no diffusers folder \(no model_index.json\)"):
+    with pytest.raises(UsageError, match="google/ddpm-cifar10-32 is neither a path nor in the Hugging Face cache"):
         load_model("google/ddpm-cifar10-32")
 
 
@@ -166,7 +167,7 @@ def no_index(folder):
 
 
 def other_family(folder):
-    change_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+    change_json(folder / "model_index.json", _class_name="DiTPipeline", unet=["diffusers", "DiTTransformer2DModel"])
 
 
 def broken_index(folder):
@@ -197,8 +198,9 @@ def no_weights(folder):
     (folder / WEIGHTS).unlink()
 
 
-def pickled_weights(folder):
-    (folder / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+def code_instead_of_weights(folder):
+    (folder / WEIGHTS).unlink()
+    torch.save({"conv_in.weight": change_json}, folder / "unet/diffusion_pytorch_model.bin")
 
 
 def cut_weights(folder):
@@ -227,21 +229,21 @@ def not_square(folder):
 
 SENTENCES = {
     no_index: r"copy is no diffusers folder \(no model_index.json\): give one written by save_pretrained",
-    other_family: "copy holds a StableDiffusionPipeline, nearfar reads DDPMPipeline and DDIMPipeline: choose",
+    other_family: r"copy holds a DiTPipeline \(DiTTransformer2DModel\), which nearfar does not read: docs/models.md",
     broken_index: "model_index.json must be JSON, got Expecting value: .* copy the folder again",
     index_of_another_kind: "model_index.json must hold a JSON object, got a list: copy the folder again",
     broken_scheduler: "scheduler_config.json must be JSON, got Expecting value: .* copy the folder again",
     broken_unet: "unet/config.json must be JSON, got Expecting value: .* copy the folder again",
     no_scheduler: "lacks scheduler/scheduler_config.json: copy the whole folder that save_pretrained wrote",
     no_unet: "lacks unet/config.json: copy the whole folder that save_pretrained wrote",
-    no_weights: "holds no .safetensors file; pickled weights can run code: save it again",
-    pickled_weights: "holds no .safetensors file; pickled weights can run code: save it again",
+    no_weights: r"copy/unet holds no weights \(.safetensors\): copy the whole folder that save_pretrained wrote",
+    code_instead_of_weights: r"holds Python objects \(.*\), not only weights: nothing was run",
     cut_weights: r"copy/unet cannot be loaded \(Unable to load weights .*\): copy the whole folder again",
     weights_of_another_network: r"copy/unet cannot be loaded \(Error.*\): copy the whole folder again",
     too_few_weights: r"copy/unet lacks 1 of the network's weights \(conv_out.weight, ...\): copy it again",
     unknown_prediction: "prediction_type must be one of epsilon, .*, got 'magic'",
     unknown_block: r"copy/unet cannot be loaded \(Magic does not exist.\): copy the whole folder again",
-    not_square: r"must be square and unconditional, got sample_size \[16, 24\]",
+    not_square: r"must have square images, got sample_size \[16, 24\]",
 }
 
 

@@ -19,6 +19,7 @@ PUBLIC = [
     "Heun",
     "ImageError",
     "LatentSpace",
+    "ModelWarning",
     "NearfarError",
     "NetworkDenoiser",
     "NoiseSchedule",
@@ -28,8 +29,11 @@ PUBLIC = [
     "Solver",
     "UsageError",
     "anonymize_folder",
+    "denoise",
+    "invert",
     "load_model",
     "local_sample",
+    "reconstruct",
     "solve",
 ]
 

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 
 from nearfar import run as run_module
-from nearfar.anonymize import anonymize_job
+from nearfar.anonymize import anonymize_job, unchanged
 from nearfar.errors import RunError, UsageError
 from nearfar.fitting import FitMode
+from nearfar.jobs import as_picture
 from nearfar.manifest import manifest_path, read_manifest
 from nearfar.model import ImageContract
 from nearfar.noise import SecretKey
-from nearfar.run import Job, plan_run, run
+from nearfar.plan import Job, plan_run
+from nearfar.run import run
 from nearfar.sinks import PART
 
 KEY = SecretKey.from_seed(0)
@@ -33,8 +35,16 @@ def negative(images):
     return -images
 
 
-def make_job(transform=negative, **changes):
-    options = {"fit": FitMode.PAD, "settings": {"toy": 1}, "key": KEY, "repeatable": True, "batch_size": 4}
+def make_job(transform=negative, fit=FitMode.PAD, keep_metadata=False, **changes):
+    options = {
+        "encode": as_picture(fit, keep_metadata),
+        "object_to": unchanged,
+        "fit": fit,
+        "settings": {"toy": 1},
+        "key": KEY,
+        "repeatable": True,
+        "batch_size": 4,
+    }
     options |= {"image": ImageContract(16, 3), "shrinkable": False}
     return Job(transform=transform, **options | changes)
 

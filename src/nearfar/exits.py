@@ -1,0 +1,30 @@
+"""How a command ends: with a sentence and an exit code for everything that its user can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from nearfar.errors import RunError, UsageError
+
+DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Errors as sentences: wrong usage ends with 2, a machine that refuses with 1, Ctrl-C with 130."""
+    try:
+        yield
+    except UsageError as error:
+        leave(str(error), USAGE)
+    except (RunError, OSError) as error:
+        leave(str(error), STOPPED)
+    except KeyboardInterrupt:
+        leave("interrupted; what is finished is kept, and --resume goes on with it", INTERRUPTED)
+
+
+def leave(sentence: str, code: int) -> None:
+    typer.echo(f"nearfar: {sentence}", err=True)
+    raise typer.Exit(code) from None
