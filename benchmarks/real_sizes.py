@@ -12,7 +12,7 @@ of the run outside the network, highest resident memory. Speed and memory do not
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -94,9 +94,11 @@ def run_command(model: Path, photographs: Path, out: Path, options: list[str]) -
         "--json",
     ]
     began = time.perf_counter()
-    ended = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-    summary = json.loads(ended.stdout)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    summary = json.loads(output)
     steps, batches = summary["settings"]["steps"], summary["batches"]
     return {
         "batch_size": summary["batch_size"],
@@ -106,7 +108,7 @@ def run_command(model: Path, photographs: Path, out: Path, options: list[str]) -
         "seconds_a_network_call": round(summary["network_seconds"] / (steps * batches), 3),
         "images_a_second": round(summary["total"] / summary["seconds"], 4),
         "share_outside_the_network": round(1 - summary["network_seconds"] / summary["seconds"], 4),
-        "peak_memory_mib_so_far": round(memory),
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
     }
 
 

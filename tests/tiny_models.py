@@ -150,17 +150,13 @@ def conditional_unet(**options):
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 
 
-def clip_tokenizer(folder):
+def clip_tokenizer():
     """A tokenizer of single letters."""
     from transformers import CLIPTokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
     tokens = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), model_max_length=77
-    )
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
 def clip(projected=False):
@@ -191,7 +187,7 @@ def stable_diffusion(folder, network=None, scheduler=None, **options):
     StableDiffusionPipeline(
         vae=autoencoder_kl(scaling_factor=0.18215),
         text_encoder=clip(),
-        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        tokenizer=clip_tokenizer(),
         unet=network or conditional_unet(),
         scheduler=scheduler or DDIMScheduler(**STABLE_DIFFUSION_BETAS, steps_offset=1, clip_sample=False, **options),
         safety_checker=None,
@@ -210,8 +206,8 @@ def stable_diffusion_xl(folder):
         vae=autoencoder_kl(scaling_factor=0.13025),
         text_encoder=clip(),
         text_encoder_2=clip(projected=True),
-        tokenizer=clip_tokenizer(folder / "tokenizer"),
-        tokenizer_2=clip_tokenizer(folder / "tokenizer_2"),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=network,
         scheduler=DDIMScheduler(**STABLE_DIFFUSION_BETAS, steps_offset=1, clip_sample=False),
     ).save_pretrained(folder)
@@ -230,9 +226,9 @@ def stable_diffusion_3(folder):
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder_kl(scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=clip(projected=True),
-        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=clip(projected=True),
-        tokenizer_2=clip_tokenizer(folder / "tokenizer_2"),
+        tokenizer_2=clip_tokenizer(),
         text_encoder_3=None,
         tokenizer_3=None,
     ).save_pretrained(folder)
@@ -250,7 +246,7 @@ def flux(folder, guidance_embeds=True):
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=autoencoder_kl(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=clip(),
-        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        tokenizer=clip_tokenizer(),
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
     ).save_pretrained(folder)
@@ -312,7 +308,7 @@ FAMILIES = {
     "ddpm_grey": Family(ddpm_grey),
     "ddpm_checkpoint": Family(partial(original, name="ddpm"), suffix=".ckpt"),
     "guided_checkpoint": Family(partial(original, name="afhq_like"), suffix=".pt"),
-    "guided_classes_checkpoint": Family(partial(original, name="conditional"), {"label": 4}, suffix=".pt"),
+    "guided_classes_checkpoint": Family(partial(original, name="improved"), suffix=".pt"),
     "cosine": Family(cosine),
     "class_conditional": Family(class_conditional, {"label": 3}),
     "patched_2": Family(patched),

@@ -43,8 +43,8 @@ def anonymize_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        lambda images: local_sample(
-            model, images, strength=strength, sigma=sigma, key=used_key, steps=steps, solver=solver
+        lambda images, on_step: local_sample(
+            model, images, strength=strength, sigma=sigma, key=used_key, steps=steps, solver=solver, on_step=on_step
         ),
         {"command": "anonymize", **settings, "keep_metadata": keep_metadata},
         encode=as_picture(fit, keep_metadata),

@@ -33,15 +33,16 @@ def shown_progress(title: str) -> Iterator[Report]:
         TextColumn(title),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}"),
+        TextColumn("{task.fields[step]}{task.fields[failed]}"),
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, failed="")
+        task = bar.add_task(title, step="", failed="")
 
         def report(progress: RunProgress) -> None:
-            failed = f"{len(progress.failed)} failed" if progress.failed else ""
-            bar.update(task, completed=finished(progress), total=progress.total, failed=failed)
+            step = f"step {progress.step}" if finished(progress) < progress.total else ""
+            failed = f" {len(progress.failed)} failed" if progress.failed else ""
+            bar.update(task, completed=finished(progress), total=progress.total, step=step, failed=failed)
 
         yield report
 
@@ -55,7 +56,10 @@ def plain_lines(title: str) -> Report:
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES or finished(progress) == progress.total:
             last = time.monotonic()
             rate = progress.done / max(progress.seconds, 1e-9)
-            say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {rate:.1f} images/s")
+            counts = f"{finished(progress)}/{progress.total}, {len(progress.failed)} failed"
+            say(
+                f"{title} {counts}, {rate:.2g} images/s" if progress.done else f"{title} {counts}, step {progress.step}"
+            )
 
     return report
 

@@ -101,7 +101,7 @@ def from_folder(part: Part, folder: Path, dtype: torch.dtype) -> Any:
     options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
     try:
         return getattr(diffusers, part.kind).from_pretrained(
-            folder, torch_dtype=dtype, variant=variant_of(folder), output_loading_info=True, **options
+            folder, dtype=dtype, variant=variant_of(folder), output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]

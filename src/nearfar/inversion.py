@@ -7,7 +7,7 @@ import torch
 from nearfar.errors import UsageError
 from nearfar.local_sampling import WARP, Level, start_times
 from nearfar.model import FrozenModel
-from nearfar.solver import Heun, Solver, solve
+from nearfar.solver import Heun, OnStep, Solver, solve
 from nearfar.tensors import Images
 
 INVERTER: Solver = Heun()
@@ -22,11 +22,13 @@ def invert(
     sigma: Level | None = None,
     steps: int = STEPS,
     solver: Solver = INVERTER,
+    on_step: OnStep | None = None,
 ) -> Images:
     """The latents at a noise level from which the deterministic trajectory leads to these images.
 
     images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
     strength: share of the forward process in [0, 1]; or sigma: noise to signal. One value, or one per image.
+    on_step: called after each solver step with its number, from 1, and the state.
     solver: `Heun()`, or `DDIM()` for the explicit inverter of the paper. Nothing is random: an encoder's mode is used.
     Returns float32 latents `(batch, *model.latent_shape)` on the model's device. Cost: `2 * steps` network calls with
     Heun, `steps` with DDIM, each for the whole batch.
@@ -35,7 +37,7 @@ def invert(
     check_invertible(solver)
     start = start_times(model.schedule, len(images), strength, sigma)
     latents = model.latent_space.encode(images.to(model.device, torch.float32))
-    return solve(model.denoiser, latents, model.schedule.grid(start, steps, WARP).flip(1), solver)
+    return solve(model.denoiser, latents, model.schedule.grid(start, steps, WARP).flip(1), solver, on_step=on_step)
 
 
 def denoise(
@@ -46,6 +48,7 @@ def denoise(
     sigma: Level | None = None,
     steps: int = STEPS,
     solver: Solver = INVERTER,
+    on_step: OnStep | None = None,
 ) -> Images:
     """The images that the deterministic trajectory leads to from latents at a noise level; the inverse of `invert`.
 
@@ -58,7 +61,7 @@ def denoise(
         )
     start = start_times(model.schedule, len(latents), strength, sigma)
     state = latents.to(model.device, torch.float32)
-    clean = solve(model.denoiser, state, model.schedule.grid(start, steps, WARP), solver)
+    clean = solve(model.denoiser, state, model.schedule.grid(start, steps, WARP), solver, on_step=on_step)
     return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
 
@@ -70,13 +73,14 @@ def reconstruct(
     sigma: Level | None = None,
     steps: int = STEPS,
     solver: Solver = INVERTER,
+    on_step: OnStep | None = None,
 ) -> Images:
     """The images after a way to a noise level and back: what this model can represent of them.
 
     Arguments as for `invert`. Returns float32 images in [-1, 1] on the CPU. Cost: that of `invert` and `denoise`.
     """
-    latents = invert(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver)
-    return denoise(model, latents, strength=strength, sigma=sigma, steps=steps, solver=solver)
+    latents = invert(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
+    return denoise(model, latents, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
 
 
 def check_invertible(solver: Solver) -> None:

@@ -53,6 +53,7 @@ def make_job(
         shrinkable=batch_size is None,
         workers=torch.get_num_threads() if model.device.type == "cpu" and batch > 1 else 1,
         suffix=suffix,
+        steps=settings["steps"],
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nearfar.noise import NoiseStream
-from nearfar.tensors import Images
+from nearfar.tensors import Images, Latents
 from nearfar.tiles import tiled
 
 
@@ -28,11 +28,11 @@ class LatentSpace(Protocol):
         """Pixels along the side of what becomes one place of a state."""
         ...
 
-    def encode(self, images: Images, noise: NoiseStream | None = None) -> Images:
+    def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         """States of images. noise: used by an encoder that samples; without it the encoder's mode is taken."""
         ...
 
-    def decode(self, latents: Images) -> Images: ...
+    def decode(self, latents: Latents) -> Images: ...
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class PixelSpace:
     span: float = 2.0
     factor: int = 1
 
-    def encode(self, images: Images, noise: NoiseStream | None = None) -> Images:
+    def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         return images
 
-    def decode(self, latents: Images) -> Images:
+    def decode(self, latents: Latents) -> Images:
         return latents
 
 
@@ -56,10 +56,10 @@ class UnitRange:
     span: float = 1.0
     factor: int = 1
 
-    def encode(self, images: Images, noise: NoiseStream | None = None) -> Images:
+    def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         return (images + 1) / 2
 
-    def decode(self, latents: Images) -> Images:
+    def decode(self, latents: Latents) -> Images:
         return latents * 2 - 1
 
 
@@ -73,12 +73,12 @@ class PatchSpace:
     factor: int
     span: float = 2.0
 
-    def encode(self, images: Images, noise: NoiseStream | None = None) -> Images:
+    def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         batch, channels, height, width = images.shape
         cells = images.reshape(batch, channels, height // self.factor, self.factor, width // self.factor, self.factor)
         return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // self.factor, width // self.factor)
 
-    def decode(self, latents: Images) -> Images:
+    def decode(self, latents: Latents) -> Images:
         batch, channels, rows, columns = latents.shape
         cells = latents.reshape(batch, self.factor, self.factor, channels // self.factor**2, rows, columns)
         return cells.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, rows * self.factor, columns * self.factor)
@@ -88,13 +88,14 @@ class PatchSpace:
 class Autoencoder:
     """The latents of a diffusers autoencoder, KL or VQ: `(encoder's - shift) * scaling` (arXiv 2112.10752, 4.3).
 
+    scaling, shift: one number, or one for each channel, (channels, 1, 1).
     sampled: draw from a KL encoder's Gaussian instead of taking its mode. tile: images longer than this many pixels
     are encoded and decoded in overlapping tiles, so memory follows the tile. dtype: the autoencoder's own.
     """
 
     network: Any
-    scaling: float
-    shift: float
+    scaling: Tensor
+    shift: Tensor
     factor: int
     tile: int
     sampled: bool = False
@@ -102,16 +103,17 @@ class Autoencoder:
     span: float = float("inf")
 
     @torch.inference_mode()
-    def encode(self, images: Images, noise: NoiseStream | None = None) -> Images:
+    def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         moments = tiled(self._moments, images, self.tile, Fraction(1, self.factor))
         mean, spread = moments.chunk(2, dim=1) if self._gaussian else (moments, None)
         if self.sampled and noise is not None and spread is not None:
             mean = mean + (spread.clamp(-30, 20) / 2).exp() * noise.draw()
-        return (mean - self.shift) * self.scaling
+        return (mean - self.shift.to(mean)) * self.scaling.to(mean)
 
     @torch.inference_mode()
-    def decode(self, latents: Images) -> Images:
-        return tiled(self._decode, latents / self.scaling + self.shift, self.tile // self.factor, Fraction(self.factor))
+    def decode(self, latents: Latents) -> Images:
+        unscaled = latents / self.scaling.to(latents) + self.shift.to(latents)
+        return tiled(self._decode, unscaled, self.tile // self.factor, Fraction(self.factor))
 
     @property
     def _gaussian(self) -> bool:

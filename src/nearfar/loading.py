@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nearfar.cards import card_of, is_noncommercial
 from nearfar.checkpoints import apply_heads, convert
@@ -58,7 +59,6 @@ class Parts:
     network: Any
     scheduler: dict[str, Any]
     autoencoder: Any | None = None
-    scaling: float = 1.0
     notes: tuple[str, ...] = ()
 
 
@@ -127,9 +127,8 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
     autoencoder = folder.part("vae", "vqvae")
     notes = (f"{source} is distilled ({reason}): results between its levels are undefined",) if reason else ()
     config = scheduler.config | {"_class_name": scheduler.kind}
-    if autoencoder is None:
-        return Parts(folder.root, loaded, config, notes=notes)
-    return Parts(folder.root, loaded, config, load_autoencoder(autoencoder, dtype), scaling_of(autoencoder), notes)
+    loaded_autoencoder = load_autoencoder(autoencoder, dtype) if autoencoder else None
+    return Parts(folder.root, loaded, config, loaded_autoencoder, notes)
 
 
 def distilled_reason(folder: DiffusersFolder, source: str, network: Part, scheduler: Part) -> str:
@@ -148,17 +147,14 @@ def distilled_reason(folder: DiffusersFolder, source: str, network: Part, schedu
     return next((f'"{name}" in its name' for name in DISTILLED_NAMES if name in names), "")
 
 
-def scaling_of(autoencoder: Part) -> float:
-    """A VQ autoencoder that names no scaling has none (CompVis/ldm-celebahq-256), whatever diffusers' default is."""
-    default = 1.0 if autoencoder.kind == "VQModel" else 0.18215
-    return float(autoencoder.config.get("scaling_factor", default))
-
-
 def load_autoencoder(part: Part, dtype: torch.dtype) -> Any:
     """In the network's dtype, unless its config asks for float32."""
     if part.kind not in ("AutoencoderKL", "VQModel"):
         raise UsageError(f"{part.folder} holds an {part.kind}: nearfar reads AutoencoderKL and VQModel")
-    return load_part(part, torch.float32 if part.config.get("force_upcast", True) else dtype)
+    network = load_part(part, torch.float32 if part.config.get("force_upcast", True) else dtype)
+    if part.kind == "VQModel" and "scaling_factor" not in part.config:
+        network.register_to_config(scaling_factor=1.0)  # diffusers' default is wrong for CompVis/ldm-celebahq-256
+    return network
 
 
 def assemble(parts: Parts, request: Request, device: torch.device, dtype: torch.dtype, source: str) -> FrozenModel:
@@ -249,25 +245,34 @@ def latent_space(
 ) -> LatentSpace:
     """Where the model denoises."""
     if parts.autoencoder is not None:
-        return autoencoder_space(parts.autoencoder.to(device), parts.scaling, shape, sampled)
+        return autoencoder_space(parts.autoencoder.to(device), shape, sampled)
     if shape.channels in PATCHED:
         return PatchSpace(PATCHED[shape.channels])
     return UnitRange() if conventions.unit_range else PixelSpace()
 
 
-def autoencoder_space(network: Any, scaling: float, shape: LatentShape, sampled: bool) -> Autoencoder:
-    """Shift from the config; tiles of the size that network and autoencoder were made for."""
+def autoencoder_space(network: Any, shape: LatentShape, sampled: bool) -> Autoencoder:
+    """Scaling and shift from the config, tiles of the size that network and autoencoder were made for.
+
+    Playground's autoencoder has them for each channel, as latents_std and latents_mean.
+    """
     config = network.config
     factor = 2 ** (len(config.block_out_channels) - 1)
     return Autoencoder(
         network,
-        scaling=scaling,
-        shift=config.get("shift_factor") or 0.0,
+        scaling=config.scaling_factor / by_channel(config.get("latents_std") or 1.0),
+        shift=by_channel(config.get("latents_mean") or config.get("shift_factor") or 0.0),
         factor=factor,
         tile=max(shape.side * factor, config.sample_size if isinstance(config.sample_size, int) else 0),
         sampled=sampled,
         dtype=network.dtype,
     )
+
+
+def by_channel(values: float | list[float]) -> Tensor:
+    """One number, or one for each channel as (channels, 1, 1)."""
+    tensor = torch.tensor(values, dtype=torch.float32)
+    return tensor[:, None, None] if tensor.ndim else tensor
 
 
 def image_channels(parts: Parts, shape: LatentShape, space: LatentSpace, source: str) -> int:

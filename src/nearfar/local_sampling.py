@@ -11,7 +11,7 @@ from nearfar.errors import UsageError
 from nearfar.model import FrozenModel
 from nearfar.noise import NoiseStream, SecretKey
 from nearfar.schedule import NoiseSchedule
-from nearfar.solver import DPMSolverPPSDE, Solver, solve
+from nearfar.solver import DPMSolverPPSDE, OnStep, Solver, solve
 from nearfar.tensors import Images, Times
 
 Level = float | Sequence[float] | Tensor
@@ -32,6 +32,7 @@ def local_sample(
     steps: int = STEPS,
     solver: Solver = SOLVER,
     variant: int = 0,
+    on_step: OnStep | None = None,
 ) -> Images:
     """New images near the given ones.
 
@@ -41,6 +42,7 @@ def local_sample(
     key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch,
     to within rounding (a folder run makes them equal to the bit).
     variant: 1, 2, ... ask for further samples of the same image.
+    on_step: called after each solver step with its number, from 1, and the state.
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
     split what does not fit into memory.
     """
@@ -50,7 +52,7 @@ def local_sample(
     noise = NoiseStream(streams, model.latent_shape, model.device)
     latents = model.latent_space.encode(images.to(model.device, torch.float32), noise)
     noisy = model.schedule.add_noise(latents, start, noise.draw())
-    clean = solve(model.denoiser, noisy, model.schedule.grid(start, steps, WARP), solver, noise)
+    clean = solve(model.denoiser, noisy, model.schedule.grid(start, steps, WARP), solver, noise, on_step)
     return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
 

@@ -17,10 +17,11 @@ from nearfar.manifest import Earlier, Record, manifest_path, read_manifest
 from nearfar.model import ImageContract
 from nearfar.noise import SecretKey
 from nearfar.sinks import has_content
+from nearfar.solver import OnStep
 from nearfar.sources import Item, Listing, list_folder
 from nearfar.tensors import Images
 
-Transform = Callable[[Images], Tensor]
+Transform = Callable[[Images, OnStep], Tensor]
 """A batch of images -> as many results, of whatever shape."""
 
 Encode = Callable[[Tensor, Frame], bytes]
@@ -35,7 +36,7 @@ class Job:
     """What to do with every image.
 
     encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
-    suffix: what is added to the names of the images.
+    suffix: what is added to the names of the images. steps: how many a batch takes.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
     when memory runs out.
@@ -55,6 +56,7 @@ class Job:
     shrinkable: bool
     workers: int = 1
     suffix: str = ""
+    steps: int = 1
 
     def target(self, out: Path, name: str) -> Path:
         """Where the result of the image of this name goes."""

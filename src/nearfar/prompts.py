@@ -89,7 +89,7 @@ def encode(root: Path, pipeline: str, encoder: Callable[[Any, Wish], Prompt], wi
     try:
         loaded = kind.from_pretrained(
             root,
-            torch_dtype=network.dtype,
+            dtype=network.dtype,
             variant=variant,
             use_safetensors=True,
             local_files_only=True,

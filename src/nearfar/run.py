@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from nearfar.images import Frame, read_picture
 from nearfar.manifest import Manifest, Record, manifest_path
 from nearfar.plan import Job, Plan, Transform, header, source_tag
 from nearfar.sinks import remove_parts, write_whole, writing
+from nearfar.solver import OnStep
 from nearfar.sources import Item
 
 A = TypeVar("A")
@@ -40,7 +42,7 @@ NOT_FINITE = "the model returned values that are not finite: try float32, or ano
 class Progress:
     """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail.
 
-    network_seconds: spent in the transform, added up over the workers.
+    network_seconds: spent in the transform, added up over the workers. step: that a batch has reached.
     """
 
     total: int
@@ -53,6 +55,7 @@ class Progress:
     batch_size: int = 0
     seconds: float = 0.0
     network_seconds: float = 0.0
+    step: int = 0
 
     def count(self, record: Record) -> None:
         if record.status == "done":
@@ -107,13 +110,17 @@ def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progres
             progress.seconds = time.monotonic() - began
             report(progress)
 
+        def tick(step: int, _: Tensor) -> None:
+            progress.step, progress.seconds = step, time.monotonic() - began
+            report(progress)
+
         note(Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected)
         with (
             ThreadPoolExecutor(2) as readers,
             worker_pool(job.workers) as workers,
             ThreadPoolExecutor(2) as writers,
         ):
-            pipeline(job, plan.todo, out, Pools(readers, workers, writers), progress, note)
+            pipeline(job, plan.todo, out, Pools(readers, workers, writers), progress, note, tick)
     return progress
 
 
@@ -148,12 +155,14 @@ def pipeline(
     pools: Pools,
     progress: Progress,
     note: Callable[[Iterable[Record]], None],
+    tick: OnStep,
 ) -> None:
     """Read ahead, transform, write one batch behind."""
     behind: deque[list[Future[Record]]] = deque()
     size = progress.batch_size
     loaded = good(ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size), note)
-    batches = ahead(pools.workers, lambda group: transform(job, group, progress), groups(loaded, size), job.workers + 1)
+    transformed = partial(transform, job, progress, tick)
+    batches = ahead(pools.workers, transformed, groups(loaded, size), job.workers + 1)
     try:
         for batch in batches:
             count(batch, job, progress)
@@ -230,22 +239,22 @@ def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) 
     return Record(name, "done", "", batch_size, sha256, loaded.source_tag)
 
 
-def transform(job: Job, group: list[Loaded], progress: Progress) -> Batch:
+def transform(job: Job, progress: Progress, tick: OnStep, group: list[Loaded]) -> Batch:
     """Transform at the run's shape, padding at the end; halve the shape when memory runs out, if the job allows it."""
     began = time.monotonic()
     images = torch.stack([each.image for each in group])
     while True:
         shape = progress.batch_size
         try:
-            outputs = [transform_padded(job.transform, part, shape) for part in torch.split(images, shape)]
+            outputs = [transform_padded(job.transform, part, shape, tick) for part in torch.split(images, shape)]
             return Batch(group, torch.cat(outputs), shape, len(outputs), time.monotonic() - began)
         except (RuntimeError, MemoryError) as error:
             shrink(job, progress, shape, error)
 
 
-def transform_padded(transform: Transform, images: Tensor, shape: int) -> Tensor:
+def transform_padded(transform: Transform, images: Tensor, shape: int, tick: OnStep) -> Tensor:
     padding = images.new_zeros(shape - len(images), *images.shape[1:])
-    return transform(torch.cat([images, padding]))[: len(images)]
+    return transform(torch.cat([images, padding]), tick)[: len(images)]
 
 
 def shrink(job: Job, progress: Progress, shape: int, error: Exception) -> None:

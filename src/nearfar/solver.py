@@ -25,6 +25,9 @@ from nearfar.errors import UsageError
 from nearfar.noise import NoiseStream
 from nearfar.tensors import Images, TimeGrid, Times, per_image
 
+OnStep = Callable[[int, Images], None]
+"""Told of every step: its number, from 1, and the state."""
+
 History = tuple[Images, Times]
 """What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio."""
 
@@ -199,7 +202,7 @@ def solve(
     times: TimeGrid,
     solver: Solver,
     noise: NoiseStream | None = None,
-    on_step: Callable[[int, Images], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Images:
     """Carry every image along its own row of `times`; a row that repeats a time rests there.
 

@@ -6,6 +6,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 Images = Float[Tensor, "batch channel height width"]
+Latents = Float[Tensor, "batch places rows columns"]
 Times = Float64[Tensor, " batch"]
 TimeGrid = Float64[Tensor, "batch nodes"]
 

@@ -15,7 +15,7 @@ OVERLAP = 0.25
 """Share of a tile that it has in common with the next one."""
 
 
-def tiled(function: Callable[[Tensor], Tensor], images: Images, tile: int, scale: Fraction = Fraction(1)) -> Images:
+def tiled(function: Callable[[Tensor], Tensor], images: Images, tile: int, scale: Fraction = Fraction(1)) -> Tensor:
     """`function` of images, tile by tile where they are longer than `tile`, the overlaps blended.
 
     function: (batch, channel, height, width) -> (batch, any, height * scale, width * scale). Weights fall towards a

@@ -35,7 +35,9 @@ def reconstruct_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        lambda images: reconstruct(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver),
+        lambda images, on_step: reconstruct(
+            model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
+        ),
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
         encode=as_picture(fit, keep_metadata),
         object_to=anything_goes,
@@ -60,7 +62,9 @@ def invert_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        lambda images: invert(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver).cpu(),
+        lambda images, on_step: invert(
+            model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
+        ).cpu(),
         {"command": "invert", **settings},
         encode=array_file,
         object_to=anything_goes,

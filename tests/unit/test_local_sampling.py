@@ -49,7 +49,7 @@ def test_at_strength_one_the_input_has_no_influence(model, images, solver, monke
 def test_the_first_state_is_the_forward_jump_to_exactly_that_level(model, images, monkeypatch):
     states = []
 
-    def first_state(denoiser, x, times, solver, noise):
+    def first_state(denoiser, x, times, solver, noise, on_step):
         states.append((x, times))
         return x
 

@@ -46,7 +46,7 @@ def make_job(transform=negative, fit=FitMode.PAD, keep_metadata=False, **changes
         "batch_size": 4,
     }
     options |= {"image": ImageContract(16, 3), "shrinkable": False}
-    return Job(transform=transform, **options | changes)
+    return Job(transform=lambda images, _: transform(images), **options | changes)
 
 
 @pytest.fixture
