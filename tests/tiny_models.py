@@ -257,7 +257,7 @@ def lcm(folder):
 
 
 def turbo(folder):
-    stable_diffusion(folder, scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing"))
+    stable_diffusion(folder, scheduler=EulerAncestralDiscreteScheduler(timestep_spacing="trailing", steps_offset=1))
 
 
 def ddpm_pickled(folder):
@@ -308,7 +308,7 @@ FAMILIES = {
     "ddpm_grey": Family(ddpm_grey),
     "ddpm_checkpoint": Family(partial(original, name="ddpm"), suffix=".ckpt"),
     "guided_checkpoint": Family(partial(original, name="afhq_like"), suffix=".pt"),
-    "guided_classes_checkpoint": Family(partial(original, name="improved"), suffix=".pt"),
+    "improved_checkpoint": Family(partial(original, name="improved"), suffix=".pt"),
     "cosine": Family(cosine),
     "class_conditional": Family(class_conditional, {"label": 3}),
     "patched_2": Family(patched),

@@ -24,6 +24,7 @@ from nearfar.checkpoints import read_weights
 from nearfar.errors import UsageError
 
 PARTS = ("unet", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
+FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model*")
 DIGESTED = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
@@ -144,9 +145,10 @@ def read_licence(root: Path) -> str:
 def folder_digest(root: Path) -> str:
     """SHA-256 over the files of every part, independent of where the folder lies."""
     digest = hashlib.sha256()
-    folders = [root, *(folder for part in PARTS for folder in root.glob(part) if folder.is_dir())]
+    folders = [folder for part in PARTS for folder in root.glob(part) if folder.is_dir()]
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in DIGESTED]
-    for path in sorted(path for path in files if path.name != "model_index.json"):
+    flat = [path for pattern in FLAT for path in root.glob(pattern)]
+    for path in sorted(files + flat):
         with path.open("rb") as file:
             digest.update(path.relative_to(root).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from nearfar.errors import UsageError
 from nearfar.local_sampling import WARP, Level, start_times
 from nearfar.model import FrozenModel
 from nearfar.solver import Heun, OnStep, Solver, solve
-from nearfar.tensors import Images
+from nearfar.tensors import Images, Latents
 
 INVERTER: Solver = Heun()
 STEPS = 20
@@ -23,7 +23,7 @@ def invert(
     steps: int = STEPS,
     solver: Solver = INVERTER,
     on_step: OnStep | None = None,
-) -> Images:
+) -> Latents:
     """The latents at a noise level from which the deterministic trajectory leads to these images.
 
     images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
@@ -42,7 +42,7 @@ def invert(
 
 def denoise(
     model: FrozenModel,
-    latents: Images,
+    latents: Latents,
     *,
     strength: Level | None = None,
     sigma: Level | None = None,

@@ -7,6 +7,7 @@ where its latents are. From diffusers come the networks and the numbers of the c
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ PATCHED = {12: 2, 48: 4}
 
 
 DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler", "FlowMatchLCMScheduler")
-DISTILLED_NAMES = ("turbo", "lightning", "lcm", "hyper-sd", "schnell", "distilled")
+DISTILLED_WORDS = ("turbo", "lightning", "lcm", "hyper", "schnell", "distilled")
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
 
 def distilled_reason(folder: DiffusersFolder, source: str, network: Part, scheduler: Part) -> str:
     """What shows that a model was distilled to a few steps; empty when nothing does."""
-    names = " ".join(str(part.get("_name_or_path", "")) for part in (folder.index, network.config))
-    names = f"{Path(source).name} {names}".lower()
+    paths = (source, *(str(part.get("_name_or_path", "")) for part in (folder.index, network.config)))
+    words = {word for path in paths for word in re.split("[^a-z]+", Path(path).name.lower())}
     card = card_of(source)
     if scheduler.kind in DISTILLED_SCHEDULERS:
         return f"its scheduler is a {scheduler.kind}"
@@ -144,7 +145,7 @@ def distilled_reason(folder: DiffusersFolder, source: str, network: Part, schedu
         return "its scheduler is the one of SD-Turbo and SDXL-Turbo"
     if card is not None and card.distilled:
         return f"its card, {card.name}"
-    return next((f'"{name}" in its name' for name in DISTILLED_NAMES if name in names), "")
+    return next((f'"{word}" in its name' for word in DISTILLED_WORDS if word in words), "")
 
 
 def load_autoencoder(part: Part, dtype: torch.dtype) -> Any:

@@ -12,14 +12,18 @@ import typer
 from nearfar.exits import reported_errors
 
 if TYPE_CHECKING:
+    from typer import Context
+
     from nearfar.cards import Card
+else:
+    Context = typer.Context.__base__  # what typer hands over
 
 models = typer.Typer(invoke_without_command=True, help="Models that are known, and original checkpoints converted.")
 
 
 @models.callback()
 def list_models(
-    context: typer.Context,
+    context: Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
     """Print the cards of known models: licence, size, training data, known defects."""

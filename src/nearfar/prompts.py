@@ -110,7 +110,7 @@ def replaced_parts(root: Path, kind: Any, network: Any) -> dict[str, Any]:
     Text encoders that the folder lacks are left out too: SD3 may come without its T5.
     """
     options = inspect.signature(kind).parameters
-    parts = [name for name, option in options.items() if not isinstance(option.default, bool) and name != "scheduler"]
+    parts = [name for name, option in options.items() if not isinstance(option.default, bool)]
     texts = [name for name in parts if name.startswith(("text_encoder", "tokenizer")) and (root / name).is_dir()]
     networks = {name: network for name in ("unet", "transformer") if name in parts}
     checker = {"requires_safety_checker": False} if "requires_safety_checker" in options else {}

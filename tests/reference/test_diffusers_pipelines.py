@@ -5,10 +5,12 @@ encoding, guidance and decoding. States and images may differ by 1e-4 of the lar
 of it, a time, prompt or guidance that is a little off 2e-3 to 2e-1.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, wraps
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -254,6 +256,20 @@ def test_autoencoder_kl(folder):
     assert error(space.encode(pictures()), latents) <= TOLERANCE
     assert error(space.decode(latents), vae.decode(latents / scaling + shift).sample) <= TOLERANCE
     assert latents.std() > 0.1
+
+
+@torch.no_grad()
+def test_autoencoder_with_a_mean_and_a_deviation_for_each_channel(folder):
+    """Playground 2.5, whose encoding the pipeline does itself."""
+    tiny_models.stable_diffusion_xl(folder)
+    statistics = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [8.4927, 5.9022, 6.5498, 5.2299]}
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder)
+    encoded = pipeline.vae.encode(pictures()).latent_dist.mode()
+    pipeline.vae.encode = lambda _: SimpleNamespace(latents=encoded)
+    latents = pipeline.prepare_latents(pictures(), None, BATCH, 1, torch.float32, "cpu", add_noise=False)
+    assert error(load(folder, prompt="").latent_space.encode(pictures()), latents) <= TOLERANCE
 
 
 @torch.no_grad()
