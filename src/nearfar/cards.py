@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 CARDS = Path(__file__).with_name("cards.toml")
 CACHED = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)")
@@ -18,7 +19,11 @@ NONCOMMERCIAL = re.compile(
 
 @dataclass(frozen=True)
 class Card:
-    """One published model; None is not known. `also` are further names, `trust` says where the facts come from."""
+    """One published model; None is not known.
+
+    also: further names. trust: where the facts come from. checkpoint: what an original file does not say, as options of
+    `convert`.
+    """
 
     name: str
     family: str
@@ -32,6 +37,7 @@ class Card:
     defects: str | None = None
     distilled: bool = False
     also: tuple[str, ...] = ()
+    checkpoint: dict[str, Any] = field(default_factory=dict)
 
 
 @cache

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nearfar.errors import RunError, UsageError
+from nearfar.errors import RunError, UsageError, first_line, printable
 from nearfar.layouts import Heads, Names, Plan, Weights, module_names, network_config, read_plan, rename, usual_heads
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -221,15 +221,6 @@ def check_weights(path: Path, weights: Mapping[str, Tensor], room: int) -> None:
         raise UsageError(
             f"{path} claims {total} bytes of weights and has {room}: save copies of its weights, not views"
         )
-
-
-def first_line(error: Exception) -> str:
-    return printable(next(iter(str(error).splitlines()), type(error).__name__))
-
-
-def printable(text: str) -> str:
-    """What a file says, safe and short enough for a terminal."""
-    return "".join(letter for letter in text[:120] if letter.isprintable())
 
 
 # Defaults

@@ -82,8 +82,10 @@ def anonymize(
     """
     with reported_errors():
         from nearfar.anonymize import anonymize_job
+        from nearfar.plan import check_places
 
         options = how.options(0.35, solver)
+        check_places(source, out, progress.resume)
         key = open_key(key_file, source, out)
         model = choice.load()
         job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
@@ -107,9 +109,11 @@ def reconstruct(
     What comes back is what the model can represent. --strength is 0.9 unless given.
     """
     with reported_errors():
+        from nearfar.plan import check_places
         from nearfar.trajectories import reconstruct_job
 
         options = how.options(0.9, solver)
+        check_places(source, out, progress.resume)
         model = choice.load()
         job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
         carry_out(job, model, source, out, progress)
@@ -131,9 +135,11 @@ def invert(
     The deterministic trajectory leads from them back to the image. --strength is 0.9 unless given.
     """
     with reported_errors():
+        from nearfar.plan import check_places
         from nearfar.trajectories import invert_job
 
         options = how.options(0.9, solver)
+        check_places(source, out, progress.resume)
         model = choice.load()
         carry_out(invert_job(model, **options), model, source, out, progress)
 

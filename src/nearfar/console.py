@@ -40,7 +40,7 @@ def shown_progress(title: str) -> Iterator[Report]:
         task = bar.add_task(title, step="", failed="")
 
         def report(progress: RunProgress) -> None:
-            step = f"step {progress.step}" if finished(progress) < progress.total else ""
+            step = step_of(progress) if finished(progress) < progress.total else ""
             failed = f" {len(progress.failed)} failed" if progress.failed else ""
             bar.update(task, completed=finished(progress), total=progress.total, step=step, failed=failed)
 
@@ -56,12 +56,14 @@ def plain_lines(title: str) -> Report:
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES or finished(progress) == progress.total:
             last = time.monotonic()
             rate = progress.done / max(progress.seconds, 1e-9)
-            counts = f"{finished(progress)}/{progress.total}, {len(progress.failed)} failed"
-            say(
-                f"{title} {counts}, {rate:.2g} images/s" if progress.done else f"{title} {counts}, step {progress.step}"
-            )
+            pace = f"{rate:.2g} images/s" if progress.done else step_of(progress)
+            say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {pace}")
 
     return report
+
+
+def step_of(progress: RunProgress) -> str:
+    return f"step {progress.step} of {progress.steps}"
 
 
 def finished(progress: RunProgress) -> int:

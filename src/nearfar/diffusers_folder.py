@@ -10,22 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from nearfar.checkpoints import read_weights
-from nearfar.errors import UsageError
+from nearfar.errors import RunError, UsageError, first_line, printable
 
-PARTS = ("unet", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
-FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model*")
-DIGESTED = (".json", ".safetensors", ".bin", ".txt", ".model")
+PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
+FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
+DESCRIPTIONS = (".json", ".txt", ".model")
+PICKLE = "diffusion_pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,23 @@ class DiffusersFolder:
 
     @property
     def family(self) -> str:
-        return str(self.index.get("_class_name"))
+        return printable(str(self.index.get("_class_name")))
+
+    def kind_of(self, name: str) -> str | None:
+        """The class of a part; None when the index has none."""
+        entry = self.index.get(name)
+        kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        return None if kind is None else printable(str(kind))
 
     def part(self, *names: str) -> Part | None:
         """The first of these parts that the index names."""
         for name in names:
-            entry = self.index.get(name)
-            if isinstance(entry, list) and entry[1:2] not in ([], [None]):
+            kind = self.kind_of(name)
+            if kind is not None:
                 file = "scheduler_config.json" if name == "scheduler" else "config.json"
                 flat = not (self.root / name).is_dir() and (self.root / file).is_file()
                 folder = self.root if flat else self.root / name
-                return Part(folder, str(entry[1]), read_config(self.root, folder / file))
+                return Part(folder, kind, read_config(self.root, folder / file))
         return None
 
 
@@ -85,70 +91,104 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:
-    """The network of a part in evaluation mode, its gradients off; every weight must be there."""
-    with safe_folder(part) as folder:
-        network, loading = from_folder(part, folder, dtype)
-    if missing := loading["missing_keys"]:
-        raise UsageError(
-            f"{part.folder} lacks {len(missing)} of the network's weights ({missing[0]}, ...): copy it again"
+    """The network of a part in evaluation mode, its gradients off; every weight must be there.
+
+    Memory: the weights once in `dtype` when accelerate is installed, twice when it is not.
+    """
+    import diffusers
+
+    if "quantization_config" in part.config:
+        raise UsageError(f"{part.folder} is quantised, which nearfar does not read: take the model it was made from")
+    check_weights(part.folder)
+    with reading(part.folder):
+        network, loading = getattr(diffusers, part.kind).from_pretrained(
+            part.folder,
+            dtype=dtype,
+            variant=variant_of(part.folder),
+            use_safetensors=has_safetensors(part.folder),
+            local_files_only=True,
+            low_cpu_mem_usage=find_spec("accelerate") is not None,
+            output_loading_info=True,
         )
+    check_complete(part.folder, loading["missing_keys"])
     return network.eval().requires_grad_(False)
 
 
-def from_folder(part: Part, folder: Path, dtype: torch.dtype) -> Any:
-    """What diffusers makes of a folder with safetensors, and what it says about the weights."""
-    import diffusers
-
-    options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
-    try:
-        return getattr(diffusers, part.kind).from_pretrained(
-            folder, dtype=dtype, variant=variant_of(folder), output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{part.folder} cannot be loaded ({reason}): copy the whole folder again") from error
-
-
 @contextmanager
-def safe_folder(part: Part) -> Iterator[Path]:
-    """A folder with the part's weights as safetensors: its own, or one for the time of loading."""
-    pickled = part.folder / "diffusion_pytorch_model.bin"
-    if list(part.folder.glob("*.safetensors")):
-        yield part.folder
-    elif pickled.is_file():
-        weights, _ = read_weights(pickled)
-        with TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(part.config), encoding="utf-8")
-            save_file(weights, Path(folder) / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-            yield Path(folder)
-    else:
-        raise UsageError(
-            f"{part.folder} holds no weights (.safetensors): copy the whole folder that save_pretrained wrote"
-        )
+def reading(what: Path | str) -> Iterator[None]:
+    """Errors of other libraries while `what` is read, as sentences."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(too_large(what)) from error
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise UsageError(f"{what} cannot be loaded ({first_line(error)}): copy the whole folder again") from error
+
+
+def too_large(what: object) -> str:
+    return f"{what} does not fit into the memory: use --precision bfloat16 on a GPU, or a smaller model"
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder without weights, with a pickle that is not weights alone, and shards that lie elsewhere."""
+    if not has_safetensors(folder):
+        if not (folder / PICKLE).is_file():
+            raise UsageError(
+                f"{folder} holds no weights (.safetensors): copy the whole folder that save_pretrained wrote"
+            )
+        read_weights(folder / PICKLE)
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in set(read_json(index).get("weight_map", {}).values()):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise UsageError(f"{index} names {printable(str(name))}, which is no shard beside it: copy it again")
+
+
+def check_complete(folder: Path, missing: Iterable[str]) -> None:
+    if names := sorted(missing):
+        raise UsageError(f"{folder} lacks {len(names)} of the network's weights ({names[0]}, ...): copy it again")
+
+
+def has_safetensors(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def variant_of(folder: Path) -> str | None:
     """ "fp16" where a part has its weights in half precision only, as `name.fp16.safetensors`."""
     names = [path.name for path in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name or ".fp16-" in name for name in names) else None
+    return "fp16" if names and all(is_half(name) for name in names) else None
+
+
+def is_half(name: str) -> bool:
+    return ".fp16." in name or ".fp16-" in name
 
 
 def read_licence(root: Path) -> str:
     """The `license:` line of the model card's header, as the hub writes it; empty when there is none."""
     card = root / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     named = re.search(r"^license_name: *(.+)$", text, re.MULTILINE)
     found = named or re.search(r"^license: *(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else ""
+    return printable(found.group(1)) if found else ""
 
 
-def folder_digest(root: Path) -> str:
-    """SHA-256 over the files of every part, independent of where the folder lies."""
+def folder_digest(folder: DiffusersFolder) -> str:
+    """SHA-256 over the files that are read, independent of where the folder lies. Cost: reads the weights once."""
     digest = hashlib.sha256()
-    folders = [folder for part in PARTS for folder in root.glob(part) if folder.is_dir()]
-    files = [path for folder in folders for path in folder.iterdir() if path.suffix in DIGESTED]
+    root = folder.root
+    folders = [path for part in PARTS for path in root.glob(part) if path.is_dir()]
+    files = [path for part in folders for path in part.iterdir() if path.suffix in DESCRIPTIONS]
+    weights = [path for part in folders for path in weights_of(part)]
     flat = [path for pattern in FLAT for path in root.glob(pattern)]
-    for path in sorted(files + flat):
+    for path in sorted({*files, *weights, *flat}):
         with path.open("rb") as file:
             digest.update(path.relative_to(root).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
+    flags = {name: value for name, value in folder.index.items() if isinstance(value, bool)}
+    digest.update(json.dumps(flags, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files of weights that are read: safetensors, of one precision, or else the pickle."""
+    found = list(folder.glob("*.safetensors"))
+    full = [path for path in found if not is_half(path.name) and ".non_ema." not in path.name]
+    return full or found or list(folder.glob(PICKLE))

@@ -25,3 +25,13 @@ class ImageError(NearfarError):
 
 class ModelWarning(UserWarning):
     """Something about a model that its user should know: a licence, an assumption, a setting with a price."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return printable(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
+
+
+def printable(text: str) -> str:
+    """What a file or a library says, safe and short enough for a terminal."""
+    return "".join(letter for letter in text.strip()[:120] if letter.isprintable())

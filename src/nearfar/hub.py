@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nearfar.errors import UsageError
+from nearfar.diffusers_folder import PARTS, PICKLE
+from nearfar.errors import UsageError, first_line
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-WEIGHTS = ["*/*.safetensors", "diffusion_pytorch_model*.safetensors"]  # at the root lie the same weights as one file
-PICKLED = ["diffusion_pytorch_model.bin", "*/diffusion_pytorch_model.bin"]
-DESCRIPTIONS = ["*.json", "*.txt", "README.md", "*spiece.model", "*tokenizer.model"]
-VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "text_encoders/*"]  # the same weights once more
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")
+WANTED = [
+    *("model_index.json", "README.md", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"),
+    *(f"{part}/{kind}" for part in PARTS for kind in KINDS),
+]
+VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*"]  # the same weights once more
 
 
 def find_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> Path:
@@ -34,9 +36,7 @@ def find_model(source: str | Path, *, revision: str | None = None, download: boo
             f"{name} does not exist: give a model's folder or file, or owner/name with --download --revision COMMIT"
         )
     check_revision(name, revision, download)
-    snapshot = fetch(name, str(revision)) if download else cached(name, revision or only_commit(name))
-    check_weights(name, snapshot)
-    return snapshot
+    return fetch(name, str(revision)) if download else cached(name, revision or only_commit(name))
 
 
 def local_path(path: Path, revision: str | None, download: bool) -> Path:
@@ -86,36 +86,33 @@ def missing(name: str, at: str) -> str:
 
 def cached(name: str, commit: str) -> Path:
     """The snapshot in the local cache; nothing is asked of the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            name, revision=commit, local_files_only=True, allow_patterns=WEIGHTS, ignore_patterns=VARIANTS
-        )
-    except IncompleteSnapshotError as error:
-        way_out = f"--download --revision {commit} completes it"
-        raise UsageError(f"{name} at {commit} lacks weights in the cache: {way_out}") from error
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise UsageError(missing(name, f" at {commit}")) from error
-    return Path(folder)
+    folder = cache_folder(name) / "snapshots" / commit
+    if not folder.is_dir():
+        raise UsageError(missing(name, f" at {commit}"))
+    return folder
 
 
 def fetch(name: str, commit: str) -> Path:
-    """The snapshot, with what the cache lacks downloaded."""
+    """The snapshot, with what the cache lacks downloaded; pickled weights for parts that have no others."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    wanted = WEIGHTS + DESCRIPTIONS
     try:
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=VARIANTS))
-        if not has_weights(folder):
-            snapshot_download(name, revision=commit, allow_patterns=PICKLED)
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=WANTED, ignore_patterns=VARIANTS))
+        if pickles := pickles_of(folder):
+            snapshot_download(name, revision=commit, allow_patterns=pickles)
         return folder
     except HFValidationError as error:
         raise UsageError(f"{name} cannot be a name on the hub ({first_line(error)}): check it") from error
     except Exception as error:  # the client of the hub passes on what its HTTP library raises
         raise UsageError(f"{name} at {commit} was not downloaded: {reason(name, error)}") from error
+
+
+def pickles_of(folder: Path) -> list[str]:
+    """Where a network's weights can only be pickled: a part with a configuration and no safetensors."""
+    parts = [path.parent for path in (folder / "config.json", *folder.glob("*/config.json")) if path.is_file()]
+    lacking = [part for part in parts if not any(part.glob("*.safetensors"))]
+    return [(part.relative_to(folder) / PICKLE).as_posix() for part in lacking]
 
 
 def reason(name: str, error: Exception) -> str:
@@ -133,20 +130,3 @@ def reason(name: str, error: Exception) -> str:
         error = error.__cause__
     found = [text for kind, text in known.items() if isinstance(error, kind)]
     return found[0] if found else f"{first_line(error)}; try again, what has arrived is kept"
-
-
-def first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def has_weights(snapshot: Path) -> bool:
-    return any(path.suffix in SUFFIXES and path.is_file() for path in snapshot.rglob("*"))
-
-
-def check_weights(name: str, snapshot: Path) -> None:
-    """Refuse a snapshot of descriptions alone."""
-    if not has_weights(snapshot):
-        raise UsageError(
-            f"{name} at {snapshot.name} has no weights of a diffusers model: look for a commit with them on "
-            f"https://huggingface.co/{name}/discussions, or save the model with save_pretrained and give that folder"
-        )

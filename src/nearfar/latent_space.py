@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from nearfar.errors import UsageError
 from nearfar.noise import NoiseStream
 from nearfar.tensors import Images, Latents
 from nearfar.tiles import tiled
@@ -39,8 +40,8 @@ class LatentSpace(Protocol):
 class PixelSpace:
     """The identity: the denoiser works on pixels."""
 
-    span: float = 2.0
-    factor: int = 1
+    span: ClassVar[float] = 2.0
+    factor: ClassVar[int] = 1
 
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         return images
@@ -53,8 +54,8 @@ class PixelSpace:
 class UnitRange:
     """Pixels in [0, 1], as the variance-exploding score models have them (Song et al., arXiv 2011.13456)."""
 
-    span: float = 1.0
-    factor: int = 1
+    span: ClassVar[float] = 1.0
+    factor: ClassVar[int] = 1
 
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         return (images + 1) / 2
@@ -71,7 +72,7 @@ class PatchSpace:
     """
 
     factor: int
-    span: float = 2.0
+    span: ClassVar[float] = 2.0
 
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
         batch, channels, height, width = images.shape
@@ -90,7 +91,7 @@ class Autoencoder:
 
     scaling, shift: one number, or one for each channel, (channels, 1, 1).
     sampled: draw from a KL encoder's Gaussian instead of taking its mode. tile: images longer than this many pixels
-    are encoded and decoded in overlapping tiles, so memory follows the tile. dtype: the autoencoder's own.
+    are encoded and decoded in overlapping tiles. Images are encoded and decoded one by one, so memory follows one tile.
     """
 
     network: Any
@@ -99,12 +100,14 @@ class Autoencoder:
     factor: int
     tile: int
     sampled: bool = False
-    dtype: torch.dtype = torch.float32
-    span: float = float("inf")
+    span: ClassVar[float] = float("inf")
 
     @torch.inference_mode()
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
-        moments = tiled(self._moments, images, self.tile, Fraction(1, self.factor))
+        if self.sampled and noise is None:
+            raise UsageError("this model draws its latents, which an inversion cannot: load it without --sampled")
+        tile, scale = self.tile, Fraction(1, self.factor)
+        moments = torch.cat([tiled(self._moments, image[None], tile, scale) for image in images])
         mean, spread = moments.chunk(2, dim=1) if self._gaussian else (moments, None)
         if self.sampled and noise is not None and spread is not None:
             mean = mean + (spread.clamp(-30, 20) / 2).exp() * noise.draw()
@@ -113,7 +116,8 @@ class Autoencoder:
     @torch.inference_mode()
     def decode(self, latents: Latents) -> Images:
         unscaled = latents / self.scaling.to(latents) + self.shift.to(latents)
-        return tiled(self._decode, unscaled, self.tile // self.factor, Fraction(self.factor))
+        tile, factor = self.tile // self.factor, Fraction(self.factor)
+        return torch.cat([tiled(self._decode, latent[None], tile, factor) for latent in unscaled])
 
     @property
     def _gaussian(self) -> bool:
@@ -121,10 +125,10 @@ class Autoencoder:
 
     def _moments(self, images: Tensor) -> Tensor:
         """Mean and log variance of a KL encoder, the continuous latents of a VQ encoder."""
-        encoded = self.network.encode(images.to(self.dtype))
+        encoded = self.network.encode(images.to(self.network.dtype))
         moments: Tensor = encoded.latent_dist.parameters if self._gaussian else encoded.latents
         return moments.float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.network.decode(latents.to(self.dtype)).sample
+        images: Tensor = self.network.decode(latents.to(self.network.dtype)).sample
         return images.float()

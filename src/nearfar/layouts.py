@@ -131,6 +131,9 @@ def read_plan(weights: Weights) -> Plan:
     elif any(key.startswith("input_blocks.") for key in weights):
         plan = read_guided(weights)
     else:
+        if any(key.startswith("model.diffusion_model.") for key in weights):
+            way = "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+            raise UsageError(f"it holds a whole latent diffusion model: make a folder of it with diffusers, {way}")
         shown = ", ".join(list(weights)[:3])
         raise UsageError(f"the weights ({shown}, ...) are of no family read here: give a DDPM or guided-diffusion one")
     check_plan(plan)

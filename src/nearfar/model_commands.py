@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,32 +45,50 @@ def convert_checkpoint(
     heads: Annotated[int | None, typer.Option(help="Attention heads, the same at every level.")] = None,
     head_channels: Annotated[int | None, typer.Option(help="Channels of an attention head.")] = None,
     new_attention_order: Annotated[
-        bool, typer.Option("--new-attention-order", help="As use_new_attention_order of guided-diffusion.")
-    ] = False,
-    schedule: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear",
-    timesteps: Annotated[int, typer.Option(help="Levels of the schedule.")] = 1000,
+        bool | None, typer.Option("--new-attention-order", help="As use_new_attention_order of guided-diffusion.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="Noise schedule: linear or cosine. [default: linear]")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Levels of the schedule. [default: 1000]")] = None,
     rescale_timesteps: Annotated[
-        bool, typer.Option("--rescale-timesteps", help="As rescale_timesteps of improved-diffusion.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--rescale-timesteps/--no-rescale-timesteps",
+            help="As rescale_timesteps of improved-diffusion, where it is the default.",
+        ),
+    ] = None,
 ) -> None:
-    """Convert an original checkpoint (DDPM or guided-diffusion layout) into a diffusers folder."""
+    """Convert an original checkpoint (DDPM or guided-diffusion layout) into a diffusers folder.
+
+    For checkpoints that `nearfar models` lists, the options are known.
+    """
+    given = {
+        "size": size,
+        "heads": heads,
+        "head_channels": head_channels,
+        "new_attention_order": new_attention_order,
+        "schedule": schedule,
+        "timesteps": timesteps,
+        "rescale_timesteps": rescale_timesteps,
+    }
     with reported_errors():
         from nearfar.checkpoints import convert, save_converted
 
-        converted = convert(
-            checkpoint,
-            size=size,
-            heads=heads,
-            head_channels=head_channels,
-            new_attention_order=new_attention_order,
-            schedule=schedule,
-            timesteps=timesteps,
-            rescale_timesteps=rescale_timesteps,
-        )
+        converted = convert(checkpoint, **options_of(checkpoint, given))
         for assumption in converted.assumptions:
             typer.echo(f"note      {assumption}", err=True)
         save_converted(converted, folder)
         typer.echo(f"wrote {folder}")
+
+
+def options_of(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, over those of the checkpoint's card."""
+    from nearfar.cards import card_of
+
+    card = card_of(str(checkpoint))
+    chosen = {name: value for name, value in given.items() if value is not None}
+    other_heads = {"heads", "head_channels"} if chosen.keys() & {"heads", "head_channels"} else set()
+    known = {name: value for name, value in (card.checkpoint if card else {}).items() if name not in other_heads}
+    return known | chosen
 
 
 def described(card: Card) -> str:

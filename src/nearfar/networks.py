@@ -24,6 +24,15 @@ class Prompt:
     negative: Arguments | None = None
     guidance: float = 1.0
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Prompt:
+        """The same where the network is."""
+        away = None if self.negative is None else moved(self.negative, device, dtype)
+        return Prompt(moved(self.positive, device, dtype), away, self.guidance)
+
+
+def moved(arguments: Arguments, device: torch.device, dtype: torch.dtype) -> Arguments:
+    return {name: value.to(device, dtype) for name, value in arguments.items()}
+
 
 def unconditional(unet: Any, label: int | None) -> Network:
     """A UNet2DModel, its class bound where it has classes, in the memory layout that convolutions like best."""
@@ -127,5 +136,5 @@ def guided(call: Callable[..., Tensor], prompt: Prompt) -> Network:
 
 
 def repeated(arguments: Arguments, x: Tensor) -> Arguments:
-    """The arguments of a batch of one for every image of `x`, on its device and in its dtype."""
-    return {name: value.to(x.device, x.dtype).expand(len(x), *value.shape[1:]) for name, value in arguments.items()}
+    """The arguments of a batch of one, for every image of `x`."""
+    return {name: value.expand(len(x), *value.shape[1:]) for name, value in arguments.items()}

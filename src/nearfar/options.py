@@ -77,6 +77,8 @@ class TrajectoryChoice:
 
     def options(self, strength: float, solver: str) -> dict[str, Any]:
         """Arguments of a job. strength: where neither it nor sigma is given."""
+        if self.steps < 1:
+            raise UsageError(f"steps must be at least 1, got {self.steps}")
         return {
             "strength": strength if self.strength is None and self.sigma is None else self.strength,
             "sigma": self.sigma,

@@ -76,8 +76,7 @@ class Plan:
 
 def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     """List the work; nothing is written. Raises UsageError when `out` is in the way."""
-    check_folders(source, out)
-    check_out(out, resume)
+    check_places(source, out, resume)
     listing = list_folder(source)
     if not listing.items and not listing.rejected:
         others = f"{listing.ignored} other files"
@@ -89,6 +88,12 @@ def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     done = [name for name, record in earlier.records.items() if record.status == "done"]
     outdated = [name for name in done if name not in kept and is_inside(name)]
     return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))
+
+
+def check_places(source: Path, out: Path, resume: bool) -> None:
+    """Refuse folders that could not be worked with, before anything costs time."""
+    check_folders(source, out)
+    check_out(out, resume)
 
 
 def check_folders(source: Path, out: Path) -> None:
@@ -117,7 +122,8 @@ def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
     if not earlier.header:
         return
     before, now = earlier.header.get("run", {}), job.settings
-    changed = [f"{name} {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    changed = [f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in names]
     if changed:
         raise UsageError(f"{out} has other settings ({'; '.join(changed)}): repeat them, or choose another output")
     if earlier.header.get("key") != header(job)["key"]:

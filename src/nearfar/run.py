@@ -42,7 +42,7 @@ NOT_FINITE = "the model returned values that are not finite: try float32, or ano
 class Progress:
     """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail.
 
-    network_seconds: spent in the transform, added up over the workers. step: that a batch has reached.
+    network_seconds: spent in the transform, added up over the workers. step, steps: how far a batch has come.
     """
 
     total: int
@@ -56,6 +56,7 @@ class Progress:
     seconds: float = 0.0
     network_seconds: float = 0.0
     step: int = 0
+    steps: int = 0
 
     def count(self, record: Record) -> None:
         if record.status == "done":
@@ -98,7 +99,7 @@ def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progres
     """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
     began = time.monotonic()
     progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
-    progress.ignored, progress.batch_size = plan.listing.ignored, plan.batch_size
+    progress.ignored, progress.batch_size, progress.steps = plan.listing.ignored, plan.batch_size, job.steps
     with Manifest(manifest_path(out), header(job)) as manifest:
         prepare_out(job, out, plan)
 

@@ -30,10 +30,11 @@ from nearfar.denoiser import (
     rescaled_time,
     sigma_as_time,
 )
-from nearfar.errors import UsageError
+from nearfar.errors import UsageError, first_line
 from nearfar.schedule import Flow, NoiseSchedule
 
 TABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+MOST_STEPS = 100_000
 EDM_PREDICTIONS = ("epsilon", "v_prediction")
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
@@ -62,10 +63,18 @@ def read_scheduler(config: Config, where: str) -> Conventions:
     if reader is None:
         known = f"schedulers with a table of betas (DDPM, DDIM, PNDM, Euler, ...), {', '.join(READERS)}"
         raise UsageError(f"{where} is a {name}, which nearfar does not read: it reads {known}")
+    if not 1 < steps_of(config, 1000) <= MOST_STEPS:
+        raise UsageError(
+            f"num_train_timesteps must be 2 to {MOST_STEPS}, got {config['num_train_timesteps']} in {where}"
+        )
     try:
-        return reader(config, where)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        raise UsageError(f"{where} has values that make no schedule ({error}): copy the folder again") from None
+        conventions = reader(config, where)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, ArithmeticError) as error:
+        raise UsageError(f"{where} has values that make no schedule ({first_line(error)}): correct them") from None
+    levels = conventions.schedule.levels
+    if not (levels.isfinite().all() and (levels.diff() > 0).all()):
+        raise UsageError(f"{where} makes noise levels that do not rise throughout: correct its betas or sigmas")
+    return conventions
 
 
 def read_table(config: Config, where: str) -> Conventions:
@@ -74,7 +83,8 @@ def read_table(config: Config, where: str) -> Conventions:
 
     prediction = one_of(TABLE_PREDICTIONS, config, where)
     if config.get("timestep_type") == "continuous":
-        raise UsageError(f"{where} has an Euler scheduler's continuous times, which nearfar does not read")
+        raise UsageError(f"{where} has an Euler scheduler's continuous times, which nearfar does not read: choose "
+                         "a model with discrete ones")  # fmt: skip
     table = DDPMScheduler(**{key: config[key] for key in BETAS if config.get(key) is not None}).alphas_cumprod
     factor = 1000 / len(table)
     inputs = partial(rescaled_time, factor=factor) if config.get("rescale_timesteps") else as_they_are

@@ -1,4 +1,4 @@
-"""Large images piece by piece: overlapping tiles, blended without a seam."""
+"""Large images piece by piece: overlapping tiles, blended where they overlap."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ MODELS = {
     "google/ddpm-celebahq-256": tiny_models.ddpm_flat,
     "celeba_hq.ckpt": partial(tiny_models.original, name="ddpm"),
     "afhqdog_p2.pt": partial(tiny_models.original, name="afhq_like"),
-    "imagenet64_uncond_100M_1500K.pt": partial(tiny_models.original, name="improved"),
+    "my_cosine_model.pt": partial(tiny_models.original, name="improved"),
     "imagenet-classes": tiny_models.class_conditional,
     "google/ddpm-cifar10-32": tiny_models.ddpm,
     "patched-ddpm": tiny_models.patched,

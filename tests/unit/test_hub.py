@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 from nearfar.errors import UsageError
 from nearfar.hub import find_model
+from nearfar.loading import load_model
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 WANTED = {
@@ -41,6 +42,7 @@ REFUSALS = {"owner/gated": (403, "GatedRepo"), "owner/gone": (404, "RepoNotFound
 SCRIPT = """
 import json, sys
 from nearfar.errors import UsageError
+from nearfar.loading import load_model
 from nearfar.hub import find_model
 def answer(source, options):
     try:
@@ -275,18 +277,12 @@ def test_several_snapshots_are_listed(empty_cache):
     assert find_model("owner/two", revision=COMMIT) == first
 
 
-def test_snapshot_known_to_lack_weights_is_refused(empty_cache):
-    store(empty_cache, "owner/part", COMMIT, "unet/config.json", "vae/diffusion_pytorch_model.safetensors")
-    weights = ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
-    tree = {"format_version": 1, "files": {name: {"size": 0, "blob_id": "0" * 40} for name in weights}}
-    path = empty_cache / "models--owner--part" / "trees" / f"{COMMIT}.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(tree))
-    with pytest.raises(UsageError, match=rf"lacks weights in the cache: --download --revision {COMMIT} completes it"):
-        find_model("owner/part")
-
-
-def test_snapshot_of_descriptions_alone_is_refused(empty_cache):
-    store(empty_cache, "owner/words", COMMIT, "model_index.json", "unet/config.json")
-    with pytest.raises(UsageError, match=r"owner/words at 0123456789abcdef\w+ has no weights of a diffusers model"):
-        find_model("owner/words")
+def test_a_snapshot_without_weights_is_refused_when_it_is_loaded(empty_cache):
+    files = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
+    folder = store(empty_cache, "owner/words", COMMIT, *files)
+    for file in files:
+        (folder / file).write_text("{}")
+    index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"unet holds no weights \(\.safetensors\)"):
+        load_model("owner/words", "cpu")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
 LAYERS = [
     {"tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"},  # mathematics
     {
-        *("tiles", "latent_space", "model", "schedulers", "networks", "prompts", "text_families"),
+        *("tiles", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
         *("diffusers_folder", "hub", "cards", "layouts", "checkpoints", "loading"),
     },  # frozen models
     {"local_sampling", "inversion", "domain", "synthesis", "enhancement", "calibration"},  # methods
