@@ -40,11 +40,12 @@ def tiled(function: Callable[[Tensor], Tensor], images: Images, tile: int, scale
 
 
 def starts(length: int, tile: int, multiple: int) -> list[int]:
-    """Where tiles begin along one side: at multiples of `multiple`, the last tile ending at the end."""
-    if length <= tile:
+    """Where tiles begin along one side: evenly, at multiples of `multiple`, the last tile ending at the end."""
+    room = (length - tile) // multiple
+    if room <= 0:
         return [0]
-    step = max(multiple, int(tile * (1 - OVERLAP)) // multiple * multiple)
-    return [*range(0, length - tile, step), length - tile]
+    gaps = -(-room // max(1, int(tile * (1 - OVERLAP)) // multiple))
+    return [round(gap * room / gaps) * multiple for gap in range(gaps + 1)]
 
 
 def pyramid(piece: Tensor) -> Tensor:
