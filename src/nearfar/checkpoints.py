@@ -374,10 +374,16 @@ def model_index(converted: Converted) -> dict[str, Any]:
     """Names the pipeline; with an extra key one that diffusers does not know, nor the library of its network."""
     import diffusers
 
-    extra = converted.unet.config.get("attention_heads") or converted.scheduler.config.get("rescale_timesteps")
+    plain = is_plain(converted)
     return {
-        "_class_name": "NearfarPipeline" if extra else "DDPMPipeline",
+        "_class_name": "DDPMPipeline" if plain else "NearfarPipeline",
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["nearfar" if extra else "diffusers", "UNet2DModel"],
+        "unet": ["diffusers" if plain else "nearfar", "UNet2DModel"],
     }
+
+
+def is_plain(converted: Converted) -> bool:
+    """Whether diffusers' configs say all of it, so that diffusers can use the folder."""
+    extra = converted.unet.config.get("attention_heads") or converted.scheduler.config.get("rescale_timesteps")
+    return not extra

@@ -36,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INVERTIBLE = ("heun", "ddim")
+
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
 KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")]
@@ -112,7 +114,7 @@ def reconstruct(
         from nearfar.plan import check_places
         from nearfar.trajectories import reconstruct_job
 
-        options = how.options(0.9, solver)
+        options = how.options(0.9, solver, INVERTIBLE)
         check_places(source, out, progress.resume)
         model = choice.load()
         job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
@@ -130,15 +132,16 @@ def invert(
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
-    """Write every image's latents at a noise level, as float32 arrays: NAME.npy.
+    """Write every image's latents at a noise level, as float32 arrays: photo.jpg.npy.
 
-    The deterministic trajectory leads from them back to the image. --strength is 0.9 unless given.
+    Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
+    unless given.
     """
     with reported_errors():
         from nearfar.plan import check_places
         from nearfar.trajectories import invert_job
 
-        options = how.options(0.9, solver)
+        options = how.options(0.9, solver, INVERTIBLE)
         check_places(source, out, progress.resume)
         model = choice.load()
         carry_out(invert_job(model, **options), model, source, out, progress)
@@ -184,7 +187,7 @@ def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
     settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
     licence = model.provenance.licence
     lines = [
-        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, {licence}, on {model.device}",
+        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, licence {licence}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
         *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
         f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
@@ -265,7 +268,7 @@ def finish(progress: Progress, out: Path, job: Job, as_json: bool) -> None:
         typer.echo(json.dumps(summary(progress, job) | {"out": str(out), "manifest": str(manifest), "exit_code": code}))
     else:
         counts = f"{progress.done} done, {progress.kept} kept, {len(progress.failed)} failed"
-        typer.echo(f"{counts} in {progress.seconds:.1f} s; images in {out}, record in {manifest}")
+        typer.echo(f"{counts} in {progress.seconds:.1f} s; results in {out}, record in {manifest}")
     raise typer.Exit(code)
 
 

@@ -56,7 +56,8 @@ def plain_lines(title: str) -> Report:
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES or finished(progress) == progress.total:
             last = time.monotonic()
             rate = progress.done / max(progress.seconds, 1e-9)
-            pace = f"{rate:.2g} images/s" if progress.done else step_of(progress)
+            under_way = not progress.done and finished(progress) < progress.total
+            pace = step_of(progress) if under_way else f"{rate:.2g} images/s"
             say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {pace}")
 
     return report

@@ -70,7 +70,9 @@ def open_folder(root: Path) -> DiffusersFolder:
     """Read the index of a diffusers folder."""
     index = root / "model_index.json"
     if not index.is_file():
-        raise UsageError(f"{root} is no diffusers folder (no model_index.json): give one written by save_pretrained")
+        raise UsageError(
+            f"{root} is no diffusers folder (no model_index.json): give one that a pipeline's save_pretrained wrote"
+        )
     return DiffusersFolder(root, read_json(index))
 
 

@@ -28,7 +28,7 @@ def find_model(source: str | Path, *, revision: str | None = None, download: boo
     revision: the full commit. download: fetch what the cache lacks, which needs a revision.
     Raises UsageError, naming the way out, for what is not there, not pinned or not reachable.
     """
-    path, name = Path(source), source.as_posix() if isinstance(source, Path) else source
+    path, name = Path(source).expanduser(), source.as_posix() if isinstance(source, Path) else source
     if path.exists():
         return local_path(path, revision, download)
     if not HUB_NAME.fullmatch(name):
@@ -78,9 +78,12 @@ def cache_folder(name: str) -> Path:
 
 
 def missing(name: str, at: str) -> str:
+    folder = Path(name).parent
+    here = f" (there is a folder {folder} here, without it)" if folder.is_dir() else ""
+    cache = cache_folder(name).parent
     return (
-        f"{name}{at} is neither a path nor in the Hugging Face cache ({cache_folder(name).parent}), and nothing is "
-        f"downloaded unasked: add --download --revision COMMIT ({where_commits(name)})"
+        f"{name}{at} is neither a path{here} nor in the Hugging Face cache ({cache}), and nothing is downloaded "
+        f"unasked: add --download --revision COMMIT ({where_commits(name)})"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -94,7 +94,7 @@ class Autoencoder:
     are encoded and decoded in overlapping tiles. Images are encoded and decoded one by one, so memory follows one tile.
     """
 
-    network: Any
+    network: Any = field(repr=False)
     scaling: Tensor
     shift: Tensor
     factor: int

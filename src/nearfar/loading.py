@@ -96,6 +96,7 @@ def load_model(
     RunError when the memory does not hold it.
     Warns (ModelWarning) of a licence that restricts commercial use, guidance, and what was assumed of a checkpoint.
     """
+    source = None if source == "bundled" else source
     path = find_model(source, revision=revision, download=download) if source is not None else BUNDLED
     device = pick_device(device)
     check_precision(device, dtype)

@@ -71,12 +71,14 @@ def convert_checkpoint(
         "rescale_timesteps": rescale_timesteps,
     }
     with reported_errors():
-        from nearfar.checkpoints import convert, save_converted
+        from nearfar.checkpoints import convert, is_plain, save_converted
 
         converted = convert(checkpoint, **options_of(checkpoint, given))
         for assumption in converted.assumptions:
             typer.echo(f"note      {assumption}", err=True)
         save_converted(converted, folder)
+        if not is_plain(converted):
+            typer.echo("note      only nearfar reads this folder: diffusers' configs cannot say all of it", err=True)
         typer.echo(f"wrote {folder}")
 
 
@@ -101,6 +103,7 @@ def described(card: Card) -> str:
         "values": card.range,
         "defects": card.defects,
         "use": "refused unless forced: distilled to a few steps" if card.distilled else None,
+        "file": f"--model path/to/{card.name}" if card.name.endswith((".pt", ".ckpt")) else None,
         "source": card.source,
     }
     lines = [f"  {name:8}{fact}" for name, fact in facts.items() if fact]

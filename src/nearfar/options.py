@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -46,7 +47,8 @@ class ModelChoice:
     precision: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32"
 
     def load(self) -> FrozenModel:
-        """The model; what it warns of is said on stderr."""
+        """The model; what it warns of is said on stderr, and what libraries say besides is not."""
+        quieten(bars=self.download)
         import torch
 
         from nearfar.loading import load_model
@@ -63,6 +65,14 @@ class ModelChoice:
         return model
 
 
+def quieten(bars: bool) -> None:
+    """Errors only from the libraries that load models; they read this when they are imported."""
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 @dataclass(frozen=True)
 class TrajectoryChoice:
     """How far to go, and how."""
@@ -75,10 +85,19 @@ class TrajectoryChoice:
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
     batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None
 
-    def options(self, strength: float, solver: str) -> dict[str, Any]:
-        """Arguments of a job. strength: where neither it nor sigma is given."""
+    def options(self, strength: float, solver: str, solvers: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given.
+
+        solvers: those that make sense, all unless given.
+        """
         if self.steps < 1:
             raise UsageError(f"steps must be at least 1, got {self.steps}")
+        if self.strength is not None and self.sigma is not None:
+            raise UsageError("give either strength or sigma, got both")
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise UsageError(f"strength must be in [0, 1], got {self.strength:g}")
+        if solvers:
+            one_of(solver, "solver", solvers)
         return {
             "strength": strength if self.strength is None and self.sigma is None else self.strength,
             "sigma": self.sigma,

@@ -123,11 +123,17 @@ def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
         return
     before, now = earlier.header.get("run", {}), job.settings
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    changed = [f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in names]
+    changed = [f"{name} {short(before.get(name))}, now {short(now.get(name))}" for name in names]
     if changed:
-        raise UsageError(f"{out} has other settings ({'; '.join(changed)}): repeat them, or choose another output")
+        raise UsageError(
+            f"{out} was made with other settings ({'; '.join(changed)}): repeat them, or choose another output"
+        )
     if earlier.header.get("key") != header(job)["key"]:
         raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
+
+
+def short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:20]
 
 
 def header(job: Job) -> dict[str, Any]:

@@ -14,14 +14,18 @@ DISTILLED_WORDS = ("turbo", "lightning", "lcm", "schnell", "distilled")
 
 
 def refuse_distilled(folder: DiffusersFolder, source: str, network: Part, scheduler: Part, force: bool) -> str:
-    """Refuse a model that was distilled to a few steps; what to say of it when it is forced, empty for others."""
+    """Refuse what looks distilled to a few steps; what to say of it when it is forced, empty for others."""
     reason = distilled_reason(folder, source, network, scheduler)
     if reason and not force:
         raise UsageError(
-            f"{source} is a distilled few-step model ({reason}): it was trained to jump to the end from a few fixed "
-            "levels, so a strength between them means nothing: take the model it was distilled from, or --force"
+            f"{source} looks like a distilled few-step model ({reason}), which jumps to the end from a few fixed "
+            "levels, so a strength between them means nothing: take the model it was made from, or --force"
         )
-    return f"{source} is distilled ({reason}): results between its levels are undefined" if reason else ""
+    return (
+        f"{source} is used by force ({reason}): between a distilled model's levels results mean little"
+        if reason
+        else ""
+    )
 
 
 def distilled_reason(folder: DiffusersFolder, source: str, network: Part, scheduler: Part) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,7 @@ class Progress:
     """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail.
 
     network_seconds: spent in the transform, added up over the workers. step, steps: how far a batch has come.
+    stopping: batches under way are given up at their next step.
     """
 
     total: int
@@ -57,6 +58,7 @@ class Progress:
     network_seconds: float = 0.0
     step: int = 0
     steps: int = 0
+    stopping: bool = False
 
     def count(self, record: Record) -> None:
         if record.status == "done":
@@ -112,6 +114,8 @@ def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progres
             report(progress)
 
         def tick(step: int, _: Tensor) -> None:
+            if progress.stopping:
+                raise CancelledError
             progress.step, progress.seconds = step, time.monotonic() - began
             report(progress)
 
@@ -172,6 +176,7 @@ def pipeline(
             if len(behind) > 1:
                 note([future.result() for future in behind.popleft()])
     finally:
+        progress.stopping = True
         for pool in (pools.readers, pools.workers):
             pool.shutdown(wait=False, cancel_futures=True)
         for futures in behind:

@@ -49,7 +49,7 @@ def test_all_images_are_done_under_their_names(source, out, anonymize):
     assert result.exit_code == 0
     assert contents(out).keys() == contents(source).keys()
     assert result.stdout.startswith("6 done, 0 kept, 0 failed in ")
-    assert result.stdout.endswith(f" s; images in {out}, record in {manifest_path(out)}\n")
+    assert result.stdout.endswith(f" s; results in {out}, record in {manifest_path(out)}\n")
     for name in contents(source):
         with Image.open(source / name) as before, Image.open(out / name) as after:
             assert (before.size, before.mode, before.format) == (after.size, after.mode, after.format)
@@ -60,7 +60,7 @@ def test_what_is_about_to_happen_is_said_on_stderr(source, out, anonymize, model
     (source / "notes.txt").touch()
     (source / "folder.png").mkdir()
     lines = anonymize(source, out, "--strength", 0.5, "--batch-size", 4).stderr.splitlines()
-    assert lines[0] == f"model     {model_folder}, 16x16, not stated, on cpu"
+    assert lines[0] == f"model     {model_folder}, 16x16, licence not stated, on cpu"
     # Half of the way from -1 to 999 is 499; betas from 1e-4 to 0.02 leave abar = 0.0786 there: sqrt(1/abar - 1) = 3.42.
     assert lines[1] == "level     strength 0.5 = time 499 = sigma 3.424"
     # The longest distance between two images in [-1, 1] is 2 sqrt(3 x 16 x 16) = 55.43; by 3.424 that is 16.2.
@@ -105,6 +105,9 @@ def test_summary_for_machines(source, out, anonymize, smooth):
         "warp",
         "fit",
         "keep_metadata",
+        "label",
+        "size",
+        "sampled",
     }
     assert (settings["command"], settings["strength"], settings["time"]) == ("anonymize", 0.5, 499.0)
     assert (settings["steps"], settings["solver"], settings["fit"]) == (2, "dpm++sde", "cover")
@@ -201,7 +204,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(source, out, key, anonym
     before = contents(out)
     result = anonymize(source, out, *options, "--resume", change)
     assert result.exit_code == 2
-    assert f"{out} has other settings (" in result.stderr
+    assert f"{out} was made with other settings (" in result.stderr
     assert "repeat them, or choose another output" in result.stderr
     assert contents(out) == before
 
@@ -210,7 +213,7 @@ def test_another_model_is_refused(source, out, key, anonymize, nearfar):
     anonymize(source, out, *key)
     result = nearfar("anonymize", source, out, *key, "--resume", "--device", "cpu", "--steps", 2)
     assert result.exit_code == 2
-    assert "has other settings (model " in result.stderr
+    assert "was made with other settings (model " in result.stderr
 
 
 @pytest.mark.parametrize("keys", [("--key-file", "other key"), ()])

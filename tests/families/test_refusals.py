@@ -110,7 +110,7 @@ WITHOUT = "holds no weights (.safetensors)"
 UNREAD = "which nearfar does not read"
 NO_PROMPT = " takes no prompt and no guidance: leave them out"
 LABEL = "this model is class-conditional: give a label (--label) from 0 to 4, got "
-DISTILLED = " is a distilled few-step model ("
+DISTILLED = " looks like a distilled few-step model ("
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def test_a_distilled_model_is_taken_by_force_with_a_warning(case, copy, tmp_path
     refusal = REFUSALS[case]
     model = copy(refusal.family, tmp_path / refusal.name)
     reason = refusal.sentence.removeprefix(DISTILLED).rstrip(")")
-    with pytest.warns(ModelWarning, match=re.escape(f"is distilled ({reason}")):
+    with pytest.warns(ModelWarning, match=re.escape(f"is used by force ({reason}")):
         loaded = load_model(model, "cpu", **refusal.asked, force=True)
     assert loaded.denoiser(torch.zeros(1, 4, 16, 16), torch.tensor([500.0]).double()).isfinite().all()
 
@@ -264,7 +264,7 @@ def test_a_distilled_model_is_taken_by_force_with_a_warning(case, copy, tmp_path
 @pytest.mark.parametrize(
     ("family", "damage", "options", "note"),
     [
-        ("lcm", intact, {"force": True}, "is distilled (its scheduler is a LCMScheduler)"),
+        ("lcm", intact, {"force": True}, "is used by force (its scheduler is a LCMScheduler)"),
         ("stable_diffusion", intact, {"guidance": 7.5}, "guidance 7.5 sharpens the model's distribution"),
         ("ddpm", noncommercial, {}, "restricts commercial use: cc-by-nc-4.0"),
     ],

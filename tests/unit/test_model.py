@@ -228,7 +228,7 @@ def not_square(folder):
 
 
 SENTENCES = {
-    no_index: r"copy is no diffusers folder \(no model_index.json\): give one written by save_pretrained",
+    no_index: r"copy is no diffusers folder \(no model_index.json\): give one that a pipeline's save_pretrained",
     other_family: r"copy holds a DiTPipeline \(DiTTransformer2DModel\), which nearfar does not read: docs/models.md",
     broken_index: "model_index.json must be JSON, got Expecting value: .* copy the folder again",
     index_of_another_kind: "model_index.json must hold a JSON object, got a list: copy the folder again",

@@ -459,7 +459,7 @@ def test_what_no_longer_fits_its_record_is_redone_and_nothing_else(source, out, 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"settings": {"toy": 2}}, r"out has other settings \(toy 1, now 2\): repeat them"),
+        ({"settings": {"toy": 2}}, r"out was made with other settings \(toy 1, now 2\): repeat them"),
         ({"key": SecretKey.from_seed(1)}, "out has another key: give the --key-file that it began with"),
         ({"repeatable": False}, "out has another key: give the --key-file that it began with"),
     ],
