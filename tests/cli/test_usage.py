@@ -69,7 +69,7 @@ SENTENCES = {
     # models
     "in out --model missing": "missing does not exist: give a model's folder or file, or owner/name with --download",
     "in out --model file": "file is no checkpoint (neither of torch.save nor safetensors): give the .pt or .ckpt file",
-    "in out --model in": "in is no diffusers folder (no model_index.json): give one that a pipeline's save_pretrained wrote",
+    "in out --model in": "in is no diffusers folder (no model_index.json): give one that a pipeline's save_pretrained",
 }
 
 
