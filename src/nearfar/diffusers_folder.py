@@ -113,7 +113,12 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     check_complete(part.folder, loading["missing_keys"])
-    return network.eval().requires_grad_(False)
+    return in_precision(network, dtype).eval().requires_grad_(False)
+
+
+def in_precision(network: Any, dtype: torch.dtype) -> Any:
+    """Cast what diffusers 0.42 left as it was (SD3's transformer), and nothing that it keeps in float32 on purpose."""
+    return network if network.dtype == dtype else network.to(dtype)
 
 
 @contextmanager
