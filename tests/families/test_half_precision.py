@@ -43,5 +43,5 @@ def test_the_network_is_half_and_the_state_is_not(name, tmp_path, monkeypatch):
 
 def test_sizes_end_where_an_sd3_knows_no_more_places(tmp_path):
     tiny_models.stable_diffusion_3(tmp_path / "sd3")
-    with pytest.raises(loading.UsageError, match="size must be a multiple of 4, at most 128 for .*, got 160"):
+    with pytest.raises(loading.UsageError, match=r"size must be a multiple of 4, at most 128 for .*, got 160"):
         loading.load_model(tmp_path / "sd3", "cpu", prompt="", size=160)
