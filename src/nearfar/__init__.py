@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nearfar.solver import DDIM as DDIM
     from nearfar.solver import DPMSolverPP as DPMSolverPP
     from nearfar.solver import DPMSolverPPSDE as DPMSolverPPSDE
+    from nearfar.solver import FixedPointDDIM as FixedPointDDIM
     from nearfar.solver import Heun as Heun
     from nearfar.solver import Solver as Solver
     from nearfar.solver import solve as solve
@@ -43,7 +44,7 @@ _HOMES = {
     "model": ("FrozenModel",),
     "noise": ("NoiseStream", "SecretKey"),
     "schedule": ("NoiseSchedule",),
-    "solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "Heun", "Solver", "solve"),
+    "solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "FixedPointDDIM", "Heun", "Solver", "solve"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

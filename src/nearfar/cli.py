@@ -36,8 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-INVERTIBLE = ("heun", "ddim")
-
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
 KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")]
@@ -85,8 +83,9 @@ def anonymize(
     with reported_errors():
         from nearfar.anonymize import anonymize_job
         from nearfar.plan import check_places
+        from nearfar.solver import SOLVERS
 
-        options = how.options(0.35, solver)
+        options = how.options(0.35, solver, SOLVERS)
         check_places(source, out, progress.resume)
         key = open_key(key_file, source, out)
         model = choice.load()
@@ -101,7 +100,7 @@ def reconstruct(
     out: Out,
     *,
     how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="heun or ddim.")] = "heun",
+    solver: Annotated[str, typer.Option(help="fixed-point, heun or ddim.")] = "fixed-point",
     keep_metadata: KeepMetadata = False,
     choice: ModelChoice,
     progress: RunChoice,
@@ -111,10 +110,11 @@ def reconstruct(
     What comes back is what the model can represent. --strength is 0.9 unless given.
     """
     with reported_errors():
+        from nearfar.inversion import INVERTERS
         from nearfar.plan import check_places
         from nearfar.trajectories import reconstruct_job
 
-        options = how.options(0.9, solver, INVERTIBLE)
+        options = how.options(0.9, solver, INVERTERS)
         check_places(source, out, progress.resume)
         model = choice.load()
         job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
@@ -128,7 +128,7 @@ def invert(
     out: Out,
     *,
     how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="heun or ddim.")] = "heun",
+    solver: Annotated[str, typer.Option(help="fixed-point, heun or ddim.")] = "fixed-point",
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
@@ -138,10 +138,11 @@ def invert(
     unless given.
     """
     with reported_errors():
+        from nearfar.inversion import INVERTERS
         from nearfar.plan import check_places
         from nearfar.trajectories import invert_job
 
-        options = how.options(0.9, solver, INVERTIBLE)
+        options = how.options(0.9, solver, INVERTERS)
         check_places(source, out, progress.resume)
         model = choice.load()
         carry_out(invert_job(model, **options), model, source, out, progress)

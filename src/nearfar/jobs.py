@@ -12,6 +12,7 @@ from torch import Tensor
 from nearfar.errors import UsageError
 from nearfar.fitting import FitMode, unfit
 from nearfar.images import Frame, encode
+from nearfar.inversion import INVERTERS
 from nearfar.local_sampling import WARP, start_times
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
@@ -88,7 +89,7 @@ def describe_level(model: FrozenModel, strength: float | None, sigma: float | No
 
 def solver_name(solver: Solver) -> str:
     """The command line's name of a solver, or its description."""
-    return next((name for name, known in SOLVERS.items() if known == solver), repr(solver))
+    return next((name for name, known in {**SOLVERS, **INVERTERS}.items() if known == solver), repr(solver))
 
 
 def default_batch_size(model: FrozenModel) -> int:

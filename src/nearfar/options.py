@@ -85,24 +85,19 @@ class TrajectoryChoice:
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
     batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None
 
-    def options(self, strength: float, solver: str, solvers: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given.
-
-        solvers: those that make sense, all unless given.
-        """
+    def options(self, strength: float, solver: str, solvers: dict[str, Solver]) -> dict[str, Any]:
+        """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
         if self.steps < 1:
             raise UsageError(f"steps must be at least 1, got {self.steps}")
         if self.strength is not None and self.sigma is not None:
             raise UsageError("give either strength or sigma, got both")
         if self.strength is not None and not 0 <= self.strength <= 1:
             raise UsageError(f"strength must be in [0, 1], got {self.strength:g}")
-        if solvers:
-            one_of(solver, "solver", solvers)
         return {
             "strength": strength if self.strength is None and self.sigma is None else self.strength,
             "sigma": self.sigma,
             "steps": self.steps,
-            "solver": solver_of(solver),
+            "solver": solvers[one_of(solver, "solver", solvers)],
             "fit": fit_of(self.fit),
             "batch_size": self.batch_size,
         }
@@ -115,12 +110,6 @@ class RunChoice:
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
-
-
-def solver_of(name: str) -> Solver:
-    from nearfar.solver import SOLVERS
-
-    return SOLVERS[one_of(name, "solver", SOLVERS)]
 
 
 def fit_of(name: str) -> FitMode:

@@ -98,7 +98,7 @@ def test_no_module_is_named_after_nothing():
 
 def test_the_package_is_read_in_a_morning():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    assert sum(lines.values()) < 5500
+    assert sum(lines.values()) < 6000
     assert {file.name: count for file, count in lines.items() if count > 400} == {}
 
 

@@ -15,6 +15,7 @@ PUBLIC = [
     "DPMSolverPP",
     "DPMSolverPPSDE",
     "Denoiser",
+    "FixedPointDDIM",
     "FrozenModel",
     "Heun",
     "ImageError",
