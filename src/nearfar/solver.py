@@ -96,9 +96,9 @@ class FixedPointDDIM:
 
         x_s = (alpha_s / alpha_t) x_t + (sigma_s - (alpha_s / alpha_t) sigma_t) eps(x_s, s)
 
-    is iterated from the explicit step, until no image's state changes by more than `tolerance` (root mean square), or
-    `iterations` times. An image whose changes grow keeps what it had: the fixed-point map need not contract for every
-    network. Towards the clean end it is DDIM with eta = 0 (as AIDI, arXiv 2309.04907).
+    is iterated from the explicit step, for each image until its state changes by no more than `tolerance` (root mean
+    square) or by more than before, at most `iterations` times: the fixed-point map need not contract for every network.
+    What becomes of an image does not depend on its batch. Towards the clean end it is DDIM with eta = 0 (as AIDI, arXiv 2309.04907).
     Cost: towards clean one network call a step, towards noise at most `iterations` and one more on the way.
     """
 
@@ -120,20 +120,22 @@ class FixedPointDDIM:
         kept = alpha / alpha_t
         carried, gain = per_image(kept, x) * x, per_image(sigma - kept * sigma_t, x)
         eps = history[0] if history else predict(denoiser, x, t)[1]
-        state, change = carried + gain * eps, torch.full_like(t, torch.inf)
+        state, change, searching = carried + gain * eps, torch.full_like(t, torch.inf), s > t
         for _ in range(self.iterations):
-            _, eps = predict(denoiser, state, s)
-            state, change = towards(carried + gain * eps, state, change)
-            if (change <= self.tolerance).all():
+            fresh = predict(denoiser, state, s)[1]
+            target = carried + gain * fresh
+            moved = (target - state).double().square().mean(dim=(1, 2, 3)).sqrt().cpu()
+            eps, closer = where(searching, fresh, eps), searching & (moved < change)
+            state, change = where(closer, target, state), torch.where(closer, moved, change)
+            searching = closer & (moved > self.tolerance)
+            if not searching.any():
                 break
         return state, (eps, s)
 
 
-def towards(target: Images, state: Images, before: Times) -> tuple[Images, Times]:
-    """The target for every image that came closer to it than `before`, the state for others; and how far it moved."""
-    change = (target - state).double().square().mean(dim=(1, 2, 3)).sqrt().cpu()
-    closer = (change < before).to(state.device)[:, None, None, None]
-    return torch.where(closer, target, state), torch.where(change < before, change, 0.0)
+def where(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Images:
+    """Each image from one of two batches."""
+    return torch.where(chosen.to(images.device)[:, None, None, None], images, others)
 
 
 @dataclass(frozen=True)
