@@ -97,9 +97,9 @@ class FixedPointDDIM:
         x_s = (alpha_s / alpha_t) x_t + (sigma_s - (alpha_s / alpha_t) sigma_t) eps(x_s, s)
 
     is iterated from the explicit step, for each image until its state changes by no more than `tolerance` (root mean
-    square) or by more than before, at most `iterations` times: the fixed-point map need not contract for every network.
-    What becomes of an image does not depend on its batch. Towards the clean end it is DDIM with eta = 0. A plain form of
-    AIDI (arXiv 2309.04907).
+    square) or by more than before, at most `iterations` times: the map need not contract for every network.
+    What becomes of an image does not depend on its batch. Towards the clean end it is DDIM with eta = 0. A plain form
+    of AIDI (arXiv 2309.04907).
     Cost: towards clean one network call a step, towards noise at most `iterations` and one more on the way.
     """
 
