@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nearfar.schedule import NoiseSchedule
-from nearfar.tensors import Images, Times, per_image
+from nearfar.tensors import Images, Times, per_image, select
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(noisy (batch, channel, height, width), time (batch,)) -> output, in the network's own dtype."""
@@ -126,5 +126,4 @@ def predict(denoiser: Denoiser, x_t: Images, t: Times) -> tuple[Images, Images]:
     if not (t < asked).any():
         return x_0, noise
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(t))
-    cleaner = (t < asked).to(x_t.device)[:, None, None, None]
-    return torch.where(cleaner, (x_t - sigma * noise) / alpha, x_0), noise
+    return select(t < asked, (x_t - sigma * noise) / alpha, x_0), noise

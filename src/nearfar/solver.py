@@ -24,7 +24,7 @@ from torch import Tensor
 from nearfar.denoiser import Denoiser, predict
 from nearfar.errors import UsageError
 from nearfar.noise import NoiseStream
-from nearfar.tensors import Images, TimeGrid, Times, per_image
+from nearfar.tensors import Images, TimeGrid, Times, per_image, select
 
 OnStep = Callable[[int, Images], None]
 """Told of every step: its number, from 1, and the state."""
@@ -126,17 +126,12 @@ class FixedPointDDIM:
             fresh = predict(denoiser, state, s)[1]
             target = carried + gain * fresh
             moved = (target - state).double().square().mean(dim=(1, 2, 3)).sqrt().cpu()
-            eps, closer = where(searching, fresh, eps), searching & (moved < change)
-            state, change = where(closer, target, state), torch.where(closer, moved, change)
+            eps, closer = select(searching, fresh, eps), searching & (moved < change)
+            state, change = select(closer, target, state), torch.where(closer, moved, change)
             searching = closer & (moved > self.tolerance)
             if not searching.any():
                 break
         return state, (eps, s)
-
-
-def where(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Images:
-    """Each image from one of two batches."""
-    return torch.where(chosen.to(images.device)[:, None, None, None], images, others)
 
 
 @dataclass(frozen=True)
@@ -265,7 +260,7 @@ def solve(
     history: History | None = None
     for number, (t, s) in enumerate(pairwise(times.unbind(1)), start=1):
         moved, history = solver.step(denoiser, x, t, s, noise, history)
-        x = torch.where((t == s).to(x.device)[:, None, None, None], x, moved)
+        x = select(t == s, x, moved)
         if on_step:
             on_step(number, x)
     return x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Float64
+import torch
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 Images = Float[Tensor, "batch channel height width"]
@@ -14,3 +15,8 @@ TimeGrid = Float64[Tensor, "batch nodes"]
 def per_image(values: Float[Tensor, " batch"], like: Images) -> Float[Tensor, "batch 1 1 1"]:
     """One value per image, shaped to multiply `like`, in its dtype and on its device."""
     return values.to(like.device, like.dtype)[:, None, None, None]
+
+
+def select(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Images:
+    """Each image from the first of two batches where it is chosen, else from the second."""
+    return torch.where(chosen.to(images.device)[:, None, None, None], images, others)
