@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
 LAYERS = [
     {
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
-        *("cloud", "gaussianity", "two_clouds", "spread", "shell", "values"),
+        *("cloud", "gaussianity", "two_clouds", "spread", "spectral", "parents", "shell", "values"),
     },  # mathematics
     {
         *("tiles", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
@@ -25,7 +25,19 @@ LAYERS = [
         *("jobs", "anonymize", "trajectories", "inputs", "audit"),
         *("representation_report", "survey_report", "domain_report"),
     },  # data in, data out
-    {"exits", "console", "options", "model_commands", "domain_commands", "cli", "web", "cluster", "demo", "__main__", "__init__"},  # faces
+    {
+        "exits",
+        "console",
+        "options",
+        "model_commands",
+        "domain_commands",
+        "cli",
+        "web",
+        "cluster",
+        "demo",
+        "__main__",
+        "__init__",
+    },  # faces
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
