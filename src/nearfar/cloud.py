@@ -19,14 +19,14 @@ Gram = Float64[Tensor, "batch batch"]
 Values = Float64[Tensor, " values"]
 
 FEWEST = 8
-CHOSEN = 200
-"""What costs the cube of the latents looks at no more than this many of them, drawn at random."""
+CORNERS = 60
+"""Triangles are those of no more than this many latents, drawn at random."""
 PIXELS_AT_ONCE = 1 << 14
 LATENTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Mean and standard deviation of many values."""
 
     mean: float
@@ -38,26 +38,29 @@ class Geometry:
     """Where a cloud of `count` latents of `dimension` numbers lies, and its shape. Angles are in degrees.
 
     norm: of each latent. distance, origin_angle, origin_cosine: of all pairs, the angle as seen from the origin.
-    triple_angle: of all triangles. Its mean is 60 for whatever cloud, angles of a triangle being 180 together; its
+    triple_angle: of all triangles. Its mean is 60 for whatever cloud without copies, angles of a triangle being 180 together; its
     deviation says how far they are from equilateral, as those of a Gaussian in endless dimensions are.
     centre_distance: from each latent to the mean of the others.
     squared_mean, trace, trace_of_square: the mean's squared norm, the traces of the covariance and of its square, all
-    without bias (and so below 0 at times). `trace**2 / trace_of_square` counts the directions that the cloud fills.
+    without bias (and so below 0 at times).
+    roundness: share of the directions that the cloud fills, `trace ** 2 / (dimension * trace_of_square)`, in (0, 1]:
+    1 for a round cloud. It does not depend on the number of latents, which only makes it more certain.
     shrinkage: Ledoit and Wolf's intensity in [0, 1]: 1 for a round cloud, the less the more its directions differ.
     It falls with the number of latents too: compare clouds of one size.
     """
 
     count: int
     dimension: int
-    norm: Spread
-    distance: Spread
-    origin_angle: Spread
-    origin_cosine: Spread
-    triple_angle: Spread
-    centre_distance: Spread
+    norm: MeanStd
+    distance: MeanStd
+    origin_angle: MeanStd
+    origin_cosine: MeanStd
+    triple_angle: MeanStd
+    centre_distance: MeanStd
     squared_mean: float
     trace: float
     trace_of_square: float
+    roundness: float
     shrinkage: float
 
 
@@ -81,7 +84,7 @@ def gram_matrix(latents: Latents) -> Gram:
     if not latents.isfinite().all():
         raise UsageError("latents must be finite, got nan or infinity: invert with more steps")
     gram = torch.zeros(len(latents), len(latents), dtype=torch.float64)
-    for columns in latents.flatten(1).split(PIXELS_AT_ONCE, dim=1):
+    for columns in torch.split(latents.flatten(1), PIXELS_AT_ONCE, dim=1):
         columns = columns.double()
         gram += columns @ columns.T
     return gram
@@ -93,9 +96,9 @@ def centred(gram: Gram) -> Gram:
     return gram - means - means[:, None] + means.mean()
 
 
-def some(gram: Gram, generator: Generator) -> Float64[Tensor, "some some"]:
-    """Scalar products of at most `CHOSEN` latents, in random order."""
-    chosen = torch.randperm(len(gram), generator=generator)[:CHOSEN]
+def some(gram: Gram, most: int, generator: Generator) -> Float64[Tensor, "some some"]:
+    """Scalar products of at most `most` latents, in random order."""
+    chosen = torch.randperm(len(gram), generator=generator)[:most]
     return gram[chosen][:, chosen]
 
 
@@ -105,30 +108,31 @@ def pairs(matrix: Gram) -> Values:
     return matrix[rows, columns]
 
 
-def spread(values: Values) -> Spread:
-    return Spread(values.mean().item(), values.std().item())
+def mean_std(values: Values) -> MeanStd:
+    return MeanStd(values.mean().item(), values.std().item())
 
 
 def geometry(gram: Gram, dimension: int, generator: Generator) -> Geometry:
     """Norms, distances, angles and moments of a cloud of latents of `dimension` numbers.
 
-    generator: picks the latents whose triangles are looked at when there are more than 200.
+    generator: picks the latents whose triangles are looked at when there are more than 60.
     """
     count, deviations = len(gram), deviations_of(gram)
-    norms = gram.diagonal().sqrt()
-    cosines = pairs(gram / norms / norms[:, None]).clamp(-1, 1)
+    norms, cosines = gram.diagonal().sqrt(), origin_cosines(gram)
+    trace, square = deviations.trace().item() / (count - 1), trace_of_square(deviations)
     return Geometry(
         count=count,
         dimension=dimension,
-        norm=spread(norms),
-        distance=spread(pairs(distances(gram))),
-        origin_angle=spread(cosines.acos().rad2deg()),
-        origin_cosine=spread(cosines),
-        triple_angle=spread(triple_angles(some(gram, generator))),
-        centre_distance=spread(deviations.diagonal().clamp(min=0).sqrt() * count / (count - 1)),
+        norm=mean_std(norms),
+        distance=mean_std(pairs(distances(gram))),
+        origin_angle=mean_std(cosines.acos().rad2deg()),
+        origin_cosine=mean_std(cosines),
+        triple_angle=mean_std(triple_angles(some(gram, CORNERS, generator))),
+        centre_distance=mean_std(deviations.diagonal().clamp(min=0).sqrt() * count / (count - 1)),
         squared_mean=pairs(gram).mean().item(),
-        trace=deviations.trace().item() / (count - 1),
-        trace_of_square=trace_of_square(deviations),
+        trace=trace,
+        trace_of_square=square,
+        roundness=trace**2 / max(dimension * square, trace**2),
         shrinkage=shrinkage(deviations, dimension),
     )
 
@@ -143,10 +147,18 @@ def deviations_of(gram: Gram) -> Gram:
     return deviations
 
 
+def origin_cosines(gram: Gram) -> Values:
+    """Cosines of the angles of all pairs, seen from the origin; a latent that lies there is at right angles to all."""
+    norms = gram.diagonal().sqrt().clamp(min=1e-150)
+    return pairs(gram / norms / norms[:, None]).clamp(-1, 1)
+
+
 def distances(gram: Gram) -> Gram:
-    """Distances of all pairs."""
+    """Distances of all pairs; what is within rounding of the latents' own size counts as 0."""
     squares = gram.diagonal()
-    return (squares + squares[:, None] - 2 * gram).clamp(min=0).sqrt()
+    sums = squares + squares[:, None]
+    apart = sums - 2 * gram
+    return torch.where(apart > 1e-12 * sums, apart, 0.0).sqrt()
 
 
 def triple_angles(gram: Gram) -> Values:
@@ -185,7 +197,7 @@ def radial_spectrum(latents: Latents) -> RadialSpectrum:
     """Power by frequency, of the deviations from the mean and of the mean itself."""
     count, mean = len(latents), latents.mean(0, dtype=torch.float64)
     power = torch.zeros_like(mean)
-    for part in latents.split(LATENTS_AT_ONCE):
+    for part in torch.split(latents, LATENTS_AT_ONCE):
         power += fourier_power(part.double() - mean).sum(0)
     variance = power / (count - 1)
     radii = radius(*mean.shape[1:]).flatten()
@@ -204,7 +216,8 @@ def radial_spectrum(latents: Latents) -> RadialSpectrum:
 
 
 def fourier_power(images: Float64[Tensor, "*batch rows columns"]) -> Float64[Tensor, "*batch rows columns"]:
-    return torch.fft.fft2(images, norm="ortho").abs().square()
+    power: Tensor = torch.fft.fft2(images, norm="ortho").abs().square()
+    return power
 
 
 def radius(rows: int, columns: int) -> Tensor:

@@ -9,7 +9,8 @@ centred Gaussian cloud may be mixed by any rotation that leaves their mean at 0 
 given the eigenvalues of its Gram matrix, the eigenvectors of a Gaussian cloud are uniformly distributed among those
 orthogonal to the vector of ones: the distances from the mean can be drawn anew with these very eigenvalues, and the
 scores along a principal direction are distributed as standardised independent Gaussian numbers are. Nothing is
-estimated, in contrast to a bootstrap, which would take the sample's eigenvalues for those of the covariance.
+estimated, in contrast to a bootstrap, which would take the sample's eigenvalues for those of the covariance. The drawn
+eigenvectors depend on nothing but the number of latents: one set of them serves many clouds.
 
 No test sees everything: a cloud of independent pixels that are not Gaussian passes, as all it shows is Gaussian.
 """
@@ -24,11 +25,15 @@ from torch import Generator, Tensor
 
 from nearfar.cloud import Gram, Values, deviations_of, some
 
+CHOSEN = 200
+"""What costs the cube of the latents looks at no more than this many of them, drawn at random."""
 ROTATIONS = 199
 ROTATIONS_AT_ONCE = 20
 DIRECTIONS = 10
 LATENTS_PER_DIRECTION = 8
 
+Frames = Float64[Tensor, "clouds batch others"]
+"""Squared eigenvectors of Gaussian clouds."""
 Scores = Float64[Tensor, "batch directions"]
 Eigenvalues = Float64[Tensor, " others"]
 """All but one: a centred cloud has no extent along the vector of ones."""
@@ -49,29 +54,40 @@ class Gaussianity:
     p: float
 
 
-def gaussianity(gram: Gram, generator: Generator) -> Gaussianity:
-    """Both tests of a cloud with this Gram matrix. Of more than 200 latents, 200 are drawn at random.
+def rotations(count: int, generator: Generator) -> Frames:
+    """What `gaussianity` needs for clouds of `count` latents, 200 at most: squares of uniformly random frames.
 
-    generator: of this choice and of the rotations; with 199 of them `norm_p` is a multiple of 0.01. Cost: as many QR
-    decompositions of a matrix of the size of the Gram matrix, 3 s for 200 latents.
+    Cost: a QR decomposition of a matrix of the size of the Gram matrix for each of 199, 3 s and 63 MB for 200 latents.
     """
-    deviations = deviations_of(some(gram, generator))
+    count, drawn = min(count, CHOSEN), []
+    for start in range(0, ROTATIONS, ROTATIONS_AT_ONCE):
+        clouds = min(ROTATIONS_AT_ONCE, ROTATIONS - start)
+        noise = torch.randn(clouds, count, count - 1, dtype=torch.float64, generator=generator)
+        drawn.append(torch.linalg.qr(noise - noise.mean(1, keepdim=True)).Q.square())
+    return torch.cat(drawn)
+
+
+def gaussianity(gram: Gram, frames: Frames, generator: Generator) -> Gaussianity:
+    """Both tests of a cloud with this Gram matrix.
+
+    frames: `rotations` of as many latents; with 199 of them `norm_p` is a multiple of 0.01.
+    generator: of more than 200 latents, draws 200. Cost: one eigendecomposition of the Gram matrix.
+    """
+    deviations = deviations_of(some(gram, CHOSEN, generator))
     values, vectors = torch.linalg.eigh(deviations)
     values, vectors = values[1:].clamp(min=0), vectors[:, 1:]
     dispersion = norm_dispersion(deviations.diagonal()[None], values)
-    norm_p = two_sided(dispersion, norm_dispersion(rotated_squares(values, generator), values))
+    norm_p = two_sided(dispersion.item(), norm_dispersion(frames @ values, values))
     count = min(DIRECTIONS, len(deviations) // LATENTS_PER_DIRECTION)
     direction_p = holm(anderson_darling(vectors[:, -count:].flip(1)))
     p = min(1.0, 2 * min(norm_p, direction_p.min().item()))
     return Gaussianity(dispersion.item(), norm_p, tuple(direction_p.tolist()), p)
 
 
-def norm_dispersion(
-    squares: Float64[Tensor, "clouds batch"], values: Eigenvalues
-) -> Float64[Tensor, " clouds"]:
+def norm_dispersion(squares: Float64[Tensor, "clouds batch"], values: Eigenvalues) -> Float64[Tensor, " clouds"]:
     """Sum of squared deviations of squared distances, over its expectation under all rotations.
 
-    With `m = batch - 1` eigenvalues of sum `s` and sum of squares `q` that is `2 (m q - s^2) / (batch (m + 2))`, which is
+    With `m = batch - 1` eigenvalues of sum `s` and sum of squares `q` that is `2 (m q - s^2) / (batch (m + 2))`:
     `2 m (m - 1) / batch` times Bai and Saranadasa's (1996) estimate of the trace of the squared covariance.
     """
     m, total = len(values), values.sum()
@@ -79,18 +95,7 @@ def norm_dispersion(
     return (squares - total / (m + 1)).square().sum(1) / expected
 
 
-def rotated_squares(values: Eigenvalues, generator: Generator) -> Float64[Tensor, "clouds batch"]:
-    """Squared distances from the mean in `ROTATIONS` Gaussian clouds with these eigenvalues."""
-    size, drawn = (len(values) + 1, len(values)), []
-    for start in range(0, ROTATIONS, ROTATIONS_AT_ONCE):
-        clouds = min(ROTATIONS_AT_ONCE, ROTATIONS - start)
-        noise = torch.randn(clouds, *size, dtype=torch.float64, generator=generator)
-        vectors = torch.linalg.qr(noise - noise.mean(1, keepdim=True)).Q
-        drawn.append(vectors.square() @ values)
-    return torch.cat(drawn)
-
-
-def two_sided(observed: Float64[Tensor, "1"], null: Float64[Tensor, " clouds"]) -> float:
+def two_sided(observed: float, null: Float64[Tensor, " clouds"]) -> float:
     """Twice the share of the null, the observed value among it, that lies at least as far out on its side."""
     beyond = min((null >= observed).sum().item(), (null <= observed).sum().item())
     return min(1.0, 2 * (1 + beyond) / (1 + len(null)))
