@@ -38,8 +38,8 @@ class Geometry:
     """Where a cloud of `count` latents of `dimension` numbers lies, and its shape. Angles are in degrees.
 
     norm: of each latent. distance, origin_angle, origin_cosine: of all pairs, the angle as seen from the origin.
-    triple_angle: of all triangles. Its mean is 60 for whatever cloud without copies, angles of a triangle being 180 together; its
-    deviation says how far they are from equilateral, as those of a Gaussian in endless dimensions are.
+    triple_angle: of all triangles. Its mean is 60 for whatever cloud without copies, angles of a triangle being 180
+    together; its deviation says how far they are from equilateral, as those of a Gaussian in endless dimensions are.
     centre_distance: from each latent to the mean of the others.
     squared_mean, trace, trace_of_square: the mean's squared norm, the traces of the covariance and of its square, all
     without bias (and so below 0 at times).

@@ -32,7 +32,7 @@ ROTATIONS_AT_ONCE = 20
 DIRECTIONS = 10
 LATENTS_PER_DIRECTION = 8
 
-Frames = Float64[Tensor, "clouds batch others"]
+Frames = Float64[Tensor, "clouds chosen others"]
 """Squared eigenvectors of Gaussian clouds."""
 Scores = Float64[Tensor, "batch directions"]
 Eigenvalues = Float64[Tensor, " others"]

@@ -143,7 +143,5 @@ def held_out_scores(gram: Gram, labels: Labels, held_out: Bool[Tensor, " batch"]
 
 def threshold(left_out: Labels, signs: Labels) -> Null:
     """Half way between the mean predictions of both clouds."""
-    sides = (signs > 0).double(), (signs < 0).double()
-    first, second = ((left_out * side).sum(1) / side.sum(1) for side in sides)
-    middle: Tensor = (first + second) / 2
-    return middle
+    first, second = ((left_out * side).sum(1) / side.sum(1) for side in ((signs > 0).double(), (signs < 0).double()))
+    return torch.lerp(first, second, 0.5)
