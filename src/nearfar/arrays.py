@@ -5,18 +5,20 @@
     in the file     rule                                                                written
     .npy            integers or floats; Python objects are never unpickled              channel first, grey 2-D
     .tif, .tiff     one page; palettes are refused; numbers are taken as stored         channel last, grey 2-D
-    .fits           the only image of the file, in any extension, by BSCALE and BZERO   channel first, grey 2-D
+    .fits .fit .fts the only image of the file, in any extension, by BSCALE and BZERO   channel first, grey 2-D
 
 * A 2-D array has one channel. In a 3-D array the smallest axis holds the channels: it must be the first or the last and
   1, 3 or 4 long. An array with two smallest axes is refused.
-* A FITS header is not carried: what is written has neither coordinates nor units. Rows stay in the file's order.
+* FITS: astropy turns scaled 16-bit integers into float32, others into float64, and blank pixels into NaN. The header is
+  not carried: what is written has neither coordinates nor units. Rows stay in the file's order.
 * At most `max_pixels` values, checked before anything is decoded.
-* The same values always give the same bytes. Everything here may be called from several threads.
+* The same values always give the same bytes. Reading FITS sets Python's warning filters: do it in one thread.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
-from nearfar.fitting import FitMode, inner_shape, resize, window
+from nearfar.fitting import FitMode, fit_plane, unfit_plane
 from nearfar.images import MAX_PIXELS, decoding, open_regular_file, printable
 from nearfar.sinks import write_whole, writing
 from nearfar.values import check_finite
@@ -89,8 +91,11 @@ def open_tiff(library: Any, file: BinaryIO) -> Stored:
 
 
 def open_fits(library: Any, file: BinaryIO) -> Stored:
-    """library: astropy.io.fits, which scales integers to floats."""
-    images = [hdu for hdu in library.open(file, memmap=False) if hdu.is_image and hdu.shape]
+    """library: astropy.io.fits; what it has scaled are floats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # many headers break some rule
+        warnings.filterwarnings("error", "Error validating header")  # what follows it cannot be read
+        images = [hdu for hdu in library.open(file, memmap=False) if hdu.is_image and hdu.shape]
     check_single(len(images), "images")
     return Stored(images[0].shape, np.dtype(np.float64), lambda: images[0].data)
 
@@ -112,15 +117,15 @@ def encode_fits(library: Any, planes: NDArray[Any], file: BinaryIO) -> None:
 NPY = ArrayFormat("NPY", "numpy.lib.format", open_npy, encode_npy)
 TIFF = ArrayFormat("TIFF", "tifffile", open_tiff, encode_tiff)
 FITS = ArrayFormat("FITS", "astropy.io.fits", open_fits, encode_fits)
-FORMATS = {".npy": NPY, ".tif": TIFF, ".tiff": TIFF, ".fits": FITS}
+FORMATS = {".npy": NPY, ".tif": TIFF, ".tiff": TIFF, ".fits": FITS, ".fit": FITS, ".fts": FITS}
 SCIENCE_SUFFIXES = tuple(FORMATS)
 
 
 def read_array(path: Path | str, max_pixels: int = MAX_PIXELS) -> Planes:
     """The values in a file, float64 (channel, height, width) with 1, 3 or 4 channels.
 
-    Raises ImageError for a file that holds no such array, UsageError for another suffix, for axes that do not say
-    which of them holds the channels, and for a missing library. Values that are not finite are read as they are.
+    Raises ImageError, a sentence beginning with the file's name, for a file that holds no such array; UsageError for
+    another suffix and for a missing library. Values that are not finite are read as they are.
     """
     path = Path(path)
     form, library = format_of(path)
@@ -138,8 +143,8 @@ def write_array(path: Path | str, values: Planes, dtype: str = "float32") -> str
     """Write physical values in the format of the path's suffix, whole or not at all; returns the content's SHA-256.
 
     values: (channel, height, width) with 1, 3 or 4 channels. dtype: "float32", or "uint16" for values that lie in 0 to
-    65535, which are rounded. Raises ImageError for values that are not finite, UsageError for what the file could not
-    hold or `read_array` not read, RunError when the disk refuses.
+    65535, which are rounded. Raises ImageError for values that are not finite or that `read_array` would not read,
+    UsageError for what the type cannot hold, RunError when the disk refuses.
     """
     path = Path(path)
     form, library = format_of(path)
@@ -147,7 +152,7 @@ def write_array(path: Path | str, values: Planes, dtype: str = "float32") -> str
     planes = values[0] if len(values) == 1 else values
     with naming(path):
         if values.ndim != 3 or not values.size or channel_axis(planes.shape):
-            raise UsageError(f"needs values of shape (1, 3 or 4, height, width), got {values.shape}")
+            raise ImageError(f"needs values of shape (1, 3 or 4, height, width), got {values.shape}")
         stored = to_dtype(planes, dtype)
     buffer = BytesIO()
     form.encode(library, stored, buffer)
@@ -159,10 +164,7 @@ def fit_square(image: OneImage, size: int, mode: FitMode = FitMode.PAD) -> Float
     """An image in [-1, 1] as the model's square, as `fitting.fit` does it, without rounding to integers."""
     if size < 1:
         raise UsageError(f"the model's size must be above 0, got {size}")
-    height, width = seen_shape(image.shape[1], image.shape[2], mode)
-    inner = inner_shape(height, width, size)
-    planes = [window(resize(window(plane, height, width), *inner), size, size) for plane in image.cpu().numpy()]
-    return torch.from_numpy(np.stack(planes))
+    return torch.from_numpy(np.stack([fit_plane(plane, size, mode) for plane in image.cpu().numpy()]))
 
 
 def unfit_square(image: OneImage, height: int, width: int, mode: FitMode = FitMode.PAD) -> OneImage:
@@ -171,9 +173,7 @@ def unfit_square(image: OneImage, height: int, width: int, mode: FitMode = FitMo
         raise UsageError(f"the model's image must be (channels, size, size), got {tuple(image.shape)}")
     planes = image.detach().cpu().numpy()
     check_finite("the model's image", planes)
-    seen = seen_shape(height, width, mode)
-    inner = inner_shape(*seen, image.shape[1])
-    return torch.from_numpy(np.stack([window(resize(window(p, *inner), *seen), height, width) for p in planes]))
+    return torch.from_numpy(np.stack([unfit_plane(plane, height, width, mode) for plane in planes]))
 
 
 def format_of(path: Path) -> tuple[ArrayFormat, Any]:
@@ -213,17 +213,17 @@ def check_stored(stored: Stored, max_pixels: int) -> None:
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels; None for grey without such an axis. Raises UsageError if it cannot be said."""
+    """Which axis holds the channels; None for grey without such an axis. Raises ImageError if it cannot be said."""
     if len(shape) == 2:
         return None
     if len(shape) != 3:
-        raise UsageError(f"has shape {shape}, and 2 or 3 axes are read: extract the image you want")
+        raise ImageError(f"has shape {shape}, and 2 or 3 axes are read: extract the image you want")
     smallest = min(shape)
     axes = [axis for axis, length in enumerate(shape) if length == smallest]
     if smallest not in CHANNELS or axes == [1]:
-        raise UsageError(f"has shape {shape}: the smallest axis must hold 1, 3 or 4 channels, and be first or last")
+        raise ImageError(f"has shape {shape}: the smallest axis must hold 1, 3 or 4 channels, and be first or last")
     if len(axes) > 1:
-        raise UsageError(f"has shape {shape}, which leaves open what the channels are: save grey as (height, width)")
+        raise ImageError(f"has shape {shape}, which leaves open what the channels are: save grey as (height, width)")
     return axes[0]
 
 
@@ -236,9 +236,3 @@ def to_dtype(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
         span = f"{values.min():g} to {values.max():g}"
         raise UsageError(f"needs values from {low:g} to {high:g} for {dtype}, got {span}: change the type or the unit")
     return convert(values).astype(dtype)
-
-
-def seen_shape(height: int, width: int, mode: FitMode) -> tuple[int, int]:
-    """The height and width of what is shown to the model: all of the array, or its centre square."""
-    side = min(height, width)
-    return {FitMode.PAD: (height, width), FitMode.COVER: (side, side)}[mode]

@@ -34,11 +34,9 @@ def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD)
     """
     if size < 1 or channels not in (1, 3):
         raise UsageError(f"a model's images must have 1 or 3 channels and a size above 0, got {channels} and {size}")
-    height, width = seen_shape(picture.frame, mode)
-    inner = inner_shape(height, width, size)
-    planes = np.moveaxis(window(picture.pixels, height, width), -1, 0)
-    outputs = [window(resize(to_float(plane), *inner), size, size) for plane in planes]
-    return torch.from_numpy(with_channels(np.stack(outputs), channels))
+    planes = np.moveaxis(picture.pixels, -1, 0)
+    squares = np.stack([fit_plane(to_float(plane), size, mode) for plane in planes])
+    return torch.from_numpy(with_channels(squares, channels))
 
 
 def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
@@ -51,11 +49,21 @@ def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
         raise UsageError(f"the model's image must be (1 or 3, size, size), got {tuple(image.shape)}")
     if not image.isfinite().all():
         raise ImageError(f"the model's image has {int((~image.isfinite()).sum())} values that are not finite")
-    height, width = seen_shape(frame, mode)
-    inner = inner_shape(height, width, image.shape[1])
-    planes = with_channels(image.detach().to("cpu", torch.float32).numpy(), frame.channels)
-    outputs = [to_integer(resize(window(plane, *inner), height, width), frame.depth) for plane in planes]
-    return Picture(window(np.stack(outputs, axis=-1), frame.height, frame.width), frame)
+    squares = with_channels(image.detach().to("cpu", torch.float32).numpy(), frame.channels)
+    planes = [unfit_plane(square, frame.height, frame.width, mode) for square in squares]
+    return Picture(np.stack([to_integer(plane, frame.depth) for plane in planes], axis=-1), frame)
+
+
+def fit_plane(plane: NDArray[np.float32], size: int, mode: FitMode) -> NDArray[np.float32]:
+    """One channel in [-1, 1] as the model's square; itself when it has that size."""
+    height, width = seen_shape(len(plane), plane.shape[1], mode)
+    return window(resize(window(plane, height, width), *inner_shape(height, width, size)), size, size)
+
+
+def unfit_plane(square: NDArray[np.float32], height: int, width: int, mode: FitMode) -> NDArray[np.float32]:
+    """One channel of the model's square as (height, width); undoes `fit_plane` where nothing was resampled."""
+    seen = seen_shape(height, width, mode)
+    return window(resize(window(square, *inner_shape(*seen, len(square))), *seen), height, width)
 
 
 def to_float(plane: Pixels) -> NDArray[np.float32]:
@@ -76,10 +84,10 @@ def resize(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS)).clip(-1, 1)
 
 
-def seen_shape(frame: Frame, mode: FitMode) -> tuple[int, int]:
+def seen_shape(height: int, width: int, mode: FitMode) -> tuple[int, int]:
     """The height and width of what is shown to the model: all of the picture, or its centre square."""
-    side = min(frame.height, frame.width)
-    return (side, side) if mode is FitMode.COVER else (frame.height, frame.width)
+    side = min(height, width)
+    return (side, side) if mode is FitMode.COVER else (height, width)
 
 
 def inner_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -187,7 +187,9 @@ def count(batch: Batch, job: Job, progress: Progress) -> None:
     """Add a batch to what the summary tells."""
     progress.batches += batch.calls
     progress.network_seconds += batch.seconds
-    progress.reduced += sum(max(seen_shape(each.frame, job.fit)) > job.image.size for each in batch.group)
+    frames = [each.frame for each in batch.group]
+    seen = [seen_shape(frame.height, frame.width, job.fit) for frame in frames]
+    progress.reduced += sum(max(shape) > job.image.size for shape in seen)
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int) -> Iterator[B]:

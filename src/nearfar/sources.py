@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearfar.errors import UsageError
 from nearfar.images import SUFFIXES, printable
 
-OTHER_IMAGES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl")
-"""Images that a user expects to find in the output; passing them over in silence would be fail-open."""
+
+@dataclass(frozen=True)
+class Kind:
+    """Which files of a folder are inputs.
+
+    suffixes: theirs, in lower case. others: suffixes of files that a user expects to be inputs too; they are refused,
+    since passing them over in silence would be fail-open. formats: what is read, in words.
+    """
+
+    suffixes: Collection[str]
+    others: Collection[str]
+    formats: str
+
+
+PICTURES = Kind(SUFFIXES, (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl"), "PNG, JPEG, WebP, TIFF or BMP")
 
 
 @dataclass(frozen=True)
@@ -34,33 +47,33 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything below a folder, in the order of names. `ignored` counts files without an image's suffix."""
+    """Everything below a folder, in the order of names. `ignored` counts files without an input's suffix."""
 
     items: list[Item] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     ignored: int = 0
 
 
-def list_folder(folder: Path) -> Listing:
-    """Every image below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
+def list_folder(folder: Path, kind: Kind = PICTURES) -> Listing:
+    """Every image of a kind below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
     if not folder.is_dir():
         raise UsageError(f"{folder} must be a folder of images, got {'a file' if folder.exists() else 'nothing'} there")
     items: list[Item] = []
     rejected: list[Rejected] = []
     ignored = 0
-    for path in walk(folder, rejected):
+    for path in walk(folder, rejected, kind.suffixes):
         name = path.relative_to(folder).as_posix()
-        reason = objection(path, name)
+        reason = objection(path, name, kind)
         if reason:
             rejected.append(Rejected(printable(name), reason))
-        elif path.suffix.lower() in SUFFIXES and not path.name.startswith("._"):  # shadow files of macOS
+        elif path.suffix.lower() in kind.suffixes and not path.name.startswith("._"):  # shadow files of macOS
             items.append(Item(path, name))
         else:
             ignored += 1
     return Listing(items, sorted(rejected, key=lambda entry: entry.name), ignored)
 
 
-def walk(folder: Path, rejected: list[Rejected]) -> Iterator[Path]:
+def walk(folder: Path, rejected: list[Rejected], suffixes: Collection[str]) -> Iterator[Path]:
     """Files, links and image-named folders below `folder`, sorted; unreadable folders are put among the rejected."""
 
     def unreadable(error: OSError) -> None:
@@ -68,22 +81,22 @@ def walk(folder: Path, rejected: list[Rejected]) -> Iterator[Path]:
         rejected.append(Rejected(printable(name), f"folder cannot be read: {error.strerror}"))
 
     for parent, folders, files in os.walk(folder, onerror=unreadable):
-        named_like_images = [name for name in folders if Path(name).suffix.lower() in SUFFIXES]
+        named_like_images = [name for name in folders if Path(name).suffix.lower() in suffixes]
         linked = [name for name in folders if name not in named_like_images and (Path(parent) / name).is_symlink()]
         folders[:] = sorted(set(folders) - set(named_like_images) - set(linked))
         for name in sorted([*files, *named_like_images, *linked]):
             yield Path(parent) / name
 
 
-def objection(path: Path, name: str) -> str | None:
+def objection(path: Path, name: str, kind: Kind) -> str | None:
     """Why this entry cannot be an input image, judged without opening it."""
     if path.is_dir():
-        kind = "a link to a folder, which is not followed" if path.is_symlink() else "a folder with an image's name"
-        return f"{kind}: give nearfar that folder by itself"
+        what = "a link to a folder, which is not followed" if path.is_symlink() else "a folder with an image's name"
+        return f"{what}: give nearfar that folder by itself"
     suffix = path.suffix.lower()
-    if suffix in OTHER_IMAGES:
-        return f"{suffix} files are not read: convert it to PNG, JPEG, WebP, TIFF or BMP"
-    if suffix not in SUFFIXES:
+    if suffix in kind.others:
+        return f"{suffix} files are not read: convert it to {kind.formats}"
+    if suffix not in kind.suffixes:
         return None
     if not storable(name):
         return "the file name is not valid UTF-8 or has control characters: rename it"
