@@ -13,7 +13,6 @@ from nearfar.spread import (
     LEAST,
     Eigenvalues,
     Function,
-    Matrices,
     Moments,
     deviations_of,
     gains,
@@ -23,6 +22,9 @@ from nearfar.spread import (
     squared,
 )
 from nearfar.tensors import Latents
+
+Colours = Float64[Tensor, "rows columns places places"]
+Bands = Int64[Tensor, "rows columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Spectral:
     """
 
     variances: Moments
-    colours: Float64[Tensor, "rows columns places places"]
+    colours: Colours
     shrinkage: Float64[Tensor, " bands"]
     band_shrinkage: Float64[Tensor, " bands"]
 
@@ -63,7 +65,7 @@ class Spectral:
         return Eigenvalues(self.variances.flatten(), torch.ones(self.variances.numel(), dtype=torch.int64))
 
 
-def colour_matrices(latents: Latents) -> Float64[Tensor, "rows columns places places"]:
+def colour_matrices(latents: Latents) -> Colours:
     """Unbiased covariance of the channels at each frequency of the cosine transform."""
     pixel_variance(latents)
     parts = [torch.einsum("nchw,ndhw->hwcd", *[cosines(part)] * 2) for part in deviations_of(latents)]
@@ -71,8 +73,8 @@ def colour_matrices(latents: Latents) -> Float64[Tensor, "rows columns places pl
 
 
 def band_averages(
-    matrices: Matrices, noise: Tensor, bands: Tensor, scalar: Tensor
-) -> tuple[Matrices, Float64[Tensor, " bands"]]:
+    matrices: Colours, noise: Float64[Tensor, "rows columns"], bands: Bands, scalar: Float64[Tensor, ""]
+) -> tuple[Float64[Tensor, "bands places places"], Float64[Tensor, " bands"]]:
     """Average matrix of each radial band, drawn toward the scalar by as much as it is noise; and that share."""
     sizes = bands.flatten().bincount()
     sums = matrices.new_zeros(len(sizes), *matrices.shape[2:]).index_add_(0, bands.flatten(), matrices.flatten(0, 1))
@@ -81,11 +83,11 @@ def band_averages(
     return torch.lerp(averages, target, share[:, None, None]), share
 
 
-def total(values: Float64[Tensor, "rows columns"], bands: Tensor) -> Float64[Tensor, " bands"]:
+def total(values: Float64[Tensor, "rows columns"], bands: Bands) -> Float64[Tensor, " bands"]:
     return bands.flatten().bincount(values.flatten())
 
 
-def radial_bands(rows: int, columns: int) -> Int64[Tensor, "rows columns"]:
+def radial_bands(rows: int, columns: int) -> Bands:
     """The band of each coefficient of the cosine transform: its frequency in half cycles along the longer side."""
     along_rows, along_columns = (torch.arange(side, dtype=torch.float64) / side for side in (rows, columns))
     return (torch.hypot(along_rows[:, None], along_columns[None]) * max(rows, columns)).round().long()

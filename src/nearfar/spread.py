@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -46,6 +46,7 @@ class Eigenvalues(NamedTuple):
         return (self.values.log() * self.counts).sum().item()
 
 
+@runtime_checkable
 class Covariance(Protocol):
     """A symmetric positive matrix over all numbers of a latent."""
 
@@ -202,7 +203,9 @@ def samples(mean: Latent, covariance: Covariance, scale: float, count: int, gene
         yield mean + scale * draw(covariance, noise)
 
 
-def gains(function: Function, values: Moments, like: Latents) -> Latents:
+def gains(
+    function: Function, values: Float64[Tensor, "values high wide"], like: Latents
+) -> Float[Tensor, "each values high wide"]:
     """A function of eigenvalues, one row for all images or one for each, to multiply `like`."""
     return function(values[None].to(like.device)).to(like)
 
