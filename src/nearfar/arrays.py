@@ -51,7 +51,6 @@ TYPES: dict[str, tuple[float, float, Callable[[NDArray[np.float64]], NDArray[np.
 """What a file can store: least value, greatest value, and how a value is made storable."""
 
 Planes = Float64[np.ndarray, "channel height width"]
-OneImage = Float32[Tensor, "channel height width"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ArrayFormat:
     name: str
     library: str
     open: Callable[[Any, BinaryIO], Stored]
-    encode: Callable[[Any, NDArray[Any], BinaryIO], None]
+    encode: Callable[[Any, NDArray[Any], BytesIO], None]
 
 
 def open_npy(library: Any, file: BinaryIO) -> Stored:
@@ -100,17 +99,17 @@ def open_fits(library: Any, file: BinaryIO) -> Stored:
     return Stored(images[0].shape, np.dtype(np.float64), lambda: images[0].data)
 
 
-def encode_npy(library: Any, planes: NDArray[Any], file: BinaryIO) -> None:
+def encode_npy(library: Any, planes: NDArray[Any], file: BytesIO) -> None:
     library.write_array(file, planes, allow_pickle=False)
 
 
-def encode_tiff(library: Any, planes: NDArray[Any], file: BinaryIO) -> None:
+def encode_tiff(library: Any, planes: NDArray[Any], file: BytesIO) -> None:
     pixels = np.ascontiguousarray(np.moveaxis(planes, 0, -1)) if planes.ndim == 3 else planes
     kind = "rgb" if pixels.shape[2:] == (3,) else "minisblack"
     library.imwrite(file, pixels, photometric=kind, planarconfig="contig", metadata=None)
 
 
-def encode_fits(library: Any, planes: NDArray[Any], file: BinaryIO) -> None:
+def encode_fits(library: Any, planes: NDArray[Any], file: BytesIO) -> None:
     library.PrimaryHDU(planes).writeto(file)
 
 
@@ -160,14 +159,18 @@ def write_array(path: Path | str, values: Planes, dtype: str = "float32") -> str
         return write_whole(path, buffer.getvalue())
 
 
-def fit_square(image: OneImage, size: int, mode: FitMode = FitMode.PAD) -> Float32[Tensor, "channel side side"]:
+def fit_square(
+    image: Float32[Tensor, "channel height width"], size: int, mode: FitMode = FitMode.PAD
+) -> Float32[Tensor, "channel {size} {size}"]:
     """An image in [-1, 1] as the model's square, as `fitting.fit` does it, without rounding to integers."""
     if size < 1:
         raise UsageError(f"the model's size must be above 0, got {size}")
     return torch.from_numpy(np.stack([fit_plane(plane, size, mode) for plane in image.cpu().numpy()]))
 
 
-def unfit_square(image: OneImage, height: int, width: int, mode: FitMode = FitMode.PAD) -> OneImage:
+def unfit_square(
+    image: Float32[Tensor, "channel _ _"], height: int, width: int, mode: FitMode = FitMode.PAD
+) -> Float32[Tensor, "channel {height} {width}"]:
     """The model's image with an array's height and width; undoes `fit_square` exactly where nothing was resampled."""
     if image.shape[1] != image.shape[2]:
         raise UsageError(f"the model's image must be (channels, size, size), got {tuple(image.shape)}")
@@ -204,7 +207,7 @@ def check_single(count: int, what: str) -> None:
 def check_stored(stored: Stored, max_pixels: int) -> None:
     """Refuse by what the header says: nothing, too much, or no numbers."""
     count = math.prod(stored.shape)
-    if not count:
+    if min(stored.shape, default=1) < 1:
         raise ImageError(f"has shape {stored.shape} and so no values: restore it or remove it")
     if count > max_pixels:
         raise ImageError(f"has {count:,} values, more than {max_pixels:,}: make it smaller or raise the limit")

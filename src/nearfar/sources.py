@@ -55,7 +55,7 @@ class Listing:
 
 
 def list_folder(folder: Path, kind: Kind = PICTURES) -> Listing:
-    """Every image of a kind below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
+    """Every image below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
     if not folder.is_dir():
         raise UsageError(f"{folder} must be a folder of images, got {'a file' if folder.exists() else 'nothing'} there")
     items: list[Item] = []
