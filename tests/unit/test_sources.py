@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nearfar.errors import UsageError
-from nearfar.sources import Item, list_folder
+from nearfar.sources import Item, Kind, list_folder
 
 
 @pytest.fixture
@@ -146,3 +146,30 @@ def test_a_folder_is_needed(folder):
     (folder / "file").touch()
     with pytest.raises(UsageError, match=r"file must be a folder of images, got a file there"):
         list_folder(folder / "file")
+
+
+ARRAYS = Kind((".npy", ".fits", ".tif"), (".gz", ".h5"), ".npy, TIFF or FITS")
+
+
+def test_another_kind_of_inputs_has_its_own_suffixes(folder):
+    for name in ("a.npy", "deep/b.FITS", "c.tif", "d.png", "notes.txt", "movie.gif", "._a.npy"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    listing = list_folder(folder, ARRAYS)
+    assert [item.name for item in listing.items] == ["a.npy", "c.tif", "deep/b.FITS"]
+    assert (listing.rejected, listing.ignored) == ([], 4)
+
+
+def test_another_kind_of_inputs_has_its_own_objections(folder):
+    (folder / "e.fits.gz").touch()
+    (folder / "f.npy").mkdir()
+    (folder / "g.png").mkdir()
+    (folder / "g.png" / "inside.npy").touch()
+    (folder / "h.npy").symlink_to("nowhere")
+    listing = list_folder(folder, ARRAYS)
+    assert [item.name for item in listing.items] == ["g.png/inside.npy"]
+    assert {entry.name: entry.reason for entry in listing.rejected} == {
+        "e.fits.gz": ".gz files are not read: convert it to .npy, TIFF or FITS",
+        "f.npy": "a folder with an image's name: give nearfar that folder by itself",
+        "h.npy": "cannot be reached: No such file or directory",
+    }
