@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Generator, Tensor
 
 from nearfar.errors import UsageError
@@ -14,8 +14,9 @@ from nearfar.geometry import slerp
 from nearfar.spread import Latent
 from nearfar.tensors import Latents, per_image
 
-Parents = Int64[Tensor, "batch parents"]
-Weights = Float64[Tensor, "batch parents"]
+Parents = Int64[Tensor, "mixtures parents"]
+Weights = Float64[Tensor, "mixtures parents"]
+Mixed = Float[Tensor, "mixtures places rows columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +49,16 @@ def mix_on_sphere(latents: Latents, count: int, generator: Generator, concentrat
     return Mixtures(slerp(first, second, weights[:, 1].to(latents)), chosen, weights)
 
 
-def combine(latents: Latents, mean: Latent, parents: Parents, weights: Weights) -> Latents:
+def combine(latents: Latents, mean: Latent, parents: Parents, weights: Weights) -> Mixed:
     """`(1 - a / sqrt b) mean + sum w x / sqrt b`, a = sum w, b = sum w^2 (LOL, arXiv 2408.08558).
 
     N(mean, S) for whatever fixed weights, if the parents are independent draws of N(mean, S). About the mean of the
     same `count` latents the covariance is `(1 - (a^2 / b - 1) / count) S`: up to `(parents - 1) / count` too small.
     """
     unit = weights / weights.square().sum(1, keepdim=True).sqrt()
-    flat = latents.flatten(1)
-    mixed = torch.zeros(len(latents), len(parents), dtype=torch.float64).scatter_add_(0, parents.T, unit.T)
-    return per_image(1 - unit.sum(1), latents) * mean + (mixed.T.to(latents) @ flat).view(-1, *latents.shape[1:])
+    shares = torch.zeros(len(parents), len(latents), dtype=torch.float64).scatter_add_(1, parents, unit)
+    mixed = (shares.to(latents) @ latents.flatten(1)).view(-1, *mean.shape)
+    return mixed + per_image(1 - unit.sum(1), mixed) * mean
 
 
 def choose(

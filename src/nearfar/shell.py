@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Generator, Tensor
 
 from nearfar.cloud import PIXELS_AT_ONCE, gram_matrix
@@ -26,6 +26,7 @@ LOOKS = 10
 FEWEST = 4
 """Latents from which targets are measured: each against three others."""
 
+References = Float[Tensor, "references places rows columns"]
 Products = Float64[Tensor, "batch references"]
 Chosen = Int64[Tensor, "batch looks"]
 Gram = Float64[Tensor, "references references"]
@@ -83,7 +84,7 @@ class Shell:
     def fit(cls, latents: Latents) -> Shell:
         scalar = Scalar.fit(latents)
         centre = latents.mean(0, dtype=torch.float64).to(latents.dtype)
-        return cls(centre, scalar.variance * scalar.dimension, len(latents))
+        return cls(centre, scalar.variance * scalar.dimension, float(len(latents)))
 
     @property
     def kept(self) -> float:
@@ -133,7 +134,7 @@ def measure(references: Latents, generator: Generator, share: float = 0.95) -> T
     return Targets(*map(Target, values.tolist(), tolerances.tolist()))
 
 
-def accept(candidates: Latents, references: Latents, targets: Targets, generator: Generator) -> Tested:
+def accept(candidates: Latents, references: References, targets: Targets, generator: Generator) -> Tested:
     """The three tests of each candidate against `LOOKS` of the references, which `generator` picks."""
     chosen = picks(len(references), len(candidates), generator)
     squares = torch.linalg.vector_norm(candidates.flatten(1), dim=1, dtype=torch.float64).square()
@@ -162,7 +163,7 @@ def statistics(towards: Products, squares: Float64[Tensor, " batch"], gram: Gram
     return torch.stack([distances.mean(1), origin.rad2deg().mean(1), pair.rad2deg().mean(1)], dim=1)
 
 
-def products(candidates: Latents, references: Latents) -> Products:
+def products(candidates: Latents, references: References) -> Products:
     """Scalar products in float64, some numbers of each latent at a time."""
     sums = torch.zeros(len(candidates), len(references), dtype=torch.float64)
     one, other = candidates.flatten(1), references.flatten(1)
