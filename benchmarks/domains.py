@@ -26,6 +26,8 @@ from torch import Tensor
 from nearfar.errors import UsageError
 
 ANIMALS = ("bird", "cat", "horse")
+NO_UPRIGHT = ("cells", "galaxies")
+"""Domains whose images have no up and down, so that a turned one is one more."""
 Pools = tuple[list[Image.Image], list[Image.Image]]
 
 
@@ -53,6 +55,17 @@ def own_faces(folder: Path, size: int, count: int, seed: int = 0) -> Tensor:
     with zipfile.ZipFile(folder / "faces_utk64.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("train/") and not name.endswith("/"))
         return as_tensor(read(archive, choose(names, count, seed)), size)
+
+
+def symmetric_copies(images: Tensor, domain: str) -> Tensor:
+    """The images and those that the domain's symmetry makes of them: mirrored, and turned where nothing is upright.
+
+    `(2 * count, ...)`, or `(8 * count, ...)`; the first `count` are the images themselves.
+    """
+    turns = range(4 if domain in NO_UPRIGHT else 1)
+    return torch.cat(
+        [turned for image in (images, images.flip(3)) for turned in (image.rot90(k, (2, 3)) for k in turns)]
+    )
 
 
 def cells(folder: Path) -> Pools:

