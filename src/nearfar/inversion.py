@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
 
 from nearfar.errors import UsageError
 from nearfar.local_sampling import WARP, Level, start_times
 from nearfar.model import FrozenModel
-from nearfar.solver import DDIM, FixedPointDDIM, Heun, OnStep, Solver, solve
+from nearfar.solver import DDIM, FixedPointDDIM, Heun, OnStep, Search, Solver, solve
 from nearfar.tensors import Images, Latents
 
-INVERTER: Solver = FixedPointDDIM()
+INVERTER = FixedPointDDIM()
 INVERTERS: dict[str, Solver] = {"fixed-point": INVERTER, "heun": Heun(), "ddim": DDIM()}
 STEPS = 20
 
@@ -33,13 +37,48 @@ def invert(
     solver: `FixedPointDDIM()`, which `denoise` undoes; `Heun()`, nearer to the exact trajectory in as many steps;
     `DDIM()`, the explicit inverter of the paper. Nothing is random: an encoder's mode is used.
     Returns float32 latents `(batch, *model.latent_shape)` on the model's device. Cost in network calls, each for the
-    whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (about 3 a step).
+    whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (`CALLS`).
     """
     model.image.check(images)
     check_invertible(solver)
     start = start_times(model.schedule, len(images), strength, sigma)
     latents = model.latent_space.encode(images.to(model.device, torch.float32))
     return solve(model.denoiser, latents, model.schedule.grid(start, steps, WARP).flip(1), solver, on_step=on_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Latents, and how each step on the way to them was found; the figures are those of `Search`."""
+
+    latents: Latents
+    residuals: Float64[Tensor, "batch steps"]
+    fell_back: Bool[Tensor, "batch steps"]
+    calls: Int64[Tensor, "batch steps"]
+
+
+def traced_inversion(
+    model: FrozenModel,
+    images: Images,
+    *,
+    strength: Level | None = None,
+    sigma: Level | None = None,
+    steps: int = STEPS,
+    solver: FixedPointDDIM = INVERTER,
+    on_step: OnStep | None = None,
+) -> Inversion:
+    """`invert` with the fixed-point inverter, and how well each step was solved.
+
+    Arguments, latents and cost as for `invert`. An image at strength 0 asks for nothing and has no residual.
+    """
+    found: list[Search] = []
+    tracing = replace(solver, on_search=found.append)
+    latents = invert(model, images, strength=strength, sigma=sigma, steps=steps, solver=tracing, on_step=on_step)
+    rest = torch.zeros(len(images), dtype=torch.float64)
+    found = found or [Search(rest, rest.bool(), rest.long())] * steps
+    residuals, fell_back, calls = (
+        torch.stack([getattr(search, name) for search in found], dim=1) for name in ("residual", "fell_back", "calls")
+    )
+    return Inversion(latents, residuals, fell_back, calls)
 
 
 def denoise(
