@@ -22,8 +22,15 @@ from nearfar.parents import mix
 from nearfar.shell import Shell
 from nearfar.spectral import Spectral
 from nearfar.spread import Diagonal, LowRank, Scalar, samples, spread_about, white_noise
+from nearfar.structured import Structured
 
-FAMILIES: dict[str, Any] = {"scalar": Scalar, "diagonal": Diagonal, "spectral": Spectral, "shrinkage": LowRank}
+FAMILIES: dict[str, Any] = {
+    "scalar": Scalar,
+    "diagonal": Diagonal,
+    "spectral": Spectral,
+    "shrinkage": LowRank,
+    "structured": Structured,
+}
 NAMES = (*FAMILIES, "parents")
 
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
 LAYERS = [
     {
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
-        *("cloud", "gaussianity", "two_clouds", "spread", "spectral", "parents", "shell", "values"),
+        *("cloud", "gaussianity", "two_clouds", "spread", "spectral", "structured", "parents", "shell", "values"),
     },  # mathematics
     {
         *("tiles", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),

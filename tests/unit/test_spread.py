@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +26,14 @@ from nearfar.spread import (
     white_noise,
     whiten,
 )
+from nearfar.structured import Structured
 
 SHAPE = (3, 4, 6)
 COUNT = math.prod(SHAPE)
-FAMILIES = [Scalar, Diagonal, Spectral, LowRank]
+SIDE = 3
+"""Small enough that some frequencies lie outside the coarse layout."""
+OfThree = SimpleNamespace(fit=partial(Structured.fit, side=SIDE), __name__="Structured")
+FAMILIES = [Scalar, Diagonal, Spectral, LowRank, OfThree]
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 
 
@@ -68,6 +74,8 @@ def truth(family):
     if family is Spectral:
         steep = 10 / (1 + radial_bands(*SHAPE[1:]).double()) ** 2
         return replace(Spectral.fit(some), variances=steep * torch.tensor([0.05, 0.3, 1]).double().view(3, 1, 1))
+    if family is OfThree:
+        return Structured.fit(correlated(400), side=SIDE)
     values = torch.tensor([40.0, 20, 10]).double()
     return replace(LowRank.fit(some), directions=LowRank.fit(some).directions[:3], values=values, rest=0.5)
 
@@ -172,6 +180,38 @@ def test_spectral_is_exact_for_a_domain_that_is_reflected_at_its_borders():
     gain = (angle.cos()[:, None] + angle.cos()) / 2
     # A variance has a relative deviation of sqrt(2 / 4000) = 2.2 %, of the largest 1: five of them among 64 values.
     torch.testing.assert_close(Spectral.fit(latents).variances[0], gain.square(), rtol=0.11, atol=2e-3)
+
+
+def test_structured_has_both_the_layout_and_the_texture():
+    """An object in one place, with fine texture: neither the low rank nor the spectral family has both."""
+    shape = (1, 16, 16)
+    spot = torch.zeros(shape, dtype=torch.float64)
+    spot[:, 4:12, 4:12] = 10
+    texture = torch.where(radial_bands(16, 16) > 8, 0.3, 1.0).double()
+
+    def latents(count, seed):
+        fine = inverse_cosines(texture * noise(count, seed, shape))
+        return fine + spot * noise(count, seed + 1, (1, 1, 1))
+
+    few, others, mean = latents(60, 1), latents(200, 3), torch.zeros(shape, dtype=torch.float64)
+    nats = {f: log_likelihood(mean, f.fit(few), others).mean().item() for f in (Spectral, LowRank, Structured)}
+    assert nats[Structured] > max(nats[Spectral], nats[LowRank]) + 5
+
+
+def test_what_lies_outside_the_layout_is_spectral():
+    latents = correlated(30)
+    found, spectral = Structured.fit(latents, side=SIDE), Spectral.fit(latents)
+    x = cosines(noise(4))
+    x[:, :, :SIDE, :SIDE] = 0
+    fine = inverse_cosines(x)
+    torch.testing.assert_close(draw(found, fine), draw(spectral, fine))
+    inside = cosines(latents - latents.mean(0))[:, :, :SIDE, :SIDE].flatten(1)
+    shown = inside.T @ inside / 29
+    lowest = spectral.colours[0, 0] @ spectral.variances[:, 0, 0].diag() @ spectral.colours[0, 0].T
+    block = found.directions @ found.values.diag() @ found.directions.T
+    mixed = torch.lerp(shown[0, 0], lowest[0, 0], found.shrinkage)
+    torch.testing.assert_close(block[0, 0], mixed)
+    torch.testing.assert_close(block[0, 1], (1 - found.shrinkage) * shown[0, 1])
 
 
 @pytest.mark.parametrize("family", [Diagonal, Spectral])
