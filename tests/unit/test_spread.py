@@ -75,7 +75,7 @@ def truth(family):
         steep = 10 / (1 + radial_bands(*SHAPE[1:]).double()) ** 2
         return replace(Spectral.fit(some), variances=steep * torch.tensor([0.05, 0.3, 1]).double().view(3, 1, 1))
     if family is OfThree:
-        return Structured.fit(correlated(400), side=SIDE)
+        return Structured.fit(draw(truth(Spectral), noise(30, seed=5)), side=SIDE)
     values = torch.tensor([40.0, 20, 10]).double()
     return replace(LowRank.fit(some), directions=LowRank.fit(some).directions[:3], values=values, rest=0.5)
 
