@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from nearfar.errors import UsageError
+from nearfar.exact_inversion import BDIA, exact_reconstruction
 from nearfar.local_sampling import WARP, Level, start_times
 from nearfar.model import FrozenModel
 from nearfar.solver import DDIM, FixedPointDDIM, Heun, OnStep, Search, Solver, solve
@@ -16,6 +17,7 @@ from nearfar.tensors import Images, Latents
 
 INVERTER = FixedPointDDIM()
 INVERTERS: dict[str, Solver] = {"fixed-point": INVERTER, "heun": Heun(), "ddim": DDIM()}
+RECONSTRUCTORS: dict[str, Solver | BDIA] = {**INVERTERS, "bdia": BDIA()}
 STEPS = 20
 
 
@@ -26,7 +28,7 @@ def invert(
     strength: Level | None = None,
     sigma: Level | None = None,
     steps: int = STEPS,
-    solver: Solver = INVERTER,
+    solver: Solver | BDIA = INVERTER,
     on_step: OnStep | None = None,
 ) -> Latents:
     """The latents at a noise level from which the deterministic trajectory leads to these images.
@@ -37,10 +39,11 @@ def invert(
     solver: `FixedPointDDIM()`, which `denoise` undoes; `Heun()`, nearer to the exact trajectory in as many steps;
     `DDIM()`, the explicit inverter of the paper. Nothing is random: an encoder's mode is used.
     Returns float32 latents `(batch, *model.latent_shape)` on the model's device. Cost in network calls, each for the
-    whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (`CALLS`).
+    whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (about 4
+    a step at 20 steps).
     """
     model.image.check(images)
-    check_invertible(solver)
+    solver = check_invertible(solver)
     start = start_times(model.schedule, len(images), strength, sigma)
     latents = model.latent_space.encode(images.to(model.device, torch.float32))
     return solve(model.denoiser, latents, model.schedule.grid(start, steps, WARP).flip(1), solver, on_step=on_step)
@@ -88,14 +91,14 @@ def denoise(
     strength: Level | None = None,
     sigma: Level | None = None,
     steps: int = STEPS,
-    solver: Solver = INVERTER,
+    solver: Solver | BDIA = INVERTER,
     on_step: OnStep | None = None,
 ) -> Images:
     """The images that the deterministic trajectory leads to from latents at a noise level; the inverse of `invert`.
 
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls.
     """
-    check_invertible(solver)
+    solver = check_invertible(solver)
     if latents.shape[1:] != model.latent_shape:
         raise UsageError(
             f"latents must be (batch, {', '.join(map(str, model.latent_shape))}), got {tuple(latents.shape)}"
@@ -113,17 +116,29 @@ def reconstruct(
     strength: Level | None = None,
     sigma: Level | None = None,
     steps: int = STEPS,
-    solver: Solver = INVERTER,
+    solver: Solver | BDIA = INVERTER,
     on_step: OnStep | None = None,
 ) -> Images:
     """The images after a way to a noise level and back: what this model can represent of them.
 
-    Arguments as for `invert`. Returns float32 images in [-1, 1] on the CPU. Cost: that of `invert` and `denoise`.
+    Arguments as for `invert`; `BDIA()` besides, whose return is exact for every network: what it loses is lost by the
+    latent space. Returns float32 images in [-1, 1] on the CPU. Cost: that of `invert` and `denoise`.
     """
+    if isinstance(solver, BDIA):
+        return exact_reconstruction(
+            model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
+        )
     latents = invert(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
     return denoise(model, latents, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
 
 
-def check_invertible(solver: Solver) -> None:
+def check_invertible(solver: Solver | BDIA) -> Solver:
+    """A solver that gives one latent for an image, and an image for a latent."""
+    if isinstance(solver, BDIA):
+        raise UsageError(
+            "BDIA ends in a pair of states, and one latent alone has no way back: "
+            "invert with FixedPointDDIM, Heun or DDIM(eta=0); BDIA is for reconstruct"
+        )
     if not solver.invertible:
         raise UsageError(f"{solver} cannot run towards noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")
+    return solver

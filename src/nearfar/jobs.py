@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import UsageError
+from nearfar.exact_inversion import BDIA
 from nearfar.fitting import FitMode, unfit
 from nearfar.images import Frame, encode
-from nearfar.inversion import INVERTERS
+from nearfar.inversion import RECONSTRUCTORS
 from nearfar.local_sampling import WARP, start_times
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
-from nearfar.plan import Encode, Job, Objection, Transform
+from nearfar.plan import Encode, Job, Measure, Objection, Transform, nothing
 from nearfar.solver import SOLVERS, Solver
 
 PLACES, PARAMETERS = 64 * 64, 50_000_000
@@ -34,6 +35,7 @@ def make_job(
     key: SecretKey | None,
     batch_size: int | None,
     suffix: str = "",
+    measure: Measure = nothing,
 ) -> Job:
     """A job with this model's contract, a batch size that fits it, and one worker for each core.
 
@@ -55,11 +57,12 @@ def make_job(
         workers=torch.get_num_threads() if model.device.type == "cpu" and batch > 1 else 1,
         suffix=suffix,
         steps=settings["steps"],
+        measure=measure,
     )
 
 
 def trajectory_settings(
-    model: FrozenModel, strength: float | None, sigma: float | None, steps: int, solver: Solver, fit: FitMode
+    model: FrozenModel, strength: float | None, sigma: float | None, steps: int, solver: Solver | BDIA, fit: FitMode
 ) -> dict[str, Any]:
     """The settings of every job that goes to a noise level and back."""
     if steps < 1:
@@ -87,9 +90,9 @@ def describe_level(model: FrozenModel, strength: float | None, sigma: float | No
     }
 
 
-def solver_name(solver: Solver) -> str:
+def solver_name(solver: Solver | BDIA) -> str:
     """The command line's name of a solver, or its description."""
-    return next((name for name, known in {**SOLVERS, **INVERTERS}.items() if known == solver), repr(solver))
+    return next((name for name, known in {**SOLVERS, **RECONSTRUCTORS}.items() if known == solver), repr(solver))
 
 
 def default_batch_size(model: FrozenModel) -> int:

@@ -22,6 +22,7 @@ class Record:
     """What became of one image. Of a failed one, only name and reason are of use.
 
     source_tag: tells whether the source is still the same. batch_size: the shape that the network was called with.
+    figures: what the job measured on this image.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Record:
     batch_size: int = 0
     target_sha256: str = ""
     source_tag: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Manifest:
             self._write(json.dumps(header, ensure_ascii=False) + "\n")
 
     def add(self, record: Record) -> None:
-        self._write(json.dumps({"image": asdict(record)}, ensure_ascii=False) + "\n")
+        content = {name: value for name, value in asdict(record).items() if value != {}}
+        self._write(json.dumps({"image": content}, ensure_ascii=False) + "\n")
 
     def commit(self) -> None:
         with writing(self._path):

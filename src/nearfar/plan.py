@@ -30,12 +30,21 @@ Encode = Callable[[Tensor, Frame], bytes]
 Objection = Callable[[Tensor, Tensor], str]
 """(image, result) -> why the result must not be written; empty when it may."""
 
+Measure = Callable[[Tensor], dict[str, float]]
+"""Result -> figures of this image for the record."""
+
+
+def nothing(result: Tensor) -> dict[str, float]:
+    """Most jobs measure nothing."""
+    return {}
+
 
 @dataclass(frozen=True)
 class Job:
     """What to do with every image.
 
     encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
+    measure: figures of a result for the record.
     suffix: what is added to the names of the images. steps: how many a batch takes.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
@@ -57,6 +66,7 @@ class Job:
     workers: int = 1
     suffix: str = ""
     steps: int = 1
+    measure: Measure = nothing
 
     def target(self, out: Path, name: str) -> Path:
         """Where the result of the image of this name goes."""

@@ -244,7 +244,7 @@ def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) 
     target = job.target(out, name)
     with writing(target):
         sha256 = write_whole(target, content)
-    return Record(name, "done", "", batch_size, sha256, loaded.source_tag)
+    return Record(name, "done", "", batch_size, sha256, loaded.source_tag, job.measure(output))
 
 
 def transform(job: Job, progress: Progress, tick: OnStep, group: list[Loaded]) -> Batch:
