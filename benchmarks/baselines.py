@@ -110,26 +110,31 @@ def paper_nodes(time: int) -> Tensor:
 def paper_images(
     model: FrozenModel, latents: Tensor, candidates: Iterator[Tensor], count: int, generator: Generator, time: int
 ) -> Made:
-    """Test the candidates, denoise `count` of them on the way of the inversion, and on to the clean end.
+    """Denoise `count` candidates on the way of the inversion, and on to the clean end."""
+    chosen, rate = pick(candidates, latents, count, generator)
+    nodes = torch.cat([paper_nodes(time).flip(1), torch.full((1, 1), model.schedule.clean_time)], 1)
+    images = [solve(model.denoiser, x, nodes.expand(len(x), -1), DDIM()) for x in chosen.split(BATCH)]
+    calls = PAPER_STEPS + (PAPER_STEPS - 1) * len(latents) / count
+    return Made(torch.cat(images).clamp(-1, 1), calls, rate)
 
-    If too few pass, the nearest to passing make up the number.
+
+def pick(candidates: Iterator[Tensor], latents: Tensor, count: int, generator: Generator) -> tuple[Tensor, float]:
+    """The first `count` candidates that pass the three tests, and the share that does.
+
+    If there are not enough of them, the nearest to passing make up the number.
     """
-    targets = paper_targets(latents, generator)
-    tolerances = torch.tensor([t.tolerance for t in (targets.distance, targets.origin_angle, targets.pair_angle)])
-    values = torch.tensor([t.value for t in (targets.distance, targets.origin_angle, targets.pair_angle)])
-    kept, tried, misses, found = [], 0, [], 0
+    targets, kept, misses, passed = paper_targets(latents, generator), [], [], 0
+    each = (targets.distance, targets.origin_angle, targets.pair_angle)
     for some in candidates:
         tested = accept(some, latents, targets, generator)
-        found, tried = found + int(tested.accepted.sum()), tried + len(some)
+        off = [(tested.measured[:, k] - target.value).abs() / target.tolerance for k, target in enumerate(each)]
         kept.append(some)
-        misses.append(((tested.measured - values).abs() / tolerances).amax(1).clamp(min=1))
-        if found >= count:
+        misses.append(torch.stack(off).amax(0).clamp(min=1))
+        passed += int(tested.accepted.sum())
+        if passed >= count:
             break
-    best = torch.cat(misses).argsort(stable=True)[:count]
-    nodes = torch.cat([paper_nodes(time).flip(1), torch.full((1, 1), model.schedule.clean_time)], 1)
-    chosen = torch.cat(kept)[best].split(BATCH)
-    images = torch.cat([solve(model.denoiser, x, nodes.expand(len(x), -1), DDIM()) for x in chosen]).clamp(-1, 1)
-    return Made(images, PAPER_STEPS + (PAPER_STEPS - 1) * len(latents) / count, found / tried)
+    worst = torch.cat(misses)
+    return torch.cat(kept)[worst.argsort(stable=True)[:count]], passed / len(worst)
 
 
 def paper_targets(latents: Tensor, generator: Generator) -> Targets:

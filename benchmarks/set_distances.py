@@ -90,14 +90,18 @@ class References:
         return cls(*sets, strict, CaptureClassifier.fit(domain, as_it_is))
 
     def evaluate(self, outputs: ImageSet) -> dict[str, Any]:
-        """All figures of a set of outputs, and those of real images in their place."""
-        counts = {"outputs": outputs, "fitted": self.fitted, "turned": self.turned, "held_out": self.held_out}
-        return {
-            "counts": {name: len(images) for name, images in counts.items()},
-            "capture_accuracy": {"strict": self.capture.accuracy, "as_it_is": self.capture_as_it_is.accuracy},
-            "outputs": self.likeness(outputs) | self.novelty(outputs),
-            "real": self.likeness(self.fitted) | self.novelty(self.held_out),
-        }
+        """All figures of a set of outputs."""
+        return self.likeness(outputs) | self.novelty(outputs)
+
+    def real(self) -> dict[str, Any]:
+        """The same of real images: likeness of the fitted ones, novelty of the held-out ones."""
+        return self.likeness(self.fitted) | self.novelty(self.held_out)
+
+    def described(self) -> dict[str, Any]:
+        """How many images there are, and how well the classifiers tell the domains apart."""
+        sets = {"fitted": self.fitted, "turned": self.turned, "held_out": self.held_out}
+        accuracy = {"captured": self.capture.accuracy, "captured_as_it_is": self.capture_as_it_is.accuracy}
+        return {"counts": {name: len(images) for name, images in sets.items()}, "accuracy": accuracy}
 
     def likeness(self, outputs: ImageSet) -> dict[str, Any]:
         """How outputs differ from the held-out images, in features."""
@@ -126,8 +130,12 @@ class References:
 def evaluate(
     outputs: Tensor, fitted: Tensor, held_out: Tensor, own: Tensor, turned: Tensor | None = None
 ) -> dict[str, Any]:
-    """All figures of a set of outputs, from images `(count, 3, size, size)` in [-1, 1]; see `References`."""
-    return References.of(fitted, held_out, own, turned).evaluate(image_set(outputs))
+    """All figures of a set of outputs, and those of real images in their place; see `References`.
+
+    Each set is float32 `(count, 3, size, size)` in [-1, 1].
+    """
+    references = References.of(fitted, held_out, own, turned)
+    return references.described() | {"outputs": references.evaluate(image_set(outputs)), "real": references.real()}
 
 
 def kernel_distance(
