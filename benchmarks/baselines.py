@@ -60,8 +60,11 @@ def forward_noised(model: FrozenModel, fit: Tensor, count: int, seed: int, *, st
 
 
 def locally_sampled(model: FrozenModel, fit: Tensor, count: int, seed: int, *, strength: float) -> Made:
-    """The same with fresh noise on the way back: nearfar's near method, one key for each batch."""
-    batches = sources(fit, count, seed).split(BATCH)
+    """The same with fresh noise on the way back: nearfar's near method.
+
+    One key gives copies of an image one output, so each batch has its own, and no image twice.
+    """
+    batches = sources(fit, count, seed).split(min(BATCH, len(fit)))
     keys = (SecretKey.from_seed(1000 * seed + number) for number in range(len(batches)))
     made = [local_sample(model, images, strength=strength, key=key) for images, key in zip(batches, keys, strict=True)]
     return Made(torch.cat(made), STEPS)
