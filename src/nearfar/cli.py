@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -100,25 +102,41 @@ def reconstruct(
     out: Out,
     *,
     how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="fixed-point, heun or ddim.")] = "fixed-point",
+    solver: Annotated[str, typer.Option(help="fixed-point, heun, ddim or bdia.")] = "fixed-point",
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The report's page, not in OUT. [default: OUT.report.html]")
+    ] = None,
+    own_samples: Annotated[
+        int, typer.Option(help="Samples of the model's own to measure against; 0 for no verdict.")
+    ] = 32,
     keep_metadata: KeepMetadata = False,
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
-    """Carry every image to a noise level and back along its deterministic trajectory.
+    """Measure how well the model represents your images.
 
-    What comes back is what the model can represent. --strength is 0.9 unless given.
+    Carries them to a noise level and back along their deterministic trajectory. Writes what comes back to OUT, and a
+    report beside it: error and cost of every image, a sheet, and a verdict measured on the model's own samples.
+    --strength is 0.9 unless given.
     """
     with reported_errors():
-        from nearfar.inversion import INVERTERS
+        from nearfar.inversion import RECONSTRUCTORS
         from nearfar.plan import check_places
+        from nearfar.representation_report import check_report, cost, write_report_on
         from nearfar.trajectories import reconstruct_job
 
-        options = how.options(0.9, solver, INVERTERS)
+        options = how.options(0.9, solver, RECONSTRUCTORS)
         check_places(source, out, progress.resume)
+        page = check_report(report, source, out, own_samples)
         model = choice.load()
         job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
-        carry_out(job, model, source, out, progress)
+
+        def report_on(plan: Plan, done: Progress) -> dict[str, Any]:
+            own = measure_own(model, own_samples, done.batch_size, options)
+            return write_report_on(plan, job, source, out, page, own)
+
+        lines = partial(cost, solver=options["solver"], steps=options["steps"], own=own_samples)
+        carry_out(job, model, source, out, progress, say_more=lines, after=report_on)
 
 
 @app.command()
@@ -138,11 +156,12 @@ def invert(
     unless given.
     """
     with reported_errors():
-        from nearfar.inversion import INVERTERS
+        from nearfar.inversion import RECONSTRUCTORS, check_invertible
         from nearfar.plan import check_places
         from nearfar.trajectories import invert_job
 
-        options = how.options(0.9, solver, INVERTERS)
+        options = how.options(0.9, solver, RECONSTRUCTORS)
+        check_invertible(options["solver"])
         check_places(source, out, progress.resume)
         model = choice.load()
         carry_out(invert_job(model, **options), model, source, out, progress)
@@ -183,7 +202,7 @@ def keep_key(key: SecretKey | None, path: Path | None) -> None:
             raise UsageError(f"cannot write key file {path} ({error.strerror}): choose another place") from None
 
 
-def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
+def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> None:
     """Say on stderr what is about to happen."""
     settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
     licence = model.provenance.licence
@@ -194,7 +213,7 @@ def describe(model: FrozenModel, job: Job, plan: Plan) -> None:
         f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
     ]
-    for line in lines:
+    for line in [*lines, *more]:
         typer.echo(line, err=True)
 
 
@@ -229,18 +248,30 @@ def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
 
 
 def carry_out(
-    job: Job, model: FrozenModel, source: Path, out: Path, how: RunChoice, before: Callable[[], None] = lambda: None
+    job: Job,
+    model: FrozenModel,
+    source: Path,
+    out: Path,
+    how: RunChoice,
+    *,
+    before: Callable[[], None] = lambda: None,
+    say_more: Callable[[Plan], Sequence[str]] = lambda _: (),
+    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {},
 ) -> None:
-    """Plan the job, say so, and run it unless only the plan was asked for. before: done just before it begins."""
+    """Plan the job, say so, and run it unless only the plan was asked for.
+
+    before: done just before it begins. say_more: lines about the plan. after: done when all images are, to be shown.
+    """
     from nearfar.plan import plan_run
 
     plan = plan_run(job, source, out, how.resume)
-    describe(model, job, plan)
+    describe(model, job, plan, say_more(plan))
     if how.dry_run:
         show_plan(job, plan, how.as_json)
     else:
         before()
-        finish(run_shown(job, source, out, plan), out, job, how.as_json)
+        done = run_shown(job, source, out, plan)
+        finish(done, out, job, how.as_json, after(plan, done))
 
 
 def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
@@ -254,7 +285,30 @@ def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
         return run(job, source, out, plan, report)
 
 
-def finish(progress: Progress, out: Path, job: Job, as_json: bool) -> None:
+def measure_own(model: FrozenModel, count: int, batch_size: int, options: dict[str, Any]) -> list[float]:
+    """How well the model's own samples come back, under a progress display."""
+    from nearfar.console import shown_progress
+    from nearfar.local_sampling import STEPS
+    from nearfar.representation import own_representation
+    from nearfar.run import Progress
+
+    if not count:
+        return []
+    way = {name: options[name] for name in ("strength", "sigma", "steps", "solver")}
+    progress, began = Progress(count, steps=max(STEPS, options["steps"])), time.monotonic()
+    with shown_progress("own samples") as report:
+
+        def tick(step: int, _: object) -> None:
+            progress.step = step
+            report(progress)
+
+        found = own_representation(model, count=count, batch_size=batch_size, on_step=tick, **way)
+        progress.done, progress.seconds = count, time.monotonic() - began
+        report(progress)
+    return found
+
+
+def finish(progress: Progress, out: Path, job: Job, as_json: bool, more: dict[str, Any]) -> None:
     """Show what came of a run, and end with its exit code."""
     from nearfar.manifest import manifest_path
 
@@ -266,10 +320,13 @@ def finish(progress: Progress, out: Path, job: Job, as_json: bool) -> None:
     code = SOME_FAILED if progress.failed else DONE
     manifest = manifest_path(out)
     if as_json:
-        typer.echo(json.dumps(summary(progress, job) | {"out": str(out), "manifest": str(manifest), "exit_code": code}))
+        places = {"out": str(out), "manifest": str(manifest), **more, "exit_code": code}
+        typer.echo(json.dumps(summary(progress, job) | places))
     else:
         counts = f"{progress.done} done, {progress.kept} kept, {len(progress.failed)} failed"
         typer.echo(f"{counts} in {progress.seconds:.1f} s; results in {out}, record in {manifest}")
+        for name, value in more.items():
+            typer.echo(f"{name:9} {value}")
     raise typer.Exit(code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -16,7 +16,6 @@ from nearfar.errors import ModelWarning, UsageError
 if TYPE_CHECKING:
     from nearfar.fitting import FitMode
     from nearfar.model import FrozenModel
-    from nearfar.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class TrajectoryChoice:
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
     batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None
 
-    def options(self, strength: float, solver: str, solvers: dict[str, Solver]) -> dict[str, Any]:
+    def options(self, strength: float, solver: str, solvers: Mapping[str, object]) -> dict[str, Any]:
         """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
         if self.steps < 1:
             raise UsageError(f"steps must be at least 1, got {self.steps}")

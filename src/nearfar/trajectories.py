@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from nearfar.exact_inversion import BDIA
 from nearfar.fitting import FitMode
 from nearfar.images import Frame
-from nearfar.inversion import INVERTER, STEPS, check_invertible, invert, reconstruct
-from nearfar.jobs import as_picture, make_job, trajectory_settings
-from nearfar.model import FrozenModel
+from nearfar.inversion import INVERTER, STEPS, check_invertible, invert
+from nearfar.jobs import make_job, picture_file, trajectory_settings
+from nearfar.model import FrozenModel, ImageContract
 from nearfar.plan import Job
-from nearfar.solver import Solver
+from nearfar.representation import represent
+from nearfar.solver import FixedPointDDIM, OnStep, Solver
+from nearfar.tensors import Images
 
 
 def reconstruct_job(
@@ -22,29 +27,54 @@ def reconstruct_job(
     strength: float | None = None,
     sigma: float | None = None,
     steps: int = STEPS,
-    solver: Solver = INVERTER,
+    solver: Solver | BDIA = INVERTER,
     fit: FitMode = FitMode.PAD,
     batch_size: int | None = None,
     keep_metadata: bool = False,
 ) -> Job:
     """The job of carrying every image to a noise level and back along its deterministic trajectory.
 
+    The record of every image gets the figures of `represent`, measured at the model's size before anything is rounded.
     Arguments as for `reconstruct` and `anonymize_job`; nothing is random.
     """
-    check_invertible(solver)
+    if not isinstance(solver, BDIA):
+        check_invertible(solver)
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
+    contract, names = model.image, figure_names(solver)
+
+    def transform(images: Images, on_step: OnStep) -> Tensor:
+        options: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
+        found = represent(model, images, on_step=on_step, **options)
+        return pack(found.images, [found.figures[name] for name in names])
+
     return make_job(
         model,
-        lambda images, on_step: reconstruct(
-            model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
-        ),
+        transform,
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
-        encode=as_picture(fit, keep_metadata),
+        encode=lambda row, frame: picture_file(image_in(row, contract), frame, fit, keep_metadata),
         object_to=anything_goes,
+        measure=lambda row: dict(zip(names, row[-len(names) :].tolist(), strict=True)),
         fit=fit,
         key=None,
         batch_size=batch_size,
     )
+
+
+def figure_names(solver: Solver | BDIA) -> list[str]:
+    """What `represent` measures with this solver."""
+    search = ["residual", "fell_back"] if isinstance(solver, FixedPointDDIM) else []
+    return ["psnr", "ssim", *search, "calls"]
+
+
+def pack(images: Images, figures: list[Tensor]) -> Tensor:
+    """One row for each image: its values, then its figures."""
+    return torch.cat([images.flatten(1), torch.stack(figures, dim=1).to(images.dtype)], dim=1)
+
+
+def image_in(row: Tensor, contract: ImageContract) -> Tensor:
+    """The image of a row."""
+    shape = (contract.channels, contract.size, contract.size)
+    return row[: contract.channels * contract.size**2].view(shape)
 
 
 def invert_job(
@@ -53,12 +83,12 @@ def invert_job(
     strength: float | None = None,
     sigma: float | None = None,
     steps: int = STEPS,
-    solver: Solver = INVERTER,
+    solver: Solver | BDIA = INVERTER,
     fit: FitMode = FitMode.PAD,
     batch_size: int | None = None,
 ) -> Job:
     """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape."""
-    check_invertible(solver)
+    solver = check_invertible(solver)
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
