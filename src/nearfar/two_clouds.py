@@ -137,7 +137,7 @@ def held_out_scores(gram: Gram, labels: Labels, held_out: Bool[Tensor, " batch"]
     left_out = targets - (targets - coordinates * shrunk @ vectors.T) / (1 - leverage)
     best = (left_out - targets).square().sum(2).argmin(0)
     rows = torch.arange(len(labels))
-    predicted = coordinates * inverse[best] @ (vectors.T @ products[:, held_out])
+    predicted: Tensor = coordinates * inverse[best] @ (vectors.T @ products[:, held_out])
     return predicted - threshold(left_out[best, rows], signs)[:, None]
 
 
