@@ -250,5 +250,9 @@ def propose(levels: Sequence[LevelStatistics]) -> tuple[float | None, str]:
         f"of the levels with {kind}, {chosen.strength:g} is the lowest whose unseen cloud is about as round as any "
         f"({chosen.unseen.geometry.roundness:.1%} of the directions filled, {most:.1%} at most)"
     )
-    caution = "" if gaussian else "; the unseen cloud is Gaussian at none of them: mix its latents, do not draw"
+    caution = (
+        ""
+        if gaussian
+        else "; the unseen cloud passes as Gaussian at none of them: mixtures of its latents are safer than draws"
+    )
     return chosen.strength, reason + caution
