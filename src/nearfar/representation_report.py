@@ -125,6 +125,10 @@ def html(content: dict[str, Any], sheet: Image.Image) -> str:
             f"and so were the model's own samples. The threshold is the {QUANTILE:.0%} quantile of their PSNR less "
             f"{ALLOWANCE:g} dB, twice its squared error."
         ),
+        paragraph(
+            "A yes says that the model's trajectories lead through these images and can be walked both ways. It does "
+            "not say that the model would draw such images by itself: with a good inverter even noise comes back."
+        ),
         table(["", "number", "least", "median", "greatest"], summaries(content)),
         plot(distribution(content), "How many images come back at which PSNR"),
         heading(f"The images that come back worst (differences x {AMPLIFIED}, grey is none)"),
