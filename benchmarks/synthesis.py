@@ -3,7 +3,7 @@
     python benchmarks/synthesis.py ../shared/data --domain cells --shots 200 [--only fine-tuned,forward] [--sheets DIR]
 
 Reads the data packs, writes results/synthesis_DOMAIN_SHOTS.json; a run of some generators keeps the figures of the
-others there. Sheets show outputs above the fitted image that is nearest in features; they hold images of the data
+others there. Sheets show outputs above the fitted image that is nearest in pixels; they hold images of the data
 packs, so they are written only where they are asked for.
 """
 
@@ -130,7 +130,7 @@ def main(
         settings = {"model": model.provenance.sha256, "domain": domain, "seed": seed}
         write_result(name, settings | references.described() | {"real": real, "rows": rows})
         if sheets:
-            vectors = (outputs.features, references.fitted.features)
+            vectors = (outputs.pixels, references.fitted.pixels)
             write_sheet(with_nearest(made.images, images.fit, vectors)[:SHOWN], sheets / f"{name} {label}.png")
 
 
