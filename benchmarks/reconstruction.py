@@ -1,9 +1,10 @@
 """How well a frozen model represents images: to strength 0.9 and back, by inverter and number of steps.
 
-    OMP_WAIT_POLICY=passive python benchmarks/reconstruction.py [--sheet sheet.png]
+    OMP_WAIT_POLICY=passive python benchmarks/reconstruction.py [--data ../shared/data] [--count 64] [--sheet sheet.png]
 
 Photographs that come with scikit-image, on the bundled face model: 16 faces, and 4 of other things, which it has never
-seen. Network calls are counted, PSNR is over values in [-1, 1].
+seen. With --data, `count` held-out images of each domain of `domains.py` besides, by the papers' inverter and the
+default one. Network calls are those of the whole batch, PSNR is over values in [-1, 1], of each image of its own.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ from skimage import data
 from torch import Tensor
 
 from common import faces, write_result
+from domains import DOMAINS, as_tensor, choose
 from nearfar.denoiser import Network
-from nearfar.inversion import denoise, invert
+from nearfar.exact_inversion import BDIA
+from nearfar.inversion import denoise, invert, reconstruct, traced_inversion
 from nearfar.loading import load_model
 from nearfar.model import FrozenModel
+from nearfar.representation import psnr, ssim
 from nearfar.sheet import contact_sheet
 from nearfar.solver import DDIM, FixedPointDDIM, Heun, Solver
 
 STRENGTH, FACES = 0.9, 16
-INVERTERS: dict[str, Solver] = {
-    "DDIM": DDIM(),
-    "Heun": Heun(),
-    "fixed point 1e-3": FixedPointDDIM(),
-    "fixed point 1e-4": FixedPointDDIM(tolerance=1e-4),
+INVERTERS: dict[str, tuple[Solver | BDIA, tuple[int, ...]]] = {
+    "DDIM": (DDIM(), (20, 40, 80)),
+    "Heun": (Heun(), (20, 40)),  # two calls a step
+    "fixed point": (FixedPointDDIM(), (20, 40, 80)),
+    "BDIA": (BDIA(), (20,)),  # exact at any number
 }
+IN_DOMAINS = ("DDIM", "fixed point")
 
 
 @dataclass
@@ -56,21 +61,40 @@ def photographs(size: int) -> Tensor:
     return torch.cat([faces(FACES, size), others])
 
 
-def measure(model: FrozenModel, images: Tensor, solver: Solver, steps: int) -> tuple[Tensor, dict[str, Any]]:
-    counter = Counter(model.denoiser.network)  # type: ignore[attr-defined]
+def measure(
+    model: FrozenModel, groups: dict[str, Tensor], solver: Solver | BDIA, steps: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """All groups in one batch: what comes back, and the figures of each group."""
+    counter, images = Counter(model.denoiser.network), torch.cat(list(groups.values()))  # type: ignore[attr-defined]
     counted = replace(model, denoiser=replace(model.denoiser, network=counter))  # type: ignore[type-var]
-    latents = invert(counted, images, strength=STRENGTH, steps=steps, solver=solver)
-    up = counter.calls
-    again = denoise(counted, latents, strength=STRENGTH, steps=steps, solver=solver)
-    psnr = 10 * torch.log10(4 / (again - images).square().mean((1, 2, 3)))
-    return again, {
-        "calls_up": up,
-        "calls_down": counter.calls - up,
-        "psnr_faces": round(psnr[:FACES].mean().item(), 1),
-        "psnr_others": round(psnr[FACES:].mean().item(), 1),
-        "psnr_worst": round(psnr.min().item(), 1),
-        "latent_std_faces": round(latents[:FACES].std().item(), 3),
-    }
+    way: dict[str, Any] = {"strength": STRENGTH, "steps": steps, "solver": solver}
+    figures: dict[str, Any] = {}
+    if isinstance(solver, BDIA):
+        again = reconstruct(counted, images, **way)
+    elif isinstance(solver, FixedPointDDIM):
+        traced = traced_inversion(counted, images, **way)
+        figures |= {"calls_up": counter.calls, "steps_fell_back": int(traced.fell_back.sum())}
+        again, figures["worst_residual"] = denoise(counted, traced.latents, **way), traced.residuals.max().item()
+    else:
+        latents = invert(counted, images, **way)
+        figures["calls_up"], again = counter.calls, denoise(counted, latents, **way)
+    figures["calls"] = counter.calls
+    sizes = [len(group) for group in groups.values()]
+    for name, decibel, likeness in zip(
+        groups, psnr(images, again).split(sizes), ssim(images, again).split(sizes), strict=True
+    ):
+        figures[name] = {
+            "psnr": round(decibel.mean().item(), 1),
+            "psnr_worst": round(decibel.min().item(), 1),
+            "ssim": round(likeness.mean().item(), 5),
+        }
+    return again, figures
+
+
+def held_out(folder: Path, size: int, count: int) -> dict[str, Tensor]:
+    """Up to `count` held-out images of each unseen domain."""
+    pools = {name: domain(folder)[1] for name, domain in DOMAINS.items()}
+    return {name: as_tensor(choose(pool, min(count, len(pool)), seed=0), size) for name, pool in pools.items()}
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -78,18 +102,39 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels).resize((96, 96), Image.Resampling.NEAREST)
 
 
-def main(sheet: Annotated[Path | None, typer.Option(help="A contact sheet to write.")] = None) -> None:
-    model = load_model(device="cpu")
-    images = photographs(model.image.size)
-    columns, results = {"original": images}, {}
-    for steps in (20, 40, 80):
-        for name, solver in INVERTERS.items():
-            again, results[f"{name}, {steps} steps"] = measure(model, images, solver, steps)
+def table(
+    model: FrozenModel, groups: dict[str, Tensor], names: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What comes back at 20 steps, and the figures of every inverter and number of steps."""
+    columns, results = {"original": torch.cat(list(groups.values()))}, {}
+    for name in names:
+        solver, numbers = INVERTERS[name]
+        for steps in numbers:
+            again, results[f"{name}, {steps} steps"] = measure(model, groups, solver, steps)
             columns |= {name: again} if steps == 20 else {}
-            typer.echo(f"{name:17} {steps:3} steps: {results[f'{name}, {steps} steps']}")
-    write_result("reconstruction", {"strength": STRENGTH, **results})
+            typer.echo(f"{name:12} {steps:3} steps: {results[f'{name}, {steps} steps']}")
+    return columns, results
+
+
+def main(
+    sheet: Annotated[Path | None, typer.Option(help="A contact sheet to write.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of the unseen domains' images.")] = None,
+    count: Annotated[int, typer.Option(help="Images of each of them, at most.")] = 64,
+) -> None:
+    model = load_model(device="cpu")
+    photos = photographs(model.image.size)
+    groups = {"faces": photos[:FACES], "others": photos[FACES:]}
+    columns, results = table(model, groups, tuple(INVERTERS))
+    result = {"strength": STRENGTH, "photographs": results}
+    if data:
+        unseen = held_out(data, model.image.size, count)
+        result["images"] = {name: len(images) for name, images in unseen.items()}
+        more, result["unseen"] = table(model, unseen, IN_DOMAINS)
+        columns = {name: torch.cat([columns[name], images]) for name, images in more.items()}
+    write_result("reconstruction", result)
     if sheet:
-        shown = (0, 1, 2, 3, *range(FACES, len(images)))
+        step = max(1, (len(columns["original"]) - FACES) // 16)
+        shown = (0, 1, 2, 3, *range(FACES, len(columns["original"]), step))
         contact_sheet([[picture(column[n]) for column in columns.values()] for n in shown], list(columns)).save(sheet)
 
 
