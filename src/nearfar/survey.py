@@ -35,8 +35,8 @@ SIGNIFICANT = 0.01
 TOLD_APART = 0.9
 NOT_GAUSSIAN = 0.05
 ROUND = 0.5
-NEARLY = 0.9
-"""A cloud counts as the roundest if its roundness comes to this share of the greatest."""
+SETTLED = 0.9
+"""A cloud's shape has settled where its roundness comes to this share of the greatest at any level."""
 
 Nodes = Float64[Tensor, "_"]
 OwnImages = Float[Tensor, "_ channel height width"]
@@ -106,10 +106,10 @@ def survey(
     own: images of the model's own domain, of which as many are used; samples of the model itself unless given.
     strengths: the levels, ascending in (0, 1]. steps: inversion steps to the last one, besides one for each level.
     seed: of the own samples, the folds and the permutations. on_step: told of every solver step of every batch.
-    Proposed is, of the levels with separable clouds and of these of the ones with a Gaussian unseen cloud if there are
-    any, the lowest whose roundness comes to 0.9 of the greatest: separable, or draws are captured by the model's own
-    domain; Gaussian and round, or a Gaussian prior is wrong; low, because inversion, distance to the own domain and
-    likeness all suffer on the way up.
+    Proposed is the lowest level at which the clouds are separable, the unseen cloud's shape has settled (its roundness
+    comes to 0.9 of the greatest at any level) and it passes as Gaussian, or only the first two if it does nowhere.
+    Separable, or draws are captured by the model's own domain; settled and Gaussian, or a Gaussian prior is wrong; the
+    lowest, because inversion, distance to the own domain and likeness all suffer on the way up.
     Few steps make latents wider than the exact trajectory does, in both clouds alike (by a tenth at 20 steps).
     Cost: at most `survey_calls(...)` network calls. Memory: both clouds at one level, in float32, and the images.
     """
@@ -241,18 +241,24 @@ def propose(levels: Sequence[LevelStatistics]) -> tuple[float | None, str]:
     apart = [level for level in levels if level.separable]
     if not apart:
         return None, "at no level are the clouds separable: what is drawn there is likely to be the model's own domain"
-    gaussian = [level for level in apart if level.gaussian]
-    candidates = gaussian or apart
-    most = max(level.unseen.geometry.roundness for level in candidates)
-    chosen = next(level for level in candidates if level.unseen.geometry.roundness >= NEARLY * most)
-    kind = "separable clouds and an unseen one that passes as Gaussian" if gaussian else "separable clouds"
+    most = max(level.unseen.geometry.roundness for level in levels)
+    settled = [level for level in apart if level.unseen.geometry.roundness >= SETTLED * most]
+    if not settled:
+        where = ", ".join(f"{level.strength:g}" for level in apart)
+        return (
+            None,
+            f"the clouds are separable only where the unseen one has no settled shape yet, at {where}: add images",
+        )
+    gaussian = [level for level in settled if level.gaussian]
+    chosen = (gaussian or settled)[0]
+    roundness, accuracy = chosen.unseen.geometry.roundness, chosen.separation.accuracy
     reason = (
-        f"of the levels with {kind}, {chosen.strength:g} is the lowest whose unseen cloud is about as round as any "
-        f"({chosen.unseen.geometry.roundness:.1%} of the directions filled, {most:.1%} at most)"
+        f"{chosen.strength:g} is the lowest level with separable clouds (accuracy {accuracy:.2f}) and an unseen one of "
+        f"settled shape ({roundness:.1%} of the directions filled, at any level {most:.1%} at most)"
     )
-    caution = (
-        ""
-        if gaussian
-        else "; the unseen cloud passes as Gaussian at none of them: mixtures of its latents are safer than draws"
+    if gaussian:
+        return chosen.strength, reason + " that passes as Gaussian"
+    return (
+        chosen.strength,
+        reason + "; it passes as Gaussian at none of these: mixtures of latents are safer than draws",
     )
-    return chosen.strength, reason + caution

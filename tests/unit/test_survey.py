@@ -120,7 +120,7 @@ def test_a_mixture_of_scales_is_not_gaussian_and_still_gets_a_level(model):
     found = survey(model, images(1, shift=0.3, width=width), own=images(2), strengths=STRENGTHS)
     assert not any(level.gaussian for level in found.levels)
     assert found.proposed in STRENGTHS
-    assert "passes as Gaussian at none of them" in found.reason
+    assert "passes as Gaussian at none of these" in found.reason
 
 
 def test_all_levels_lie_on_one_trajectory(model, monkeypatch):
@@ -176,16 +176,23 @@ def like(level, strength, roundness, separable=True, gaussian=True):
     return replace(level, strength=strength, separable=separable, gaussian=gaussian, unseen=unseen)
 
 
-def test_the_lowest_of_the_roundest_is_proposed(level):
+def test_the_lowest_settled_level_is_proposed(level):
     rising = [like(level, strength, r) for strength, r in [(0.2, 0.1), (0.4, 0.55), (0.6, 0.6), (0.8, 0.6)]]
     assert propose(rising)[0] == 0.4
-    assert "0.4 is the lowest" in propose(rising)[1]
-    captured = [*rising[:1], *(replace(one, separable=False) for one in rising[1:])]
-    assert propose(captured)[0] == 0.2
+    assert propose(rising)[1].startswith("0.4 is the lowest level")
+    assert propose(rising)[1].endswith("that passes as Gaussian")
     uneven = [rising[0], replace(rising[1], gaussian=False), *rising[2:]]
     assert propose(uneven)[0] == 0.6
-    nowhere = [replace(one, gaussian=False) for one in rising]
+    nowhere = [rising[0], *(replace(one, gaussian=False) for one in rising[1:])]
     assert propose(nowhere)[0] == 0.4
+    assert propose(nowhere)[1].endswith("mixtures of latents are safer than draws")
+
+
+def test_nothing_is_proposed_where_clouds_mix_or_are_still_changing(level):
+    rising = [like(level, strength, r) for strength, r in [(0.2, 0.1), (0.3, 0.2), (0.6, 0.6), (0.8, 0.6)]]
+    early = [*rising[:2], *(replace(one, separable=False) for one in rising[2:])]
+    assert propose(early)[0] is None
+    assert "only where the unseen one has no settled shape yet, at 0.2, 0.3" in propose(early)[1]
     assert propose([replace(one, separable=False) for one in rising])[0] is None
 
 
