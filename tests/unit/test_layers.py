@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
 LAYERS = [
     {
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
-        *("cloud", "gaussianity", "two_clouds", "spread", "spectral", "structured", "parents", "shell", "values"),
+        *("cloud", "gaussianity", "two_clouds", "values"),
+        *("spread", "spectral", "structured", "parents", "regions", "shell"),
     },  # mathematics
     {
         *("tiles", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
@@ -18,12 +19,12 @@ LAYERS = [
     },  # frozen models
     {
         *("local_sampling", "inversion", "own_domain", "exact_inversion", "representation", "survey"),
-        *("domain", "synthesis", "guidance", "guards", "bandwidth", "enhancement", "calibration"),
+        *("domain", "starts", "synthesis", "guidance", "guards", "bandwidth", "enhancement", "calibration"),
     },  # methods
     {
         *("images", "arrays", "fitting", "sources", "sinks", "manifest", "sheet", "page", "plan", "run"),
         *("jobs", "anonymize", "trajectories", "inputs", "audit"),
-        *("representation_report", "survey_report", "domain_report"),
+        *("representation_report", "survey_report", "domain_file", "domain_report", "samples"),
     },  # data in, data out
     {
         "exits",

@@ -1,0 +1,156 @@
+"""An unseen domain, found in the latent space of one frozen model (arXiv 2310.09213)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nearfar.errors import ModelWarning, UsageError
+from nearfar.guards import Guards
+from nearfar.guidance import Gaussian
+from nearfar.inversion import INVERTER, STEPS, denoise, traced_inversion
+from nearfar.local_sampling import start_times
+from nearfar.model import FrozenModel
+from nearfar.own_domain import BATCH, own_samples
+from nearfar.representation import psnr
+from nearfar.shell import FEWEST, Targets, measure
+from nearfar.solver import OnStep
+from nearfar.spread import LowRank, shrunk_mean
+from nearfar.tensors import Images, Latents
+
+STRENGTH = 0.5
+OWN_SAMPLES = 200
+FEW = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Where the images of a domain lie in one model's latent space, and what the model takes for its own.
+
+    model: sha256 of the model. strength, steps: the level, and the inversion that led there; `steps` lead back.
+    latents: of the fitted images at that level, as float16 holds them. clean: the same at the clean end.
+    own: the model's own domain as a Gaussian over clean latents.
+    targets: of the paper's three tests, each latent against the others.
+    guards: judge of new images. diagnostics: figures of the fit, by name.
+    preprocessing: how files became images, kept for those who make files of new images.
+    From `latents` the fitted images can be had back: a domain is as confidential as they are.
+    """
+
+    model: str
+    strength: float
+    steps: int
+    latents: Latents
+    clean: Latents
+    own: Gaussian
+    targets: Targets
+    guards: Guards
+    diagnostics: Mapping[str, float]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        model: FrozenModel,
+        images: Images,
+        *,
+        strength: float = STRENGTH,
+        steps: int = STEPS,
+        own: Images | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH,
+        preprocessing: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Domain:
+        """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
+
+        strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
+        own: samples of the model's own domain; made with `seed` unless given, otherwise nothing is random.
+        Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
+        20 for each batch of the 200 own samples, and what the guards' features take.
+        """
+        check_images(model, images)
+        if own is None:
+            own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
+        parts = [found(model, part, strength, steps, on_step) for part in images.split(batch_size)]
+        latents, clean = (torch.cat([part[place] for part in parts]).half().float() for place in (0, 1))
+        figures = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            model=model.provenance.sha256,
+            strength=strength,
+            steps=steps,
+            latents=latents,
+            clean=clean,
+            own=Gaussian.fit(encoded(model, own, batch_size)),
+            targets=measure(latents, generator),
+            guards=Guards.fit(model, images, own, batch_size=batch_size),
+            diagnostics=diagnose(latents, figures),
+            preprocessing=preprocessing or {},
+        )
+
+    def check(self, model: FrozenModel) -> None:
+        """Refuse another model than the one that the domain was found in."""
+        if model.provenance.sha256 != self.model:
+            raise UsageError(
+                f"domain was fitted with model sha256:{self.model[:12]}..., this model is "
+                f"sha256:{model.provenance.sha256[:12]}...: fit it again, or name that model"
+            )
+
+
+def check_images(model: FrozenModel, images: Images) -> None:
+    """Refuse what makes no domain, and warn of few images."""
+    model.image.check(images)
+    different = len({image.cpu().numpy().tobytes() for image in images})
+    if different < FEWEST:
+        raise UsageError(
+            f"a domain needs at least {FEWEST} different images, got {different} of {len(images)}: add some"
+        )
+    if different < FEW:
+        text = f"{different} different images say little of a domain: outputs will be near-copies, give {FEW} or more"
+        warnings.warn(text, ModelWarning, stacklevel=3)
+
+
+def found(
+    model: FrozenModel, images: Images, strength: float, steps: int, on_step: OnStep | None
+) -> tuple[Latents, Latents, dict[str, torch.Tensor]]:
+    """Latents at the level and at the clean end, on the CPU, and figures of each image's way there and back."""
+    way = traced_inversion(model, images, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
+    again = denoise(model, way.latents, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
+    figures = {
+        "psnr": psnr(images.cpu(), again),
+        "residual": way.residuals.amax(1),
+        "fell_back": way.fell_back.sum(1),
+        "calls": way.calls.sum(1),
+    }
+    return way.latents.cpu(), encoded(model, images, len(images)), figures
+
+
+def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
+    """Clean latents on the CPU."""
+    parts = images.split(batch_size)
+    return torch.cat([model.latent_space.encode(part.to(model.device, torch.float32)).cpu() for part in parts])
+
+
+def diagnose(latents: Latents, figures: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Figures of a fit: how well images come back, and the shape of their latents' cloud."""
+    return {
+        "images": float(len(latents)),
+        "psnr_least": figures["psnr"].min().item(),
+        "psnr_median": figures["psnr"].median().item(),
+        "residual_most": figures["residual"].max().item(),
+        "steps_fallen_back": float(figures["fell_back"].sum()),
+        "calls_per_image": figures["calls"].double().mean().item(),
+        "latent_deviation": latents.std().item(),
+        "mean_kept": shrunk_mean(latents)[1],
+        "shrinkage": LowRank.fit(latents).shrinkage,
+    }
+
+
+def level_of(model: FrozenModel, strength: float) -> dict[str, float]:
+    """Strength, time and sigma of a level, together."""
+    time = start_times(model.schedule, 1, strength, None)
+    return {"strength": strength, "time": time.item(), "sigma": model.schedule.ratio(time).item()}

@@ -1,0 +1,84 @@
+"""Mixtures of latents by region: other parents rule in other places, and every place keeps its mean and variance.
+
+A mixture with one weight per parent either copies (few parents) or averages what is particular away (many), and then
+the model's own domain takes over. Where each place has a parent of its own, up to soft borders, what is particular
+survives, while no parent fills more than a part of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Generator, Tensor
+
+from nearfar.errors import UsageError
+from nearfar.parents import Mixed, Parents, choose
+from nearfar.spectral import cosine_basis
+from nearfar.spread import Latent
+from nearfar.tensors import Latents
+
+REACH, SHARPNESS = 0.13, 3.0
+"""Blur of the regions as a share of the image's side, and how sharply one parent gives way to another."""
+
+WeightMaps = Float64[Tensor, "mixtures parents rows columns"]
+
+
+@dataclass(frozen=True, eq=False)
+class RegionMixtures:
+    """Latents, which of the given ones each was made of, and the weight of each parent in each place."""
+
+    latents: Mixed
+    parents: Parents
+    weights: WeightMaps
+
+
+def mix_regions(
+    latents: Latents,
+    mean: Latent,
+    count: int,
+    generator: Generator,
+    parents: int = 3,
+    reach: float = REACH,
+    sharpness: float = SHARPNESS,
+) -> RegionMixtures:
+    """`count` mixtures of `parents` different latents each, with weights that change from place to place.
+
+    The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
+    by `reach`, a share of the side. 0 makes every place equal. See `combine_regions` for what is made of them.
+    """
+    if not reach > 0 or not sharpness >= 0:
+        raise UsageError(f"reach must be above 0 and sharpness at least 0, got {reach:g} and {sharpness:g}")
+    chosen, _ = choose(len(latents), count, parents, 1.0, generator)
+    fields = smooth_fields(count, parents, latents.shape[2], latents.shape[3], reach, generator)
+    weights = (sharpness * fields).softmax(dim=1)
+    return RegionMixtures(combine_regions(latents, mean, chosen, weights), chosen, weights)
+
+
+def combine_regions(latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps) -> Mixed:
+    """`(1 - a / sqrt b) mean + sum w x / sqrt b` in each place, a = sum w, b = sum w^2 over the parents there.
+
+    The mean-corrected combination of LOL (arXiv 2408.08558) with weights of its own for each place: for fixed weights
+    and independent parents of N(mean, S), the mean and each place's covariance (over the channels) are the domain's,
+    and so are those between places where the weights hardly differ.
+    """
+    unit = weights / weights.square().sum(1, keepdim=True).sqrt()
+    mixed = torch.einsum("mkhw,mkchw->mchw", unit.to(latents), latents[parents])
+    return mixed + (1 - unit.sum(1, keepdim=True)).to(latents) * mean
+
+
+def smooth_fields(count: int, fields: int, rows: int, columns: int, reach: float, generator: Generator) -> WeightMaps:
+    """Gaussian random fields of unit variance in every place: white noise, blurred by `reach` of the sides."""
+    noise = torch.randn(count, fields, rows, columns, dtype=torch.float64, generator=generator)
+    along_rows, along_columns = (blur(side, reach, noise) for side in (rows, columns))
+    return along_rows @ noise @ along_columns.T
+
+
+def blur(side: int, reach: float, like: Tensor) -> Float[Tensor, "side side"]:
+    """A Gaussian blur with reflection at the ends, as a matrix whose rows have length 1."""
+    basis = cosine_basis(side, like)
+    frequencies = torch.arange(side, dtype=torch.float64)
+    blurring = basis.T @ ((-((math.pi * reach * frequencies) ** 2) / 2).exp()[:, None] * basis)
+    return blurring / blurring.square().sum(1, keepdim=True).sqrt()

@@ -1,0 +1,137 @@
+"""Where new images of a domain begin: latents drawn from its spread, and put onto its shell if that is wanted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Generator, Tensor
+
+from nearfar.domain import Domain
+from nearfar.errors import UsageError
+from nearfar.parents import mix, mix_on_sphere
+from nearfar.regions import mix_regions
+from nearfar.shell import Shell, accept
+from nearfar.spectral import Spectral
+from nearfar.spread import Covariance, Diagonal, Latent, LowRank, Scalar, draw, shrunk_mean, spread_about, white_noise
+from nearfar.structured import Structured
+from nearfar.tensors import Latents
+
+SPREADS: dict[str, Callable[[Latents], Covariance]] = {
+    "scalar": Scalar.fit,
+    "diagonal": Diagonal.fit,
+    "spectral": Spectral.fit,
+    "structured": Structured.fit,
+    "shrinkage": LowRank.fit,
+}
+MIXTURES = ("regions", "parents", "sphere")
+FAMILIES = (*MIXTURES, *SPREADS)
+FAMILY = "regions"
+MOST_ATTEMPTS = 10_000
+
+Parents = Int64[Tensor, " parents"]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """One latent, the fitted images that it mixes (none for a Gaussian draw), and how many draws it took."""
+
+    latent: Latent
+    parents: Parents
+    attempts: int = 1
+
+
+Draw = Callable[[Generator], Start]
+
+
+def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
+    """Draws of one family of spread, fitted to the domain's latents once.
+
+    family: "regions" mixes latents by region (`regions.mix_regions`), "parents" as wholes (`parents.mix`), "sphere" two
+    of them on the sphere as the paper does; "scalar" (the paper's Gaussian), "diagonal", "spectral", "structured" and
+    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture.
+    """
+    latents, mean = domain.latents, domain.latents.mean(0)
+    mixtures: dict[str, Callable[..., Any]] = {
+        "regions": partial(mix_regions, latents, mean),
+        "parents": partial(mix, latents, mean),
+        "sphere": partial(mix_on_sphere, latents),
+    }
+    if family in mixtures:
+        return partial(mixture_start, partial(mixtures[family], **options))
+    if family not in SPREADS:
+        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    if options:
+        raise UsageError(f"{family} draws take no options, got {', '.join(options)}: these are for mixtures")
+    centre, kept = shrunk_mean(latents)
+    return partial(gaussian_start, centre, SPREADS[family](latents), spread_about(len(latents), kept))
+
+
+def mixture_start(mixing: Callable[..., Any], generator: Generator) -> Start:
+    mixture = mixing(count=1, generator=generator)
+    return Start(mixture.latents[0], mixture.parents[0])
+
+
+def gaussian_start(mean: Latent, covariance: Covariance, scale: float, generator: Generator) -> Start:
+    shape = (mean.shape[0], mean.shape[1], mean.shape[2])
+    return Start(
+        mean + scale * draw(covariance, white_noise(1, shape, generator))[0], torch.empty(0, dtype=torch.int64)
+    )
+
+
+def projected(drawn: Draw, domain: Domain) -> Draw:
+    """Draws put onto the domain's shell, where they meet the paper's three tests in expectation (`Shell.project`)."""
+    shell = Shell.fit(domain.latents)
+
+    def project(generator: Generator) -> Start:
+        start = drawn(generator)
+        return Start(shell.project(start.latent[None])[0], start.parents, start.attempts)
+
+    return project
+
+
+def tested(drawn: Draw, domain: Domain) -> Draw:
+    """Draws repeated until one passes the paper's three tests; no network call is spent on the others.
+
+    Raises UsageError when none of 10,000 does.
+    """
+
+    def repeat(generator: Generator) -> Start:
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            start = drawn(generator)
+            if accept(start.latent[None], domain.latents, domain.targets, generator).accepted.item():
+                return Start(start.latent, start.parents, attempt)
+        raise UsageError(f"none of {MOST_ATTEMPTS:,} draws passed the three tests: use the projection or free draws")
+
+    return repeat
+
+
+def untouched(drawn: Draw, domain: Domain) -> Draw:
+    """Draws as they are."""
+    return drawn
+
+
+GEOMETRIES: dict[str, Callable[[Draw, Domain], Draw]] = {
+    "free": untouched,
+    "projected": projected,
+    "tested": tested,
+}
+
+
+def generator_of(seed: int, number: int) -> Generator:
+    """The randomness of one output: it depends on seed and number alone, not on how many there are.
+
+    torch keeps 32 bits of a seed, so numbers are counted on from a hash: no two of a run can meet by chance.
+    """
+    base = int.from_bytes(hashlib.sha256(f"nearfar synthesis {seed}".encode()).digest()[:4], "little")
+    return torch.Generator().manual_seed((base + number) % 2**32)
+
+
+def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Float[Tensor, "places rows columns"]:
+    """`mean + sqrt(1 - amount^2) (latent - mean) + amount deviation`: of N(mean, S) for any amount, if both are."""
+    return mean + (1 - amount**2) ** 0.5 * (latent - mean) + amount * deviation

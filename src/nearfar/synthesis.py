@@ -1,0 +1,159 @@
+"""New images of a domain that the frozen model has never seen: draw latents, then denoise (arXiv 2310.09213)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.denoiser import Denoiser
+from nearfar.domain import Domain
+from nearfar.errors import UsageError
+from nearfar.guidance import Gaussian, guided
+from nearfar.inversion import invert
+from nearfar.local_sampling import WARP, start_times
+from nearfar.model import FrozenModel
+from nearfar.noise import NoiseStream, SecretKey
+from nearfar.own_domain import BATCH
+from nearfar.solver import DDIM, OnStep, solve
+from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steer
+from nearfar.tensors import Images, Latents
+
+GUIDANCE = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesis:
+    """New images, float32 in [-1, 1], on the CPU, and where each of them began. `numbers`: the outputs' own."""
+
+    images: Images
+    starts: tuple[Start, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the draws that passed the tests; 1 without tests."""
+        return len(self.starts) / sum(start.attempts for start in self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesiser:
+    """Everything that is settled once for all outputs: the draws, the guidance, the way down.
+
+    eta: 0 follows the deterministic trajectory, as the paper; above, fresh noise is added, up to 1 (see `bandwidth`).
+    """
+
+    model: FrozenModel
+    domain: Domain
+    draw: Draw
+    denoiser: Denoiser
+    eta: float
+    seed: int
+
+    def make(self, numbers: Sequence[int], on_step: OnStep | None = None) -> Synthesis:
+        """The outputs of these numbers. Cost: the domain's `steps` network calls for the batch."""
+        starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
+        latents = torch.stack([start.latent for start in starts])
+        return Synthesis(self.denoise(latents, numbers, on_step), starts, tuple(numbers))
+
+    def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
+        """The way down from latents at the domain's level."""
+        model, domain, key = self.model, self.domain, SecretKey.from_seed(self.seed)
+        streams = [bytes.fromhex(key.tag(f"synthesis {number}")) for number in numbers]
+        noise = NoiseStream(streams, model.latent_shape, model.device)
+        start = start_times(model.schedule, len(latents), domain.strength, None)
+        grid = model.schedule.grid(start, domain.steps, WARP)
+        clean = solve(self.denoiser, latents.to(model.device, torch.float32), grid, DDIM(self.eta), noise, on_step)
+        return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+
+
+def synthesiser(
+    model: FrozenModel,
+    domain: Domain,
+    *,
+    family: str = FAMILY,
+    geometry: str = "free",
+    guidance: float = GUIDANCE,
+    eta: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Synthesiser:
+    """Settle how new images are made; the arguments are those of `synthesise`."""
+    domain.check(model)
+    if geometry not in GEOMETRIES:
+        raise UsageError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta must be in [0, 1], got {eta:g}")
+    if not 0 <= guidance <= 1:
+        raise UsageError(f"guidance must be in [0, 1], got {guidance:g}")
+    draw = GEOMETRIES[geometry](drawing(domain, family, **options), domain)
+    denoiser = guided(model.denoiser, Gaussian.fit(domain.clean), domain.own, guidance)
+    return Synthesiser(model, domain, draw, denoiser, eta, seed)
+
+
+def synthesise(
+    model: FrozenModel,
+    domain: Domain,
+    count: int,
+    *,
+    first: int = 0,
+    family: str = FAMILY,
+    geometry: str = "free",
+    guidance: float = GUIDANCE,
+    eta: float = 0.0,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Synthesis:
+    """`count` new images of a domain. Output `i` depends on model, domain, settings, seed and `i`, not on `count`.
+
+    family: of spread, see `starts.drawing`. geometry: "free" takes draws as they are, "projected" puts them onto the
+    domain's shell, "tested" repeats them until they pass the paper's three tests.
+    guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`); 0 is the frozen model alone.
+    eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
+    Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
+    """
+    making = synthesiser(
+        model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
+    )
+    numbers = torch.arange(first, first + count).split(batch_size)
+    parts = [making.make(part.tolist(), on_step) for part in numbers]
+    return Synthesis(
+        torch.cat([part.images for part in parts]),
+        tuple(start for part in parts for start in part.starts),
+        tuple(number for part in parts for number in part.numbers),
+    )
+
+
+def vary(
+    model: FrozenModel,
+    domain: Domain,
+    image: Tensor,
+    count: int,
+    *,
+    amount: float = 0.5,
+    family: str = FAMILY,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+) -> Images:
+    """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
+
+    amount: 0 gives the image back, 1 forgets it: the image's latent and a draw are added as in `starts.steer`, so that
+    every mixture lies where latents of the domain lie. Cost: one inversion, and `steps` calls for each batch.
+    """
+    if not 0 <= amount <= 1:
+        raise UsageError(f"amount must be in [0, 1], got {amount:g}")
+    making, mean = synthesiser(model, domain, family=family, guidance=guidance, seed=seed), domain.latents.mean(0)
+    latent = invert(model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
+    made = []
+    for part in torch.arange(count).split(batch_size):
+        draws = [making.draw(generator_of(seed, number)).latent - mean for number in part.tolist()]
+        mixed = torch.stack([steer(latent, deviation, mean, amount) for deviation in draws])
+        made.append(making.denoise(mixed, part.tolist(), on_step))
+    return torch.cat(made)
