@@ -31,7 +31,8 @@ FEW = 10
 class Domain:
     """Where the images of a domain lie in one model's latent space, and what the model takes for its own.
 
-    model: sha256 of the model. strength, steps: the level, and the inversion that led there; `steps` lead back.
+    model: sha256 of the model. settings: what is bound to its network (prompt, guidance, label).
+    strength, steps: the level, and the inversion that led there; `steps` lead back.
     latents: of the fitted images at that level, as float16 holds them. clean: the same at the clean end.
     own: the model's own domain as a Gaussian over clean latents.
     targets: of the paper's three tests, each latent against the others.
@@ -50,6 +51,7 @@ class Domain:
     guards: Guards
     diagnostics: Mapping[str, float]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -68,14 +70,16 @@ class Domain:
         """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
 
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
-        own: samples of the model's own domain; made with `seed` unless given, otherwise nothing is random.
+        own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
+        of the tests are measured on. Nothing else is random.
         Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
         check_images(model, images)
+        parts = [found(model, part, strength, steps, on_step) for part in images.split(batch_size)]
         if own is None:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
-        parts = [found(model, part, strength, steps, on_step) for part in images.split(batch_size)]
+        model.image.check(own)
         latents, clean = (torch.cat([part[place] for part in parts]).half().float() for place in (0, 1))
         figures = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
         generator = torch.Generator().manual_seed(seed)
@@ -90,15 +94,27 @@ class Domain:
             guards=Guards.fit(model, images, own, batch_size=batch_size),
             diagnostics=diagnose(latents, figures),
             preprocessing=preprocessing or {},
+            settings=bound(model),
         )
 
     def check(self, model: FrozenModel) -> None:
-        """Refuse another model than the one that the domain was found in."""
+        """Refuse another model than the one that the domain was found in, or the same with another prompt or size."""
         if model.provenance.sha256 != self.model:
             raise UsageError(
                 f"domain was fitted with model sha256:{self.model[:12]}..., this model is "
                 f"sha256:{model.provenance.sha256[:12]}...: fit it again, or name that model"
             )
+        fitted = {**self.settings, "latents": tuple(self.latents.shape[1:])}
+        given = {**bound(model), "latents": tuple(model.latent_shape)}
+        for name in {**fitted, **given}:
+            if fitted.get(name) != given.get(name):
+                was, comes = fitted.get(name), given.get(name)
+                raise UsageError(f"domain was fitted with {name} {was!r}, this model has {comes!r}: load it as it was")
+
+
+def bound(model: FrozenModel) -> dict[str, Any]:
+    """What is bound to a model's network and changes its trajectories; the size shows in the latents' shape."""
+    return {name: value for name, value in model.settings.items() if name != "size"}
 
 
 def check_images(model: FrozenModel, images: Images) -> None:

@@ -23,7 +23,7 @@ from nearfar.spectral import Spectral
 from nearfar.structured import Structured
 
 KEY, FORMAT = "nearfar domain", 1
-WHOLE = ("model", "strength", "steps", "diagnostics", "preprocessing")
+WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing")
 """Fields that JSON holds as they are."""
 
 

@@ -28,12 +28,14 @@ class Gaussian:
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """A denoiser of `model x (domain / own)^weight`, the last two taken for Gaussian.
+    """A denoiser of `model x (domain / own)^weight` at each noise level, the last two taken for Gaussian.
 
         D(x_t, t) = D_model(x_t, t) + weight (D_domain(x_t, t) - D_own(x_t, t))
 
     D_domain and D_own are exact denoisers of Gaussians. Where the model is as sure of its own domain as D_own is, the
-    difference takes it to the new one; where both Gaussians agree (fine detail), the model works alone.
+    difference takes it to the new one; where both Gaussians agree (fine detail), the model works alone. Where the model
+    is the Gaussian `own`, weight 1 gives exactly the domain's denoiser; otherwise a product of noised densities is not
+    that of the clean ones, noised, as with all guidance.
     weight: 0 is the model itself. Cost: one network call; the rest is linear.
     """
 

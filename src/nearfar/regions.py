@@ -49,7 +49,7 @@ def mix_regions(
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
     by `reach`, a share of the side. 0 makes every place equal. See `combine_regions` for what is made of them.
     """
-    if not reach > 0 or not sharpness >= 0:
+    if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
         raise UsageError(f"reach must be above 0 and sharpness at least 0, got {reach:g} and {sharpness:g}")
     chosen, _ = choose(len(latents), count, parents, 1.0, generator)
     fields = smooth_fields(count, parents, latents.shape[2], latents.shape[3], reach, generator)
@@ -62,7 +62,8 @@ def combine_regions(latents: Latents, mean: Latent, parents: Parents, weights: W
 
     The mean-corrected combination of LOL (arXiv 2408.08558) with weights of its own for each place: for fixed weights
     and independent parents of N(mean, S), the mean and each place's covariance (over the channels) are the domain's,
-    and so are those between places where the weights hardly differ.
+    and that between two places is multiplied with the cosine of their weights. About a mean fitted to the same latents
+    the covariance falls short as in `parents.combine`.
     """
     unit = weights / weights.square().sum(1, keepdim=True).sqrt()
     mixed = torch.einsum("mkhw,mkchw->mchw", unit.to(latents), latents[parents])
@@ -70,7 +71,10 @@ def combine_regions(latents: Latents, mean: Latent, parents: Parents, weights: W
 
 
 def smooth_fields(count: int, fields: int, rows: int, columns: int, reach: float, generator: Generator) -> WeightMaps:
-    """Gaussian random fields of unit variance in every place: white noise, blurred by `reach` of the sides."""
+    """Gaussian random fields of unit variance in every place: white noise, blurred by `reach` of the sides.
+
+    Far from the borders places `d` sides apart are correlated by `exp(-(d / reach)^2 / 4)`.
+    """
     noise = torch.randn(count, fields, rows, columns, dtype=torch.float64, generator=generator)
     along_rows, along_columns = (blur(side, reach, noise) for side in (rows, columns))
     return along_rows @ noise @ along_columns.T

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Generator, Tensor
 
 from nearfar.domain import Domain
 from nearfar.errors import UsageError
 from nearfar.parents import mix, mix_on_sphere
 from nearfar.regions import mix_regions
-from nearfar.shell import Shell, accept
+from nearfar.shell import Shell, accept, picks
 from nearfar.spectral import Spectral
 from nearfar.spread import Covariance, Diagonal, Latent, LowRank, Scalar, draw, shrunk_mean, spread_about, white_noise
 from nearfar.structured import Structured
@@ -98,13 +98,15 @@ def projected(drawn: Draw, domain: Domain) -> Draw:
 def tested(drawn: Draw, domain: Domain) -> Draw:
     """Draws repeated until one passes the paper's three tests; no network call is spent on the others.
 
+    An attempt's cost does not grow with the number of fitted latents: it is held against `shell.LOOKS` of them.
     Raises UsageError when none of 10,000 does.
     """
 
     def repeat(generator: Generator) -> Start:
         for attempt in range(1, MOST_ATTEMPTS + 1):
             start = drawn(generator)
-            if accept(start.latent[None], domain.latents, domain.targets, generator).accepted.item():
+            looks = domain.latents[picks(len(domain.latents), 1, generator)[0]]
+            if accept(start.latent[None], looks, domain.targets, generator).accepted.item():
                 return Start(start.latent, start.parents, attempt)
         raise UsageError(f"none of {MOST_ATTEMPTS:,} draws passed the three tests: use the projection or free draws")
 
@@ -132,6 +134,9 @@ def generator_of(seed: int, number: int) -> Generator:
     return torch.Generator().manual_seed((base + number) % 2**32)
 
 
-def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Float[Tensor, "places rows columns"]:
-    """`mean + sqrt(1 - amount^2) (latent - mean) + amount deviation`: of N(mean, S) for any amount, if both are."""
+def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Latent:
+    """`mean + sqrt(1 - amount^2) (latent - mean) + amount deviation`.
+
+    Of N(mean, S) for any amount in [0, 1], if the latent is of N(mean, S) and the deviation, independent, of N(0, S).
+    """
     return mean + (1 - amount**2) ** 0.5 * (latent - mean) + amount * deviation

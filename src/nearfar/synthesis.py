@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.denoiser import Denoiser
@@ -23,6 +24,8 @@ from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_o
 from nearfar.tensors import Images, Latents
 
 GUIDANCE = 0.3
+
+Image = Float[Tensor, "channel height width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,8 @@ def synthesise(
     eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
+    if count < 1:
+        raise UsageError(f"count must be at least 1, got {count}")
     making = synthesiser(
         model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
     )
@@ -132,7 +137,7 @@ def synthesise(
 def vary(
     model: FrozenModel,
     domain: Domain,
-    image: Tensor,
+    image: Image,
     count: int,
     *,
     amount: float = 0.5,
@@ -144,12 +149,17 @@ def vary(
 ) -> Images:
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
-    amount: 0 gives the image back, 1 forgets it: the image's latent and a draw are added as in `starts.steer`, so that
-    every mixture lies where latents of the domain lie. Cost: one inversion, and `steps` calls for each batch.
+    amount: 0 gives the image back, 1 forgets it and is what `synthesise` makes: the image's latent and a draw are added
+    as in `starts.steer`, so that every mixture lies where latents of the domain lie. guidance: at amount 1; it grows
+    with the amount, for it is the frozen model alone that gives an image back.
+    Cost: one inversion, and `steps` calls for each batch.
     """
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
-    making, mean = synthesiser(model, domain, family=family, guidance=guidance, seed=seed), domain.latents.mean(0)
+    if count < 1:
+        raise UsageError(f"count must be at least 1, got {count}")
+    making = synthesiser(model, domain, family=family, guidance=amount * guidance, seed=seed)
+    mean = domain.latents.mean(0)
     latent = invert(model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
     made = []
     for part in torch.arange(count).split(batch_size):
