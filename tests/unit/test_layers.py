@@ -19,7 +19,8 @@ LAYERS = [
     },  # frozen models
     {
         *("local_sampling", "inversion", "own_domain", "exact_inversion", "representation", "survey"),
-        *("domain", "starts", "synthesis", "guidance", "guards", "bandwidth", "enhancement", "calibration"),
+        *("domain", "starts", "synthesis", "guidance", "network_features", "capture", "guards", "bandwidth"),
+        *("enhancement", "calibration"),
     },  # methods
     {
         *("images", "arrays", "fitting", "sources", "sinks", "manifest", "sheet", "page", "plan", "run"),
@@ -32,6 +33,7 @@ LAYERS = [
         "options",
         "model_commands",
         "domain_commands",
+        "sample_command",
         "cli",
         "web",
         "cluster",

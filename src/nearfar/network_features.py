@@ -1,0 +1,85 @@
+"""Images as vectors that the frozen network itself gives: no other network, and nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from nearfar.local_sampling import start_times
+from nearfar.model import FrozenModel
+from nearfar.spectral import cosines
+from nearfar.structured import SIDE, coarse
+from nearfar.tensors import Latents
+
+LEVEL, LONGEST = 0.05, 512
+"""Noise under which the network is asked for features (strength), and how many numbers of them are kept."""
+
+Vectors = Float64[Tensor, "batch numbers"]
+Kind = Literal["network", "latents"]
+
+
+def features_of(
+    model: FrozenModel, sets: Sequence[Latents], batch_size: int, kind: Kind = "network"
+) -> tuple[Kind, list[Vectors]]:
+    """Features of sets of clean latents, and their kind: "network", or "latents" where it has no middle block.
+
+    "network" is mean and deviation over the image of each channel of the middle block under a little fixed noise: one
+    network call for each batch. "latents" are the lowest frequencies of the latents themselves.
+    """
+    if kind == "network":
+        parts = [[middle(model, some) for some in torch.split(latents, batch_size)] for latents in sets]
+        if all(part is not None for some in parts for part in some):
+            return kind, [shortened(torch.cat([part for part in some if part is not None])) for some in parts]
+    return "latents", [shortened(coarse(cosines(latents.double()), SIDE, SIDE)) for latents in sets]
+
+
+@torch.inference_mode()
+def middle(model: FrozenModel, latents: Latents) -> Vectors | None:
+    """Mean and deviation over the image of what the middle block gives; nothing where there is none."""
+    noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0)).expand_as(latents)
+    times = start_times(model.schedule, len(latents), LEVEL, None)
+    with middle_blocks() as found:
+        model.denoiser(model.schedule.add_noise(latents, times, noise).to(model.device), times)
+    if not found:
+        return None
+    maps = found[-1][-len(latents) :].double().cpu()
+    return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1)
+
+
+@contextmanager
+def middle_blocks() -> Iterator[list[Tensor]]:
+    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network."""
+    blocks: set[Module] = set()
+    found: list[Tensor] = []
+
+    def enter(module: Module, arguments: Any) -> None:
+        if isinstance(block := getattr(module, "mid_block", None), Module):
+            blocks.add(block)
+
+    def leave(module: Module, arguments: Any, output: Any) -> None:
+        if module in blocks:
+            found.append(output)
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shortened(vectors: Vectors) -> Vectors:
+    """No more than `LONGEST` numbers: random projections, which keep distances to 3 % (Johnson and Lindenstrauss)."""
+    length = vectors.shape[1]
+    if length <= LONGEST:
+        return vectors
+    matrix = torch.randn(length, LONGEST, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shorter: Tensor = vectors @ matrix / LONGEST**0.5
+    return shorter
