@@ -49,8 +49,8 @@ Verdict = Literal["keep", "flag", "drop"]
 class Judgement:
     """What the guards say of one output.
 
-    nearest: the fitted image that is nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image,
-    in units of the 5 % quantile of the fitted images' distances to one another: below 1 is a copy.
+    nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
+    units of the 5 % quantile of the fitted images' distances to one another: below 1 is a copy.
     captured: from about -1, the domain, to about 1, the model's own; above 0 is captured. quality: how far layout or
     detail are from the middle of what the domain shows; above 1 is outside. reasons: in words, for all but "keep".
     """
@@ -185,7 +185,7 @@ class Guards:
         found: list[tuple[bool, Verdict, str]] = [
             (copy, "drop", f"a copy of fitted image {nearest}"),
             (
-                either and not both,
+                least < NEAR and not copy,
                 "flag",
                 "near a fitted image in " + ("latents" if latents < features else "features"),
             ),
