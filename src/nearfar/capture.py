@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nearfar.network_features import Vectors
@@ -30,7 +30,7 @@ class Capture:
     borderline: float
 
     @classmethod
-    def fit(cls, domain: Vectors, own: Vectors) -> Capture:
+    def fit(cls, domain: Vectors, own: Float64[Tensor, "samples numbers"]) -> Capture:
         """The ridge is the one of least squared error, and the threshold lies half way between both, when left out."""
         x, count = torch.cat([domain, own]), len(domain)
         labels = torch.cat([-domain.new_ones(count), own.new_ones(len(own))])
@@ -56,7 +56,7 @@ class Capture:
         return self.accuracy >= RELIABLE
 
 
-def recoloured(images: Images, like: Images) -> Images:
+def recoloured(images: Images, like: Float[Tensor, "others channel rows columns"]) -> Images:
     """Each image with every channel's mean and deviation those of one of `like`, drawn at random; kept in [-1, 1]."""
     chosen = like[torch.randint(len(like), (len(images),), generator=torch.Generator().manual_seed(0))]
     mean, wanted_mean = (some.mean((2, 3), keepdim=True) for some in (images, chosen))

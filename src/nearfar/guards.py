@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from nearfar.capture import RELIABLE, Capture, recoloured
@@ -41,6 +41,7 @@ SYMMETRIES = {"none": (1, 1), "mirror": (2, 1), "turn": (2, 4)}
 """In what ways a copy may lie: how many mirror images, and how many quarter turns of each."""
 
 Values = Float64[Tensor, " batch"]
+Samples = Float[Tensor, "samples channel height width"]
 Range = tuple[float, float]
 Verdict = Literal["keep", "flag", "drop"]
 
@@ -51,7 +52,8 @@ class Judgement:
 
     nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
     units of the 5 % quantile of the fitted images' distances to one another: below 1 is a copy.
-    captured: from about -1, the domain, to about 1, the model's own; above 0 is captured. quality: how far layout or
+    captured: from about -1, the domain, to about 1, the model's own; above 0 is captured,
+    and exactly 0 is not judged. quality: how far layout or
     detail are from the middle of what the domain shows; above 1 is outside. reasons: in words, for all but "keep".
     """
 
@@ -75,7 +77,7 @@ class Quality:
 
     @classmethod
     def fit(cls, latents: Latents) -> Quality:
-        """Ranges of latents left out by tens, or one by one, and wider by `1 / sqrt(count)` of themselves."""
+        """Ranges of latents left out a tenth at a time, or one by one, and wider by `1 / sqrt(count)` of themselves."""
         folds = torch.arange(len(latents)) % min(FOLDS, len(latents))
         parts = [
             cls.of(latents[folds != fold]).strengths(latents[folds == fold]) for fold in range(int(folds.max()) + 1)
@@ -130,7 +132,7 @@ class Guards:
 
     @classmethod
     def fit(
-        cls, model: FrozenModel, images: Images, own: Images, *, batch_size: int = 32, symmetry: str = "none"
+        cls, model: FrozenModel, images: Images, own: Samples, *, batch_size: int = 32, symmetry: str = "none"
     ) -> Guards:
         """From a domain's fitted images and samples of the model's own domain (`own_samples`).
 
@@ -143,10 +145,11 @@ class Guards:
         images = images[places]
         others = torch.cat([own[::2], recoloured(own[1::2], images)])
         fitted, of_own = (encoded(model, some, batch_size) for some in (images, others))
-        kind, (domain, owned) = features_of(model, [fitted, of_own], batch_size)
+        kind, vectors = features_of(model, torch.cat([fitted, of_own]), batch_size)
+        domain = vectors[: len(fitted)]
         centre, scale = domain.mean(0), domain.std(0)
         scale = scale.clamp(min=1e-3 * scale.max().item() + 1e-12)
-        domain, owned = (((vectors - centre) / scale).half().double() for vectors in (domain, owned))
+        domain, owned = ((vectors - centre) / scale).half().double().tensor_split([len(fitted)])
         capture, quality = Capture.fit(domain, owned), Quality.fit(fitted)
         warn(len(images), capture, kind)
         lying = [encoded(model, turned, batch_size) for turned in ways(images, symmetry)]
@@ -162,7 +165,7 @@ class Guards:
         """
         model.image.check(outputs)
         lying = [encoded(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]
-        _, (vectors,) = features_of(model, lying[:1], batch_size, self.kind)
+        _, vectors = features_of(model, lying[0], batch_size, self.kind)
         vectors = (vectors - self.centre) / self.scale
         away = distances(lying, self.latents)
         figures = (
@@ -181,16 +184,14 @@ class Guards:
         )
         least, most = sorted((latents, features))
         copy = most < 1 or least < SURE
-        sure = self.capture.reliable
+        where = "latents" if latents < features else "features"
+        score = score if self.capture.reliable else 0.0
+        doubtful = self.capture.reliable and self.capture.borderline < score <= 0
         found: list[tuple[bool, Verdict, str]] = [
             (copy, "drop", f"a copy of fitted image {nearest}"),
-            (
-                least < NEAR and not copy,
-                "flag",
-                "near a fitted image in " + ("latents" if latents < features else "features"),
-            ),
-            (sure and score > 0, "drop", "fell back to the model's own domain"),
-            (sure and min(self.capture.borderline, 0) < score <= 0, "flag", "between the domain and the model's own"),
+            (least < NEAR and not copy, "flag", f"near a fitted image in {where}"),
+            (score > 0, "drop", "fell back to the model's own domain"),
+            (doubtful, "flag", "between the domain and the model's own"),
             (layout > 1, "flag", "layout or colours stronger than the domain's"),
             (layout < -1, "flag", "layout or colours washed out"),
             (detail > 1, "flag", "detail stronger than the domain's: noisy"),
@@ -261,7 +262,7 @@ def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
     return {name: sum(values) / max(len(judgements), 1) for name, values in found.items()}
 
 
-def check(model: FrozenModel, images: Images, own: Images, symmetry: str) -> None:
+def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> None:
     for some in (images, own):
         model.image.check(some)
     if symmetry not in SYMMETRIES:
@@ -277,7 +278,7 @@ def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
     return torch.cat([encode(part.to(model.device, torch.float32)).float().cpu() for part in parts])
 
 
-def distinct(images: Images) -> Int64[Tensor, " batch"]:
+def distinct(images: Images) -> Int64[Tensor, " different"]:
     """The places of the images that differ, each the first of its kind."""
     first = {image.cpu().numpy().tobytes(): number for number, image in reversed(list(enumerate(images)))}
     if len(first) < FEWEST:

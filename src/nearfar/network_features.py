@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -25,19 +26,17 @@ Vectors = Float64[Tensor, "batch numbers"]
 Kind = Literal["network", "latents"]
 
 
-def features_of(
-    model: FrozenModel, sets: Sequence[Latents], batch_size: int, kind: Kind = "network"
-) -> tuple[Kind, list[Vectors]]:
-    """Features of sets of clean latents, and their kind: "network", or "latents" where it has no middle block.
+def features_of(model: FrozenModel, latents: Latents, batch_size: int, kind: Kind = "network") -> tuple[Kind, Vectors]:
+    """Features of clean latents, and their kind: "network", or "latents" where it has no middle block.
 
     "network" is mean and deviation over the image of each channel of the middle block under a little fixed noise: one
     network call for each batch. "latents" are the lowest frequencies of the latents themselves.
     """
     if kind == "network":
-        parts = [[middle(model, some) for some in torch.split(latents, batch_size)] for latents in sets]
-        if all(part is not None for some in parts for part in some):
-            return kind, [shortened(torch.cat([part for part in some if part is not None])) for some in parts]
-    return "latents", [shortened(coarse(cosines(latents.double()), SIDE, SIDE)) for latents in sets]
+        parts = [middle(model, some) for some in torch.split(latents, batch_size)]
+        if all(part is not None for part in parts):
+            return kind, shortened(torch.cat([part for part in parts if part is not None]))
+    return "latents", shortened(coarse(cosines(latents.double()), SIDE, SIDE))
 
 
 @torch.inference_mode()
@@ -55,16 +54,20 @@ def middle(model: FrozenModel, latents: Latents) -> Vectors | None:
 
 @contextmanager
 def middle_blocks() -> Iterator[list[Tensor]]:
-    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network."""
+    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network.
+
+    In this thread: hooks are told of all of them.
+    """
     blocks: set[Module] = set()
     found: list[Tensor] = []
+    ours = get_ident()
 
     def enter(module: Module, arguments: Any) -> None:
-        if isinstance(block := getattr(module, "mid_block", None), Module):
+        if get_ident() == ours and isinstance(block := getattr(module, "mid_block", None), Module):
             blocks.add(block)
 
     def leave(module: Module, arguments: Any, output: Any) -> None:
-        if module in blocks:
+        if get_ident() == ours and module in blocks:
             found.append(output)
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
@@ -75,7 +78,7 @@ def middle_blocks() -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def shortened(vectors: Vectors) -> Vectors:
+def shortened(vectors: Vectors) -> Float64[Tensor, "batch fewer"]:
     """No more than `LONGEST` numbers: random projections, which keep distances to 3 % (Johnson and Lindenstrauss)."""
     length = vectors.shape[1]
     if length <= LONGEST:
