@@ -6,7 +6,6 @@ Exit codes: 0 all done, 1 stopped by the machine, 2 wrong usage, 3 some images f
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nearfar.domain_commands import domain
 from nearfar.errors import UsageError
-from nearfar.exits import DONE, SOME_FAILED, reported_errors
+from nearfar.exits import DONE, SOME_FAILED, raise_on_signals, reported_errors
 from nearfar.model_commands import models
 from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
 
@@ -60,6 +60,7 @@ def nearfar(
 
 
 app.add_typer(models, name="models")
+app.add_typer(domain, name="domain")
 
 
 @app.command()
@@ -279,8 +280,7 @@ def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
     from nearfar.console import shown_progress
     from nearfar.run import run
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    raise_on_signals()
     with shown_progress(job.settings["command"]) as report:
         return run(job, source, out, plan, report)
 

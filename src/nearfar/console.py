@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nearfar.run import Progress as RunProgress
+from nearfar.solver import OnStep
 
 Report = Callable[[RunProgress], None]
 
@@ -24,10 +25,23 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def shown_progress(title: str) -> Iterator[Report]:
+def shown_steps(title: str, total: int) -> Iterator[OnStep]:
+    """A function to be told of each of `total` solver steps."""
+    progress, began = RunProgress(total), time.monotonic()
+    with shown_progress(title, "steps") as report:
+
+        def tick(*_: object) -> None:
+            progress.done, progress.seconds = progress.done + 1, time.monotonic() - began
+            report(progress)
+
+        yield tick
+
+
+@contextmanager
+def shown_progress(title: str, unit: str = "images") -> Iterator[Report]:
     """A function that shows how far a run is, for as long as it runs."""
     if not sys.stderr.isatty():
-        yield plain_lines(title)
+        yield plain_lines(title, unit)
         return
     columns = [
         TextColumn(title),
@@ -47,7 +61,7 @@ def shown_progress(title: str) -> Iterator[Report]:
         yield report
 
 
-def plain_lines(title: str) -> Report:
+def plain_lines(title: str, unit: str) -> Report:
     """Report at most every few seconds, and at the end."""
     last = time.monotonic()
 
@@ -57,15 +71,15 @@ def plain_lines(title: str) -> Report:
             last = time.monotonic()
             rate = progress.done / max(progress.seconds, 1e-9)
             under_way = not progress.done and finished(progress) < progress.total
-            pace = step_of(progress) if under_way else f"{rate:.2g} images/s"
+            pace = step_of(progress) if under_way else f"{rate:.2g} {unit}/s"
             say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {pace}")
 
     return report
 
 
 def step_of(progress: RunProgress) -> str:
-    return f"step {progress.step} of {progress.steps}"
+    return f"step {progress.step} of {progress.steps}" if progress.steps else ""
 
 
 def finished(progress: RunProgress) -> int:
-    return progress.done + progress.kept + len(progress.failed)
+    return progress.done + progress.kept + len(progress.dropped) + len(progress.failed)

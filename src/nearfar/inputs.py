@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from nearfar.arrays import SCIENCE_SUFFIXES, Planes, fit_square, read_array, write_array
 from nearfar.errors import ImageError, UsageError
@@ -100,6 +101,17 @@ def read_each(folder: Path, kind: Kind, read: Callable[[Path], A]) -> tuple[dict
     return done, failed, listing.ignored
 
 
+def read_one(path: Path, contract: ImageContract, fit: FitMode, values: ValueTransform | None) -> Tensor:
+    """One image `(channel, size, size)` in [-1, 1], as those of a folder are read; with `values` it is an array."""
+    try:
+        if values is None:
+            return fit_picture(read_picture(path), contract.size, contract.channels, fit)
+        array = read_usable(path, contract.channels)
+        return fit_square(values.to_image(array, contract.channels), contract.size, fit)
+    except (ImageError, OSError) as refusal:
+        raise UsageError(f"{path} cannot be read ({refusal}): give another image") from None
+
+
 def advice(kind: Kind) -> str:
     """What to give instead of a folder without images."""
     others = f"a curve ({', '.join(CURVES)}) for arrays" if kind is PICTURES else "no curve for pictures"
@@ -120,13 +132,19 @@ def write_pictures(folder: Path, images: Images, first: int = 1) -> list[str]:
 
     Raises ImageError for an image that is not finite, RunError when the disk refuses.
     """
-    _, channels, height, width = images.shape
-    frame = Frame(height, width, channels, depth=8, alpha=None, format="PNG", metadata={})
     names = sample_names(len(images), first, ".png")
     for name, image in zip(names, images, strict=True):
-        with writing(folder / name):
-            write_whole(folder / name, encode(unfit(image, frame)))
+        write_picture(folder / name, image)
     return names
+
+
+def write_picture(path: Path, image: Tensor) -> str:
+    """Write one image `(channel, height, width)` in [-1, 1] as 8-bit PNG; returns the content's SHA-256."""
+    channels, height, width = image.shape
+    frame = Frame(height, width, channels, depth=8, alpha=None, format="PNG", metadata={})
+    content = encode(unfit(image, frame))
+    with writing(path):
+        return write_whole(path, content)
 
 
 def write_arrays(

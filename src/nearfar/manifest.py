@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -14,15 +15,18 @@ from typing import IO, Any, Literal
 from nearfar.errors import UsageError
 from nearfar.sinks import writing
 
-Status = Literal["done", "failed"]
+Status = Literal["done", "dropped", "failed"]
+SPARSE = ("figures", "verdict", "parents")
+"""Fields that a line leaves out where there is nothing in them."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one image. Of a failed one, only name and reason are of use.
+    """What became of one image. Of a failed one, only name and reason are of use; a dropped one was not written.
 
     source_tag: tells whether the source is still the same. batch_size: the shape that the network was called with.
-    figures: what the job measured on this image.
+    figures: what the job measured on this image. verdict: of a domain's guards on a sample.
+    parents: the numbers of the fitted images that a sample mixes.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Record:
     target_sha256: str = ""
     source_tag: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    verdict: str = ""
+    parents: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Manifest:
             self._write(json.dumps(header, ensure_ascii=False) + "\n")
 
     def add(self, record: Record) -> None:
-        content = {name: value for name, value in asdict(record).items() if value != {}}
+        content = {name: value for name, value in asdict(record).items() if value or name not in SPARSE}
         self._write(json.dumps({"image": content}, ensure_ascii=False) + "\n")
 
     def commit(self) -> None:

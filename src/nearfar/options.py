@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -55,13 +56,25 @@ class ModelChoice:
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         source, precision = options.pop("model"), options.pop("precision")
         dtype = getattr(torch, one_of(precision, "precision", ["float32", "float16", "bfloat16"]))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ModelWarning)
-            model = load_model(source, dtype=dtype, **options)
-        for warning in caught:
-            if issubclass(warning.category, ModelWarning):
-                typer.echo(f"note      {warning.message}", err=True)
-        return model
+        with warnings_as_notes():
+            return load_model(source, dtype=dtype, **options)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What nearfar warns of is said on stderr, at once and once; what libraries warn of is not."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            typer.echo(f"note      {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ModelWarning)
+        warnings.showwarning = show
+        yield
 
 
 def quieten(bars: bool) -> None:

@@ -129,17 +129,20 @@ def check_out(out: Path, resume: bool) -> None:
 
 def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
     """An output folder has one set of settings and one key; anything else would be redone over finished work."""
-    if not earlier.header:
-        return
-    before, now = earlier.header.get("run", {}), job.settings
+    check_same_settings(job.settings, out, earlier)
+    if earlier.header and earlier.header.get("key") != header(job)["key"]:
+        raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
+
+
+def check_same_settings(now: dict[str, Any], out: Path, earlier: Earlier) -> None:
+    """Refuse to go on with a folder that was begun with other settings."""
+    before = earlier.header.get("run", now)
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     changed = [f"{name} {short(before.get(name))}, now {short(now.get(name))}" for name in names]
     if changed:
         raise UsageError(
             f"{out} was made with other settings ({'; '.join(changed)}): repeat them, or choose another output"
         )
-    if earlier.header.get("key") != header(job)["key"]:
-        raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
 
 
 def short(value: object) -> str:

@@ -42,8 +42,8 @@ NOT_FINITE = "the model returned values that are not finite: try float32, or ano
 class Progress:
     """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail.
 
-    network_seconds: spent in the transform, added up over the workers. step, steps: how far a batch has come.
-    stopping: batches under way are given up at their next step.
+    dropped: outputs that guards refused. network_seconds: spent in the transform, added up over the workers.
+    step, steps: how far a batch has come. stopping: batches under way are given up at their next step.
     """
 
     total: int
@@ -52,6 +52,7 @@ class Progress:
     ignored: int = 0
     reduced: int = 0
     failed: list[Record] = field(default_factory=list)
+    dropped: list[Record] = field(default_factory=list)
     batches: int = 0
     batch_size: int = 0
     seconds: float = 0.0
@@ -64,7 +65,7 @@ class Progress:
         if record.status == "done":
             self.done += 1
         else:
-            self.failed.append(record)
+            (self.dropped if record.status == "dropped" else self.failed).append(record)
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,24 @@ def transform_padded(transform: Transform, images: Tensor, shape: int, tick: OnS
 
 def shrink(job: Job, progress: Progress, shape: int, error: Exception) -> None:
     """Halve the run's shape after an out-of-memory error; any other error is raised again."""
-    if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
-        raise error
     smaller = shape // 2
-    if not job.shrinkable or smaller < 1:
-        advice = f"give --batch-size {smaller}" if smaller else "use a smaller model or another device"
-        raise RunError(f"memory does not hold {shape} images at once: {advice}") from None
+    with within_memory(shape):
+        if not (job.shrinkable and smaller and is_out_of_memory(error)):
+            raise error
     progress.batch_size = min(progress.batch_size, smaller)
+
+
+@contextmanager
+def within_memory(shape: int) -> Iterator[None]:
+    """Answer a memory that does not hold a batch of this shape with a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = f"give --batch-size {shape // 2}" if shape > 1 else "use a smaller model or another device"
+        raise RunError(f"memory does not hold {shape} images at once: {advice}") from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
