@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.guards import Guards
@@ -26,6 +28,8 @@ STRENGTH = 0.5
 OWN_SAMPLES = 200
 FEW = 10
 
+OwnImages = Float[Tensor, "_ channel height width"]
+
 
 @dataclass(frozen=True, eq=False)
 class Domain:
@@ -38,6 +42,7 @@ class Domain:
     targets: of the paper's three tests, each latent against the others.
     guards: judge of new images. diagnostics: figures of the fit, by name.
     preprocessing: how files became images, kept for those who make files of new images.
+    mixing: how latents are mixed by region unless told otherwise, see `pilot`.
     From `latents` the fitted images can be had back: a domain is as confidential as they are.
     """
 
@@ -52,6 +57,7 @@ class Domain:
     diagnostics: Mapping[str, float]
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    mixing: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -61,9 +67,10 @@ class Domain:
         *,
         strength: float = STRENGTH,
         steps: int = STEPS,
-        own: Images | None = None,
+        own: OwnImages | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
+        symmetry: str = "none",
         preprocessing: Mapping[str, Any] | None = None,
         on_step: OnStep | None = None,
     ) -> Domain:
@@ -71,17 +78,18 @@ class Domain:
 
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
         own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
-        of the tests are measured on. Nothing else is random.
+        of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
+        `guards.SYMMETRIES`.
         Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
         check_images(model, images)
-        parts = [found(model, part, strength, steps, on_step) for part in images.split(batch_size)]
+        parts = [found(model, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
         if own is None:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
-        latents, clean = (torch.cat([part[place] for part in parts]).half().float() for place in (0, 1))
-        figures = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
+        there, encodings, figures = zip(*parts, strict=True)
+        latents, clean = (torch.cat(some).half().float() for some in (there, encodings))
         generator = torch.Generator().manual_seed(seed)
         return cls(
             model=model.provenance.sha256,
@@ -91,7 +99,7 @@ class Domain:
             clean=clean,
             own=Gaussian.fit(encoded(model, own, batch_size)),
             targets=measure(latents, generator),
-            guards=Guards.fit(model, images, own, batch_size=batch_size),
+            guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
             diagnostics=diagnose(latents, figures),
             preprocessing=preprocessing or {},
             settings=bound(model),
@@ -132,7 +140,7 @@ def check_images(model: FrozenModel, images: Images) -> None:
 
 def found(
     model: FrozenModel, images: Images, strength: float, steps: int, on_step: OnStep | None
-) -> tuple[Latents, Latents, dict[str, torch.Tensor]]:
+) -> tuple[Latents, Latents, dict[str, Tensor]]:
     """Latents at the level and at the clean end, on the CPU, and figures of each image's way there and back."""
     way = traced_inversion(model, images, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
     again = denoise(model, way.latents, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
@@ -147,12 +155,13 @@ def found(
 
 def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
     """Clean latents on the CPU."""
-    parts = images.split(batch_size)
+    parts = torch.split(images, batch_size)
     return torch.cat([model.latent_space.encode(part.to(model.device, torch.float32)).cpu() for part in parts])
 
 
-def diagnose(latents: Latents, figures: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Figures of a fit: how well images come back, and the shape of their latents' cloud."""
+    figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {
         "images": float(len(latents)),
         "psnr_least": figures["psnr"].min().item(),

@@ -23,7 +23,7 @@ from nearfar.spectral import Spectral
 from nearfar.structured import Structured
 
 KEY, FORMAT = "nearfar domain", 1
-WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing")
+WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing")
 """Fields that JSON holds as they are."""
 
 
@@ -31,8 +31,8 @@ def save_domain(domain: Domain, path: Path, thumbnails: Tensor | None = None) ->
     """Write a domain, whole or not at all; returns the content's SHA-256.
 
     thumbnails: uint8 `(count, channel, height, width)`, for those who may see the fitted images; none unless given.
-    Two latents of two bytes a number for each fitted image: 9.4 MiB for 200 images of 3x64x64 numbers, and less than
-    half a MiB besides.
+    Two latents of two bytes a number for each fitted image: 9.4 MiB for 200 images of 3x64x64 numbers, and little more
+    than half a MiB besides.
     """
     about = {name: getattr(domain, name) for name in WHOLE}
     about |= {"targets": asdict(domain.targets), "guards": domain.guards.numbers(), "own": own_numbers(domain.own)}
@@ -50,16 +50,22 @@ def load_domain(path: Path) -> Domain:
     about, tensors = read(path)
     try:
         guards = {name.removeprefix("guards."): tensors[name] for name in tensors if name.startswith("guards.")}
+        clean = tensors["clean"].float()
         return Domain(
             **{name: about[name] for name in WHOLE},
             latents=tensors["latents"].float(),
-            clean=tensors["clean"].float(),
+            clean=clean,
             own=own_of(about["own"], tensors),
             targets=Targets(**{name: Target(**target) for name, target in about["targets"].items()}),
-            guards=Guards.from_parts(guards, about["guards"]),
+            guards=Guards.from_parts(clean, guards, about["guards"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is a domain file with parts missing ({first_line(error)}): fit it again") from None
+
+
+def load_thumbnails(path: Path) -> Tensor | None:
+    """Those that were given to `save_domain`, uint8 `(count, channel, height, width)`, if any."""
+    return read(path)[1].get("thumbnails")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -72,8 +78,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): fit it again") from None
-    if about.get("format") != FORMAT:
-        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {about.get('format')}: fit it again")
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != FORMAT:
+        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {found}: fit it again")
     return about, tensors
 
 

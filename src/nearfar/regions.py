@@ -20,7 +20,7 @@ from nearfar.spectral import cosine_basis
 from nearfar.spread import Latent
 from nearfar.tensors import Latents
 
-REACH, SHARPNESS = 0.13, 3.0
+REACH, SHARPNESS = 0.13, 6.0
 """Blur of the regions as a share of the image's side, and how sharply one parent gives way to another."""
 
 WeightMaps = Float64[Tensor, "mixtures parents rows columns"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -54,11 +55,11 @@ def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
 
     family: "regions" mixes latents by region (`regions.mix_regions`), "parents" as wholes (`parents.mix`), "sphere" two
     of them on the sphere as the paper does; "scalar" (the paper's Gaussian), "diagonal", "spectral", "structured" and
-    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture.
+    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture, over the domain's own (`Domain.mixing`).
     """
     latents, mean = domain.latents, domain.latents.mean(0)
     mixtures: dict[str, Callable[..., Any]] = {
-        "regions": partial(mix_regions, latents, mean),
+        "regions": partial(mix_regions, latents, mean, **domain.mixing),
         "parents": partial(mix, latents, mean),
         "sphere": partial(mix_on_sphere, latents),
     }
@@ -134,9 +135,19 @@ def generator_of(seed: int, number: int) -> Generator:
     return torch.Generator().manual_seed((base + number) % 2**32)
 
 
+def steered(drawn: Draw, latent: Latent, mean: Latent, amount: float) -> Draw:
+    """Draws of variations of one latent, by `steer`."""
+
+    def draw(generator: Generator) -> Start:
+        start = drawn(generator)
+        return Start(steer(latent, start.latent - mean, mean, amount), start.parents, start.attempts)
+
+    return draw
+
+
 def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Latent:
     """`mean + sqrt(1 - amount^2) (latent - mean) + amount deviation`.
 
     Of N(mean, S) for any amount in [0, 1], if the latent is of N(mean, S) and the deviation, independent, of N(0, S).
     """
-    return mean + (1 - amount**2) ** 0.5 * (latent - mean) + amount * deviation
+    return mean + math.sqrt(1 - amount**2) * (latent - mean) + amount * deviation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from nearfar.model import FrozenModel
 from nearfar.noise import NoiseStream, SecretKey
 from nearfar.own_domain import BATCH
 from nearfar.solver import DDIM, OnStep, solve
-from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steer
+from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
 from nearfar.tensors import Images, Latents
 
 GUIDANCE = 0.3
@@ -61,6 +61,15 @@ class Synthesiser:
         starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
         latents = torch.stack([start.latent for start in starts])
         return Synthesis(self.denoise(latents, numbers, on_step), starts, tuple(numbers))
+
+    def make_all(self, numbers: Sequence[int], batch_size: int = BATCH, on_step: OnStep | None = None) -> Synthesis:
+        """The same, a batch at a time."""
+        if not numbers:
+            raise UsageError("count must be at least 1, got none")
+        batches = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+        parts = [self.make(batch, on_step) for batch in batches]
+        starts = tuple(start for part in parts for start in part.starts)
+        return Synthesis(torch.cat([part.images for part in parts]), starts, tuple(numbers))
 
     def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
         """The way down from latents at the domain's level."""
@@ -120,18 +129,10 @@ def synthesise(
     eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
-    if count < 1:
-        raise UsageError(f"count must be at least 1, got {count}")
     making = synthesiser(
         model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
     )
-    numbers = torch.arange(first, first + count).split(batch_size)
-    parts = [making.make(part.tolist(), on_step) for part in numbers]
-    return Synthesis(
-        torch.cat([part.images for part in parts]),
-        tuple(start for part in parts for start in part.starts),
-        tuple(number for part in parts for number in part.numbers),
-    )
+    return making.make_all(range(first, first + count), batch_size, on_step)
 
 
 def vary(
@@ -156,14 +157,7 @@ def vary(
     """
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
-    if count < 1:
-        raise UsageError(f"count must be at least 1, got {count}")
     making = synthesiser(model, domain, family=family, guidance=amount * guidance, seed=seed)
-    mean = domain.latents.mean(0)
     latent = invert(model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
-    made = []
-    for part in torch.arange(count).split(batch_size):
-        draws = [making.draw(generator_of(seed, number)).latent - mean for number in part.tolist()]
-        mixed = torch.stack([steer(latent, deviation, mean, amount) for deviation in draws])
-        made.append(making.denoise(mixed, part.tolist(), on_step))
-    return torch.cat(made)
+    making = replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))
+    return making.make_all(range(count), batch_size, on_step).images
