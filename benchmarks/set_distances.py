@@ -121,6 +121,7 @@ class References:
             out, fitted, turned = (getattr(images, space) for images in (outputs, self.fitted, self.turned))
             figures[f"copies_in_{space}"] = share(copy_rate(out, fitted), len(out))
             figures[f"turned_copies_in_{space}"] = share(copy_rate(out, fitted, turned), len(out))
+            figures[f"close_copies_in_{space}"] = share(close_copy_rate(out, fitted), len(out))
             figures[f"nearest_in_{space}"] = nearest(out, fitted)
         for name, classifier in (("captured", self.capture), ("captured_as_it_is", self.capture_as_it_is)):
             figures[name] = share(classifier.rate(outputs.features), len(outputs))
@@ -203,6 +204,26 @@ def apart(fitted: Tensor, turned: Tensor) -> Tensor:
     """The distance of each fitted vector to the nearest of another one's copies."""
     same = torch.arange(len(fitted))[:, None] == torch.arange(len(turned)) % len(fitted)
     return distances(fitted, turned).masked_fill(same, torch.inf).min(1).values
+
+
+def close_copy_rate(outputs: Tensor, fitted: Tensor, *, quantile: float = QUANTILE) -> float:
+    """The same where images differ in how far from all others they lie: a copy of a bright galaxy, changed a little, is
+    farther from it than two pictures of nearly empty sky are from each other.
+
+    An output's distance to the nearest fitted vector counts in units of that one's own distance to the nearest other;
+    the threshold is this quantile of the same figure of each fitted vector left out. New images reach the quantile.
+    """
+    near = distances(outputs, fitted).min(1)
+    ratios = near.values / radii(fitted, 1)[near.indices]
+    return (ratios < ratios_among(fitted).quantile(quantile)).double().mean().item()
+
+
+def ratios_among(fitted: Tensor) -> Tensor:
+    """Each vector's distance to the nearest other, in units of that one's to the nearest third."""
+    values, indices = distances(fitted, fitted).fill_diagonal_(torch.inf).topk(2, largest=False)
+    first = indices[:, 0]
+    mutual = indices[first, 0] == torch.arange(len(fitted))
+    return values[:, 0] / torch.where(mutual, values[first, 1], values[first, 0])
 
 
 def nearest(outputs: Tensor, fitted: Tensor) -> dict[str, float]:

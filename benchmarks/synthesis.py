@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,11 @@ from baselines import Made, Make, fine_tuned, forward_noised, locally_sampled, p
 from common import RESULTS, write_result
 from domains import load_domain, own_faces, symmetric_copies
 from image_features import ImageSet, image_set
+from nearfar.domain import Domain
 from nearfar.loading import load_model
+from nearfar.model import FrozenModel
+from nearfar.starts import FAMILIES
+from nearfar.synthesis import synthesise
 from set_distances import References, with_nearest
 
 STRENGTHS, PAPER_TIMES = (0.3, 0.5, 0.7, 0.8), (500, 900)
@@ -41,6 +45,8 @@ COLUMNS = {
     "copies ft": "copies_in_features",
     "turned px": "turned_copies_in_pixels",
     "turned ft": "turned_copies_in_features",
+    "close px": "close_copies_in_pixels",
+    "close ft": "close_copies_in_features",
     "captured": "captured",
     "as it is": "captured_as_it_is",
 }
@@ -65,7 +71,21 @@ def generators(study: Study) -> dict[str, Make]:
     made |= {f"locally sampled {strength}": partial(locally_sampled, strength=strength) for strength in STRENGTHS}
     made |= {f"paper's slerps {t}": partial(paper_slerps, time=t) for t in PAPER_TIMES}
     made |= {f"paper's draws {t}": partial(paper_draws, time=t) for t in PAPER_TIMES}
+    made |= {f"nearfar {family}": partial(synthesised, family=family) for family in FAMILIES}
     return made
+
+
+def synthesised(model: FrozenModel, fit: Tensor, count: int, seed: int, *, family: str) -> Made:
+    """nearfar's own, at its defaults."""
+    domain = fitted_domain(model, fit)
+    made = synthesise(model, domain, count, family=family, seed=seed)
+    return Made(made.images, domain.steps + domain.diagnostics["calls_per_image"] * len(fit) / count, made.acceptance)
+
+
+@lru_cache(maxsize=1)
+def fitted_domain(model: FrozenModel, fit: Tensor) -> Domain:
+    """One fit serves all families."""
+    return Domain.fit(model, fit)
 
 
 def tuned(study: Study) -> list[Path]:
@@ -112,7 +132,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Of shots and outputs.")] = 0,
     only: Annotated[str, typer.Option(help="Generators whose names begin so, with commas between.")] = "",
     networks: Annotated[Path | None, typer.Option(help="Where fine_tune.py wrote its snapshots.")] = None,
-    sheets: Annotated[Path | None, typer.Option(help="A folder for sheets; never one in the repository.")] = None,
+    sheets: Annotated[
+        Path | None, typer.Option(help="A folder for sheets and outputs, outside the repository.")
+    ] = None,
 ) -> None:
     """Make, measure, print a table and write the result."""
     model, study = load_model(), Study(domain, shots, networks)
@@ -131,6 +153,7 @@ def main(
         write_result(name, settings | references.described() | {"real": real, "rows": rows})
         if sheets:
             vectors = (outputs.pixels, references.fitted.pixels)
+            torch.save(made.images, sheets / f"{name} {label}.pt")
             write_sheet(with_nearest(made.images, images.fit, vectors)[:SHOWN], sheets / f"{name} {label}.png")
 
 

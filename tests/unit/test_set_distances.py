@@ -88,6 +88,28 @@ def test_a_turned_copy_is_a_copy_only_where_the_domain_may_be_turned():
     assert torch.allclose(sets.apart(fitted, same), sets.radii(fitted, 1), atol=1e-4)
 
 
+def uneven(count, seed):
+    """Draws of which some lie far from all others."""
+    return normal(count, 8, seed) * torch.logspace(0, 2, count, dtype=torch.float64)[:, None]
+
+
+def test_about_the_quantile_of_new_draws_counts_as_close_copies_however_uneven():
+    rates = [sets.close_copy_rate(uneven(200, n), uneven(200, 1000 + n)) for n in range(40)]
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_changed_copy_of_a_lonely_vector_is_a_close_copy():
+    fitted = uneven(100, 0)
+    outputs = fitted[80:] + normal(20, 8, 1, scale=3)
+    assert sets.copy_rate(outputs, fitted) < 0.2
+    assert sets.close_copy_rate(outputs, fitted) > 0.9
+
+
+def test_distances_are_counted_in_those_to_a_third():
+    fitted = torch.tensor([[0.0], [1.0], [4.0], [10.0]], dtype=torch.float64)
+    assert sets.ratios_among(fitted).tolist() == [1 / 3, 1 / 4, 3 / 1, 6 / 3]
+
+
 def test_recoloured_images_have_the_statistics_of_one_of_the_others():
     images, like = (torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(n)) - 0.5 for n in range(2))
     found = image_features.recoloured(images * 0.1, like * 0.3 + 0.2)
