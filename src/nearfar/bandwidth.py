@@ -54,7 +54,8 @@ def bandwidth(
     """Denoise latents with one eta after another while the outputs stay in the domain.
 
     latents: of real images of the domain at `strength` (`invert`); some tens are enough. An output stays if it is
-    neither captured nor of implausible quality; that it is a copy does not count, for without fresh noise all are.
+    neither captured nor too strong in layout or detail. That it is a copy or too weak does not count: without fresh
+    noise all are copies, and the domain's Gaussian knows what it was fitted to.
     etas: in [0, 1], rising; the share that stays with the first is what the others are measured by. seed: of the noise,
     which is the same for all etas. Warns if with the first eta less than half stay: then the level or the guards are
     wrong. Cost: `steps + 1` network calls for each eta tried and each batch.

@@ -32,7 +32,7 @@ from nearfar.spread import whiten
 from nearfar.structured import Structured, coarse
 from nearfar.tensors import Images, Latents
 
-FEWEST, FEW, FEWEST_OWN = 3, 10, 8
+FEWEST, FEW, FEWEST_OWN, WIDE = 3, 10, 8, 20
 COPY_QUANTILE, NEAR, SURE = 0.05, 0.8, 0.5
 """Distances are told in this quantile of those among the fitted images. A copy is below 1 in latents and features, or
 below `SURE` in one of them; below `NEAR` in one is nearly a copy."""
@@ -51,10 +51,12 @@ class Judgement:
     """What the guards say of one output.
 
     nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
-    units of the 5 % quantile of the fitted images' distances to one another: below 1 is a copy.
-    captured: from about -1, the domain, to about 1, the model's own; above 0 is captured,
-    and exactly 0 is not judged. quality: how far layout or
-    detail are from the middle of what the domain shows; above 1 is outside. reasons: in words, for all but "keep".
+    units of the 5 % quantile of the fitted images' distances to one another (less 2 / count of it below 20 images):
+    below 1 is a copy.
+    captured: from about -1, the domain, to about 1, the model's own; above 0 is captured, and exactly 0 is not judged.
+    quality: how far layout or detail, whichever is worse, lies from the middle of what the domain shows: below -1 is
+    too weak, above 1 too strong. Fitted images themselves are weaker than new ones, the more so the fewer they are.
+    reasons: in words, for all but "keep".
     """
 
     nearest: int
@@ -77,7 +79,7 @@ class Quality:
 
     @classmethod
     def fit(cls, latents: Latents) -> Quality:
-        """Ranges of latents left out a tenth at a time, or one by one, and wider by `1 / sqrt(count)` of themselves."""
+        """Ranges of latents left out a tenth at a time, or one by one, see `allowed`."""
         folds = torch.arange(len(latents)) % min(FOLDS, len(latents))
         parts = [
             cls.of(latents[folds != fold]).strengths(latents[folds == fold]) for fold in range(int(folds.max()) + 1)
@@ -99,8 +101,9 @@ class Quality:
 
 
 def allowed(values: Values) -> Range:
+    """Between the quantiles, and beyond them by a share of that: `1 / sqrt(count)`, or `5 / count` below 25."""
     low, high = values.quantile(TAIL).item(), values.quantile(1 - TAIL).item()
-    margin = (high - low) / len(values) ** 0.5
+    margin = (high - low) * max(5 / len(values), len(values) ** -0.5)
     return low - margin, high + margin
 
 
@@ -199,7 +202,7 @@ class Guards:
         ]
         raised = [(verdict, reason) for holds, verdict, reason in found if holds]
         worst: Verdict = max((verdict for verdict, _ in raised), key=["flag", "drop"].index, default="keep")
-        quality = max(abs(layout), abs(detail))
+        quality = max(layout, detail, key=abs)
         return Judgement(nearest, latents, features, score, quality, tuple(reason for _, reason in raised), worst)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -257,7 +260,7 @@ def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
         "copies_in_features": [one.feature_copy < 1 for one in judgements],
         "copies_in_both": [max(one.latent_copy, one.feature_copy) < 1 for one in judgements],
         "captured": [one.captured > 0 for one in judgements],
-        "implausible": [one.quality > 1 for one in judgements],
+        "implausible": [abs(one.quality) > 1 for one in judgements],
     }
     return {name: sum(values) / max(len(judgements), 1) for name, values in found.items()}
 
@@ -317,4 +320,7 @@ def apart(lying: Sequence[Tensor], others: Tensor) -> Values:
 
 
 def unit(nearest: Values) -> float:
-    return max(nearest.quantile(COPY_QUANTILE).item(), 1e-9)
+    """What distances are told in. Of few images the quantile is about the least distance, and too long by far."""
+    count = len(nearest)
+    share = 1 if count >= WIDE else 1 - 2 / count
+    return max(share * nearest.quantile(COPY_QUANTILE).item(), 1e-9)

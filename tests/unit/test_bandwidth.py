@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from unit.test_guards import NO_MIDDLE, SLOPE, images, oracle, owned
 
 from nearfar.bandwidth import ETAS, bandwidth, denoised
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.guards import Guards
 from nearfar.inversion import denoise, invert
 from nearfar.solver import DDIM
+from unit.test_guards import NO_MIDDLE, SLOPE, images, oracle, owned
 
 pytestmark = NO_MIDDLE
 STRENGTH, STEPS = 0.6, 20
@@ -41,7 +41,7 @@ def test_a_domain_that_the_model_knows_bears_all_of_it():
     with pytest.warns(ModelWarning, match="capture is not judged"):
         guards = Guards.fit(model, known[0].clamp(-1, 1), known[1].clamp(-1, 1))
     latents = invert(model, known[0][:24].clamp(-1, 1), strength=STRENGTH, steps=STEPS)
-    found = bandwidth(model, latents, guards, strength=STRENGTH, steps=200, etas=(0, 0.5, 1))
+    found = bandwidth(model, latents, guards, strength=STRENGTH, steps=STEPS, etas=(0.0, 0.5, 1.0))
     assert found.value == 1
     assert found.etas == (0, 0.5, 1)
 
@@ -60,11 +60,11 @@ def test_latents_that_lead_elsewhere_are_told():
     guards = Guards.fit(oracle(), images(60), owned(60))
     latents = invert(oracle(), owned(10, 3), strength=STRENGTH, steps=5)
     with pytest.warns(ModelWarning, match="only 0% of the latents lead back into the domain with eta 0"):
-        found = bandwidth(oracle(), latents, guards, strength=STRENGTH, steps=5, etas=(0, 1))
+        found = bandwidth(oracle(), latents, guards, strength=STRENGTH, steps=5, etas=(0.0, 1.0))
     assert found.kept == (0, 0)
 
 
-@pytest.mark.parametrize(("etas", "came"), [((), "none"), ((0.5, 0.2), "0.5, 0.2"), ((0, 2), "0, 2")])
+@pytest.mark.parametrize(("etas", "came"), [((), "none"), ((0.5, 0.2), "0.5, 0.2"), ((0.0, 2.0), "0, 2")])
 def test_etas_out_of_order_are_refused(etas, came):
     guards = Guards.fit(oracle(), images(20), owned(20))
     with pytest.raises(UsageError, match=f"etas must rise within .0, 1., got {came}"):
