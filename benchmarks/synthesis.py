@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +26,9 @@ from torch import Tensor
 from baselines import Made, Make, fine_tuned, forward_noised, locally_sampled, paper_draws, paper_slerps
 from common import RESULTS, write_result
 from domains import load_domain, own_faces, symmetric_copies
+from far import far_generators
 from image_features import ImageSet, image_set
-from nearfar.domain import Domain
 from nearfar.loading import load_model
-from nearfar.model import FrozenModel
-from nearfar.starts import FAMILIES
-from nearfar.synthesis import synthesise
 from set_distances import References, with_nearest
 
 STRENGTHS, PAPER_TIMES = (0.3, 0.5, 0.7, 0.8), (500, 900)
@@ -71,21 +68,7 @@ def generators(study: Study) -> dict[str, Make]:
     made |= {f"locally sampled {strength}": partial(locally_sampled, strength=strength) for strength in STRENGTHS}
     made |= {f"paper's slerps {t}": partial(paper_slerps, time=t) for t in PAPER_TIMES}
     made |= {f"paper's draws {t}": partial(paper_draws, time=t) for t in PAPER_TIMES}
-    made |= {f"nearfar {family}": partial(synthesised, family=family) for family in FAMILIES}
-    return made
-
-
-def synthesised(model: FrozenModel, fit: Tensor, count: int, seed: int, *, family: str) -> Made:
-    """nearfar's own, at its defaults."""
-    domain = fitted_domain(model, fit)
-    made = synthesise(model, domain, count, family=family, seed=seed)
-    return Made(made.images, domain.steps + domain.diagnostics["calls_per_image"] * len(fit) / count, made.acceptance)
-
-
-@lru_cache(maxsize=1)
-def fitted_domain(model: FrozenModel, fit: Tensor) -> Domain:
-    """One fit serves all families."""
-    return Domain.fit(model, fit)
+    return made | far_generators(study.domain)
 
 
 def tuned(study: Study) -> list[Path]:
@@ -118,6 +101,7 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def write_sheet(pairs: Tensor, path: Path, columns: int = 20, zoom: int = 2) -> None:
     """Each output above its nearest fitted image; `pairs` is `(count, 2, 3, size, size)`."""
+    columns = min(columns, len(pairs))
     count, size = len(pairs) // columns * columns, pairs.shape[-1]
     rows = pairs[:count].unflatten(0, (-1, columns)).permute(0, 2, 4, 1, 5, 3).reshape(-1, columns * size, 3)
     pixels = rows.add(1).mul(127.5).round().to(torch.uint8).numpy()

@@ -1,0 +1,103 @@
+"""nearfar's own generators for the table of `synthesis.py`: the default, its neighbours, every family, and three ideas.
+
+All share one fit of a domain and one set of the model's own samples. Each takes (model, fit, count, seed) like those of
+`baselines.py`; ideas are numbered as in the prototype's notes: 2 symmetric copies as parents, 3 a short return through
+the guided model after mixing by region, 5 rejection by the guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines import BATCH, Made, Make
+from domains import NO_UPRIGHT, symmetric_copies
+from nearfar.domain import OWN_SAMPLES, STRENGTH, Domain
+from nearfar.local_sampling import STEPS, local_sample
+from nearfar.model import FrozenModel
+from nearfar.noise import SecretKey
+from nearfar.own_domain import own_samples
+from nearfar.starts import FAMILIES, FAMILY
+from nearfar.synthesis import synthesise, synthesiser
+
+RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
+"""Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "nearfar": {},
+    **{f"regions, guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3, 0.6)},
+    **{f"regions, {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
+    **{family: {"family": family} for family in FAMILIES if family != FAMILY},
+}
+
+
+def far_generators(domain: str) -> dict[str, Make]:
+    """All of them by name, for a domain of `domains.py`."""
+    made: dict[str, Make] = {name: partial(drawn, domain=domain, **settings) for name, settings in SETTINGS.items()}
+    made["structured, guidance 1"] = partial(drawn, domain=domain, strength=HIGH, family="structured", guidance=1.0)
+    made["regions, symmetric"] = partial(drawn, domain=domain, copies=True)
+    made["regions, short return"] = partial(returned, domain=domain)
+    made["regions, guards"] = partial(guarded, domain=domain)
+    return made
+
+
+def drawn(
+    model: FrozenModel,
+    fit: Tensor,
+    count: int,
+    seed: int,
+    *,
+    domain: str,
+    strength: float = STRENGTH,
+    copies: bool = False,
+    **settings: Any,
+) -> Made:
+    """Outputs of `synthesise`."""
+    found = fitted(model, fit, domain, strength, copies)
+    made = synthesise(model, found, count, seed=seed, batch_size=BATCH, **settings)
+    return Made(made.images, found.steps + fit_calls(found) / count, made.acceptance)
+
+
+def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """Outputs noised a little and brought back by the guided model."""
+    found, before = fitted(model, fit, domain), drawn(model, fit, count, seed, domain=domain)
+    guided, key = replace(model, denoiser=synthesiser(model, found).denoiser), SecretKey.from_seed(seed)
+    after = [local_sample(guided, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
+    return Made(torch.cat(after), before.calls + STEPS)
+
+
+def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """Outputs that the guards keep, as many as can be had from `MOST_TRIES` for each one wanted."""
+    found = fitted(model, fit, domain)
+    making, kept, tried = synthesiser(model, found, seed=seed), [], 0
+    while len(kept) < count and tried < MOST_TRIES * count:
+        images = making.make(range(tried, tried + BATCH)).images
+        judged = zip(images, found.guards.judge(model, images, BATCH), strict=True)
+        kept += [image for image, judgement in judged if judgement.verdict == "keep"]
+        tried += BATCH
+    calls = ((found.steps + 1) * tried + fit_calls(found)) / count
+    return Made(torch.stack(kept[:count]), calls, len(kept) / tried)
+
+
+@lru_cache(maxsize=4)
+def fitted(model: FrozenModel, fit: Tensor, domain: str, strength: float = STRENGTH, copies: bool = False) -> Domain:
+    """The domain of the images, or of these and their symmetric copies."""
+    symmetry = "turn" if domain in NO_UPRIGHT else "mirror"
+    images = symmetric_copies(fit, domain) if copies else fit
+    return Domain.fit(model, images, own=own(model), strength=strength, symmetry=symmetry)
+
+
+@lru_cache(maxsize=1)
+def own(model: FrozenModel) -> Tensor:
+    return own_samples(model, OWN_SAMPLES)
+
+
+def fit_calls(found: Domain) -> float:
+    """Network calls of a fit, each for one image: there, back and features; own samples and their features."""
+    figures = found.diagnostics
+    return figures["images"] * (figures["calls_per_image"] + found.steps + 1) + OWN_SAMPLES * (STEPS + 1)
