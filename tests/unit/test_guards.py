@@ -186,7 +186,8 @@ def test_the_classifier_is_ridge_regression_with_each_left_out():
     assert torch.allclose(fitted.scores(torch.from_numpy(x)), expected, atol=1e-6)
     right = ((left_out[:30] < middle_of).double().mean() + (left_out[30:] > middle_of).double().mean()) / 2
     assert fitted.accuracy == pytest.approx(right.item())
-    assert fitted.borderline == pytest.approx(((left_out[:30] - middle_of) / half).quantile(0.975).item(), abs=1e-6)
+    expected = (1 - 5 / 30) * ((left_out[:30] - middle_of) / half).quantile(0.975).item()
+    assert fitted.borderline == pytest.approx(expected, abs=1e-6)
 
 
 def test_strengths_of_the_domains_own_draws_are_one():
