@@ -100,7 +100,7 @@ class Domain:
             own=Gaussian.fit(encoded(model, own, batch_size)),
             targets=measure(latents, generator),
             guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
-            diagnostics=diagnose(latents, figures),
+            diagnostics=level_of(model, strength) | diagnose(latents, figures),
             preprocessing=preprocessing or {},
             settings=bound(model),
         )

@@ -35,7 +35,7 @@ class Record:
     batch_size: int = 0
     target_sha256: str = ""
     source_tag: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, int | float] = field(default_factory=dict)
     verdict: str = ""
     parents: Sequence[int] = ()
 

@@ -40,7 +40,7 @@ class SampleChoice:
             "Gaussians: scalar, diagonal, spectral, structured, shrinkage."
         ),
     ] = "regions"
-    parents: Annotated[int | None, typer.Option(help="Fitted images in a mixture. [default: 3]")] = None
+    parents: Annotated[int | None, typer.Option(help="Fitted images in a mixture. [default: the domain's own]")] = None
     geometry: Annotated[
         str, typer.Option(help="free, projected onto the domain's shell, or tested: drawn until it lies there.")
     ] = "free"

@@ -189,7 +189,8 @@ def digest(domain: Domain) -> str:
     """Tells domains apart."""
     content = hashlib.sha256(domain.latents.numpy().tobytes())
     content.update(domain.clean.numpy().tobytes())
-    content.update(json.dumps([domain.strength, domain.steps, dict(domain.preprocessing)]).encode())
+    about = [domain.strength, domain.steps, dict(domain.preprocessing), dict(domain.mixing)]
+    content.update(json.dumps(about).encode())
     return content.hexdigest()
 
 
@@ -271,9 +272,10 @@ def made(sampling: Sampling, out: Path, plan: SamplePlan, progress: Progress, ti
 
 
 def made_and_judged(sampling: Sampling, tick: OnStep, numbers: Sequence[int]) -> tuple[Synthesis, Sequence[Judgement]]:
+    """Samples and what the guards say of them; of those that are not finite this means nothing."""
     with within_memory(sampling.batch_size):
         made = sampling.make(numbers, tick)
-        return made, sampling.judge(made.images)
+        return made, sampling.judge(made.images.nan_to_num())
 
 
 def store(sampling: Sampling, out: Path, number: int, image: Tensor, start: Start, judgement: Judgement) -> Record:
