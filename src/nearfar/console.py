@@ -72,7 +72,8 @@ def plain_lines(title: str, unit: str) -> Report:
             rate = progress.done / max(progress.seconds, 1e-9)
             under_way = not progress.done and finished(progress) < progress.total
             pace = step_of(progress) if under_way else f"{rate:.2g} {unit}/s"
-            say(f"{title} {finished(progress)}/{progress.total}, {len(progress.failed)} failed, {pace}")
+            failed = f", {len(progress.failed)} failed" if unit == "images" else ""
+            say(f"{title} {finished(progress)}/{progress.total}{failed}, {pace}")
 
     return report
 

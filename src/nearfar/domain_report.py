@@ -216,7 +216,10 @@ def sample_html(content: dict[str, Any], domain: Domain, out: Path, fitted: Tens
         ),
         table(["", "samples", "share"], rate_rows(content)),
         heading("Samples"),
-        picture(sheet_of(written[:SHOWN], out, values), "Samples, with what the guards say of them"),
+        paragraph(
+            f"Of those that were written, {SHOWN} at most: kept ones first, then flagged ones, then those to drop."
+        ),
+        picture(sheet_of(written[:SHOWN], out, values), "Samples"),
         heading("Copies"),
         paragraph(
             "Distance to the nearest fitted image, in units of the 5 % quantile of the fitted images' distances to one "
@@ -256,7 +259,10 @@ def nearest_sections(
     pairs = [(image, fitted[int(row["nearest"])]) for row, image in read_again(nearest, out, values)]
     sheet = grid([to_pil(each) for pair in pairs for each in pair], 2 * PAIRS_ABREAST, ["sample", "nearest"])
     return [
-        paragraph(f"This page shows fitted images. {CONFIDENTIAL}"),
+        paragraph(
+            f"This page shows fitted images. {CONFIDENTIAL} The nearest of {len(rows)} samples come first; where "
+            "copies may be mirrored or turned, the fitted image is shown as it was."
+        ),
         picture(sheet, "Samples beside the fitted images that they are nearest to, the nearest first"),
     ]
 
