@@ -195,6 +195,31 @@ def test_arrays_come_out_in_their_own_units(sample, tmp_path, model_folder):
         assert (values <= high.astype(np.float32)[:, None, None]).all()
 
 
+def test_a_survey_proposes_the_level_of_a_fit(tmp_path, model_folder):
+    pictures(tmp_path / "in", *(random_pixels(number) for number in range(8)))
+    options = ("--model", model_folder, *FAST, "--steps", 2, "--json")
+    surveyed = run("domain", "survey", tmp_path / "in", "--report", tmp_path / "survey.html", *options)
+    assert surveyed.exit_code == 0, surveyed.stderr
+    survey = json.loads(surveyed.stdout)
+    assert [level["strength"] for level in survey["levels"]] == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert survey["reason"] in (tmp_path / "survey.html").read_text()
+    fitted = run("domain", "fit", tmp_path / "in", tmp_path / "a.domain", "--survey", *options)
+    assert fitted.exit_code == 0, fitted.stderr
+    content = json.loads(fitted.stdout)
+    assert content["survey"] == survey
+    assert content["strength"] == (survey["proposed"] or 0.5)
+
+
+def test_eta_can_be_measured(sample, tmp_path):
+    result = sample("--eta", "auto", "--json")
+    assert result.exit_code == 0, result.stderr
+    eta = json.loads(result.stdout)["settings"]["eta"]
+    assert f"eta       {eta:g}: of the outputs stay in the domain " in result.stderr
+    again = sample("--eta", "auto", "--resume", "--json")
+    assert json.loads(again.stdout)["kept"] == 5
+    assert "measured" not in again.stderr
+
+
 REFUSED = {
     "none": "holds no image that can be read (0 other files)",
     "one": "a domain needs at least 4 different images, got 1 of 1: add some",
