@@ -1,8 +1,9 @@
 """nearfar's own generators for the table of `synthesis.py`: the default, its neighbours, every family, and three ideas.
 
-All share one fit of a domain and one set of the model's own samples. Each takes (model, fit, count, seed) like those of
-`baselines.py`; ideas are numbered as in the prototype's notes: 2 symmetric copies as parents, 3 a short return through
-the guided model after mixing by region, 5 rejection by the guards.
+"nearfar" is the default with its pilot. All share one fit of a domain and one set of the model's own samples. Each
+takes (model, fit, count, seed) like those of `baselines.py`; ideas are numbered as in the prototype's notes: 2
+symmetric copies as parents, 3 a short return through the guided model after mixing by region, 5 rejection by the
+guards.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nearfar.local_sampling import STEPS, local_sample
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.own_domain import own_samples
+from nearfar.pilot import COUNT, pilot
 from nearfar.starts import FAMILIES, FAMILY
 from nearfar.synthesis import synthesise, synthesiser
 
@@ -29,9 +31,8 @@ RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
 """Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "nearfar": {},
-    **{f"regions, guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3, 0.6)},
-    **{f"regions, {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
+    **{f"regions guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3, 0.6)},
+    **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
     **{family: {"family": family} for family in FAMILIES if family != FAMILY},
 }
 
@@ -39,11 +40,21 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 def far_generators(domain: str) -> dict[str, Make]:
     """All of them by name, for a domain of `domains.py`."""
     made: dict[str, Make] = {name: partial(drawn, domain=domain, **settings) for name, settings in SETTINGS.items()}
-    made["structured, guidance 1"] = partial(drawn, domain=domain, strength=HIGH, family="structured", guidance=1.0)
-    made["regions, symmetric"] = partial(drawn, domain=domain, copies=True)
-    made["regions, short return"] = partial(returned, domain=domain)
-    made["regions, guards"] = partial(guarded, domain=domain)
+    made = {"nearfar": partial(default, domain=domain), **made}
+    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", guidance=1.0)
+    made["structured guidance 1"] = partial(drawn, domain=domain, strength=HIGH, family="structured", guidance=1.0)
+    made["regions symmetric"] = partial(drawn, domain=domain, copies=True)
+    made["regions short return"] = partial(returned, domain=domain)
+    made["regions guards"] = partial(guarded, domain=domain)
     return made
+
+
+def default(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """What `nearfar domain fit` and `sample` make: the domain's own mixing, chosen by a pilot."""
+    found, trials = pilot(model, fitted(model, fit, domain))
+    print(f"pilot: {[(dict(trial.mixing), round(trial.copies, 3)) for trial in trials]}", flush=True)
+    made, tried = synthesise(model, found, count, seed=seed, batch_size=BATCH), len(trials) * COUNT * found.steps
+    return Made(made.images, found.steps + (fit_calls(found) + tried) / count, made.acceptance)
 
 
 def drawn(

@@ -1,4 +1,4 @@
-"""New images from frozen diffusion models: local sampling of images, and the mathematics it rests on.
+"""New images from frozen diffusion models: near given ones, and of domains that the model never saw.
 
 Names are imported when they are first used, so that the command line answers without loading torch.
 """
@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from nearfar.anonymize import anonymize_folder as anonymize_folder
     from nearfar.denoiser import Denoiser as Denoiser
     from nearfar.denoiser import NetworkDenoiser as NetworkDenoiser
+    from nearfar.domain import Domain as Domain
+    from nearfar.domain_file import load_domain as load_domain
+    from nearfar.domain_file import save_domain as save_domain
     from nearfar.errors import ImageError as ImageError
     from nearfar.errors import ModelWarning as ModelWarning
     from nearfar.errors import NearfarError as NearfarError
     from nearfar.errors import UsageError as UsageError
+    from nearfar.exact_inversion import BDIA as BDIA
     from nearfar.inversion import denoise as denoise
     from nearfar.inversion import invert as invert
     from nearfar.inversion import reconstruct as reconstruct
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from nearfar.model import FrozenModel as FrozenModel
     from nearfar.noise import NoiseStream as NoiseStream
     from nearfar.noise import SecretKey as SecretKey
+    from nearfar.representation import represent as represent
     from nearfar.schedule import NoiseSchedule as NoiseSchedule
     from nearfar.solver import DDIM as DDIM
     from nearfar.solver import DPMSolverPP as DPMSolverPP
@@ -32,19 +37,26 @@ if TYPE_CHECKING:
     from nearfar.solver import Heun as Heun
     from nearfar.solver import Solver as Solver
     from nearfar.solver import solve as solve
+    from nearfar.synthesis import synthesise as synthesise
+    from nearfar.synthesis import vary as vary
 
 _HOMES = {
     "anonymize": ("anonymize_folder",),
     "denoiser": ("Denoiser", "NetworkDenoiser"),
+    "domain": ("Domain",),
+    "domain_file": ("load_domain", "save_domain"),
     "errors": ("ImageError", "ModelWarning", "NearfarError", "UsageError"),
+    "exact_inversion": ("BDIA",),
     "inversion": ("denoise", "invert", "reconstruct"),
     "latent_space": ("LatentSpace", "PixelSpace"),
     "loading": ("load_model",),
     "local_sampling": ("local_sample",),
     "model": ("FrozenModel",),
     "noise": ("NoiseStream", "SecretKey"),
+    "representation": ("represent",),
     "schedule": ("NoiseSchedule",),
     "solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "FixedPointDDIM", "Heun", "Solver", "solve"),
+    "synthesis": ("synthesise", "vary"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -74,6 +74,9 @@ def fit_domain(
     symmetry: Annotated[
         str, typer.Option(help="In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).")
     ] = "none",
+    pilot: Annotated[
+        bool, typer.Option("--pilot/--no-pilot", help="Make some samples, to find how few parents copy nothing.")
+    ] = True,
     seed: Seed = 0,
     folder: FolderChoice,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Keep the images in the file, to be shown.")] = False,
@@ -100,6 +103,7 @@ def fit_domain(
         fitting = Fitting(model, found, steps, seed, batch_of(model, batch_size))
         surveyed = fitting.survey() if survey else None
         fitted = fitting.domain(level_for(strength, surveyed), folder.fit, symmetry)
+        fitted = fitting.pilot(fitted) if pilot else fitted
         content = keep(fitted, file, found, thumbnails, surveyed, report)
         tell(content, domain_lines(content), as_json)
         raise typer.Exit(content["exit_code"])
@@ -235,6 +239,19 @@ class Fitting:
                 preprocessing=preprocessing(self.found, fit),
                 on_step=tick,
             )
+
+    def pilot(self, fitted: Domain) -> Domain:
+        """The domain with the mixing that a trial run chose, told of on stderr."""
+        from nearfar.pilot import CANDIDATES, COUNT, LIMIT, pilot
+
+        steps = len(CANDIDATES) * self.batches(COUNT) * self.steps
+        say("pilot", f"{COUNT} samples for each of at most {len(CANDIDATES)} ways of mixing: {steps} network calls")
+        with stepping("pilot", steps, self.batch_size) as tick:
+            chosen, trials = pilot(self.model, fitted, batch_size=self.batch_size, on_step=tick)
+        for trial in trials:
+            found = f"{trial.copies:.0%} copies, {trial.rates['captured']:.0%} captured (copies wanted: {LIMIT:.0%})"
+            say("", f"{trial.mixing['parents']} parents, reach {trial.mixing['reach']:g}: {found}")
+        return chosen
 
     def announce(self, strength: float) -> None:
         """Say what is about to be done, and what it costs."""

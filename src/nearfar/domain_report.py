@@ -94,6 +94,7 @@ def domain_content(domain: Domain, file: Path, thumbnails: bool) -> dict[str, An
         "targets": asdict(domain.targets),
         "guards": domain.guards.numbers(),
         "preprocessing": dict(domain.preprocessing),
+        "mixing": dict(domain.mixing),
         "thumbnails": thumbnails,
     }
 
@@ -113,6 +114,7 @@ def domain_lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("inversion", f"{found['calls_per_image']:.0f} calls a batch, residual at most {found['residual_most']:.2g}"),
         ("cloud", f"deviation {found['latent_deviation']:.3g}, shrinkage {found['shrinkage']:.3f}"),
         ("geometry", "; ".join(f"{name} {target_text(target)}" for name, target in targets.items())),
+        ("mixing", ", ".join(f"{name} {value}" for name, value in content["mixing"].items()) or "3 parents: no pilot"),
         ("copies", f"nearer than {guards['latent_unit']:.3g} in latents and {guards['feature_unit']:.3g} in features"),
         ("captures", f"{told} (accuracy {guards['accuracy']:.2f})"),
         ("fitted", "shown in reports: thumbnails are inside" if content["thumbnails"] else "not shown in reports"),

@@ -30,7 +30,7 @@ def own_samples(
     Sample `i` depends on the model, the seed and `i`, not on `count`. Returns float32 images in [-1, 1] on the CPU.
     Cost: `solver.calls(steps)` network calls for each batch.
     """
-    parts = torch.arange(count).split(batch_size)
+    parts = torch.split(torch.arange(count), batch_size)
     return torch.cat([sample_batch(model, part.tolist(), seed, steps, solver, on_step) for part in parts])
 
 

@@ -11,10 +11,12 @@ import pytest
 import nearfar
 
 PUBLIC = [
+    "BDIA",
     "DDIM",
     "DPMSolverPP",
     "DPMSolverPPSDE",
     "Denoiser",
+    "Domain",
     "FixedPointDDIM",
     "FrozenModel",
     "Heun",
@@ -32,10 +34,15 @@ PUBLIC = [
     "anonymize_folder",
     "denoise",
     "invert",
+    "load_domain",
     "load_model",
     "local_sample",
     "reconstruct",
+    "represent",
+    "save_domain",
     "solve",
+    "synthesise",
+    "vary",
 ]
 
 

@@ -1,0 +1,74 @@
+"""A trial run before many outputs are made: the fewest parents with which a domain's mixtures are no copies."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nearfar.domain import Domain
+from nearfar.errors import ModelWarning
+from nearfar.guards import rates
+from nearfar.model import FrozenModel
+from nearfar.own_domain import BATCH
+from nearfar.solver import OnStep
+from nearfar.synthesis import synthesise
+
+COUNT, LIMIT = 96, 0.08
+CANDIDATES: tuple[Mapping[str, Any], ...] = (
+    {"parents": 3, "reach": 0.13},
+    {"parents": 4, "reach": 0.13},
+    {"parents": 6, "reach": 0.13},
+    {"parents": 8, "reach": 0.09},
+    {"parents": 12, "reach": 0.07},
+)
+"""From likeness to novelty: more parents in smaller regions copy less, and look less like the domain."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings of `regions.mix_regions`, and the shares that the guards found (`guards.rates`)."""
+
+    mixing: Mapping[str, Any]
+    rates: Mapping[str, float]
+
+    @property
+    def copies(self) -> float:
+        """The greater share of copies, in latents and in features."""
+        return max(self.rates["copies_in_latents"], self.rates["copies_in_features"])
+
+
+def pilot(
+    model: FrozenModel,
+    domain: Domain,
+    *,
+    count: int = COUNT,
+    limit: float = LIMIT,
+    candidates: Sequence[Mapping[str, Any]] = CANDIDATES,
+    seed: int = 1,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+) -> tuple[Domain, tuple[Trial, ...]]:
+    """The domain with the first of the candidates that copies no more than `limit`, and what was tried.
+
+    An output is a copy in clean latents or in features if it is nearer to a fitted image than the 5 % quantile of the
+    fitted images' distances to one another, so new images of the domain reach about 0.05. limit: in (0, 1), for either.
+    Warns if no candidate keeps it, and takes the one that copies least. Cost: the domain's `steps` network calls, and
+    one for the guards, for each batch of each candidate that is tried.
+    """
+    tried: list[Trial] = []
+    for mixing in candidates:
+        if mixing["parents"] > len(domain.latents):
+            break
+        made = synthesise(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
+        tried.append(Trial(mixing, rates(domain.guards.judge(model, made.images, batch_size))))
+        if tried[-1].copies <= limit:
+            break
+    chosen = min(tried, key=lambda trial: (trial.copies > limit, trial.copies))
+    if chosen.copies > limit:
+        text = (
+            f"with any number of parents more than {limit:.0%} of the outputs are copies ({chosen.copies:.0%} at least)"
+        )
+        warnings.warn(f"{text}: give more images, or keep what the guards keep", ModelWarning, stacklevel=2)
+    return replace(domain, mixing=chosen.mixing), tuple(tried)
