@@ -31,7 +31,7 @@ RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
 """Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    **{f"regions guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3, 0.6)},
+    **{f"regions guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3)},
     **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
     **{family: {"family": family} for family in FAMILIES if family != FAMILY},
 }
@@ -98,7 +98,7 @@ def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: s
 @lru_cache(maxsize=4)
 def fitted(model: FrozenModel, fit: Tensor, domain: str, strength: float = STRENGTH, copies: bool = False) -> Domain:
     """The domain of the images, or of these and their symmetric copies."""
-    symmetry = "turn" if domain in NO_UPRIGHT else "mirror"
+    symmetry = "none" if copies else "turn" if domain in NO_UPRIGHT else "mirror"
     images = symmetric_copies(fit, domain) if copies else fit
     return Domain.fit(model, images, own=own(model), strength=strength, symmetry=symmetry)
 
