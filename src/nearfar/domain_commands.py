@@ -75,7 +75,7 @@ def fit_domain(
         str, typer.Option(help="In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).")
     ] = "none",
     pilot: Annotated[
-        bool, typer.Option("--pilot/--no-pilot", help="Make some samples, to find how few parents copy nothing.")
+        bool, typer.Option("--pilot/--no-pilot", help="Make some samples, to find a way of mixing that does not copy.")
     ] = True,
     seed: Seed = 0,
     folder: FolderChoice,
@@ -250,7 +250,7 @@ class Fitting:
             chosen, trials = pilot(self.model, fitted, batch_size=self.batch_size, on_step=tick)
         for trial in trials:
             found = f"{trial.copies:.0%} copies, {trial.rates['captured']:.0%} captured (copies wanted: {LIMIT:.0%})"
-            say("", f"{trial.mixing['parents']} parents, reach {trial.mixing['reach']:g}: {found}")
+            say("", f"{trial.mixing['parents']} parents, margin {trial.mixing['margin']:g}: {found}")
         return chosen
 
     def announce(self, strength: float) -> None:

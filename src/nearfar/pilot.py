@@ -1,4 +1,4 @@
-"""A trial run before many outputs are made: the fewest parents with which a domain's mixtures are no copies."""
+"""A trial run before many outputs are made: the least demand on mixtures with which outputs are no copies."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from nearfar.synthesis import synthesise
 
 COUNT, LIMIT = 96, 0.08
 CANDIDATES: tuple[Mapping[str, Any], ...] = (
-    {"parents": 3, "reach": 0.13},
-    {"parents": 4, "reach": 0.13},
-    {"parents": 6, "reach": 0.13},
-    {"parents": 8, "reach": 0.09},
-    {"parents": 12, "reach": 0.07},
+    {"parents": 3, "margin": 0.0},
+    {"parents": 3, "margin": 1.0},
+    {"parents": 3, "margin": 1.25},
+    {"parents": 3, "margin": 1.5},
+    {"parents": 4, "margin": 1.5},
 )
-"""From likeness to novelty: more parents in smaller regions copy less, and look less like the domain."""
+"""From likeness to novelty: the farther mixtures must be from the fitted images, the less they copy."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings of `regions.mix_regions`, and the shares that the guards found (`guards.rates`)."""
+    """Settings of `starts.regional`, and the shares that the guards found (`guards.rates`)."""
 
     mixing: Mapping[str, Any]
     rates: Mapping[str, float]
@@ -68,7 +68,7 @@ def pilot(
     chosen = min(tried, key=lambda trial: (trial.copies > limit, trial.copies))
     if chosen.copies > limit:
         text = (
-            f"with any number of parents more than {limit:.0%} of the outputs are copies ({chosen.copies:.0%} at least)"
+            f"however images are mixed, more than {limit:.0%} of the outputs are copies ({chosen.copies:.0%} at least)"
         )
         warnings.warn(f"{text}: give more images, or keep what the guards keep", ModelWarning, stacklevel=2)
     return replace(domain, mixing=chosen.mixing), tuple(tried)

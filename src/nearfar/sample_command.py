@@ -46,7 +46,7 @@ class SampleChoice:
     ] = "free"
     pull: Annotated[
         float, typer.Option(help="Weight of the density ratio, from the model's own domain to this one; 0 to 1.")
-    ] = 0.3
+    ] = 0.15
     eta: Annotated[
         str, typer.Option(help="Fresh noise on the way down, 0 to 1, or auto: the most that stays in the domain.")
     ] = "0"

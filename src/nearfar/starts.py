@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from nearfar.domain import Domain
 from nearfar.errors import UsageError
 from nearfar.parents import mix, mix_on_sphere
-from nearfar.regions import mix_regions
+from nearfar.regions import RegionMixtures, combine_regions, mix_regions
 from nearfar.shell import Shell, accept, picks
 from nearfar.spectral import Spectral
 from nearfar.spread import Covariance, Diagonal, Latent, LowRank, Scalar, draw, shrunk_mean, spread_about, white_noise
@@ -55,14 +55,16 @@ def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
 
     family: "regions" mixes latents by region (`regions.mix_regions`), "parents" as wholes (`parents.mix`), "sphere" two
     of them on the sphere as the paper does; "scalar" (the paper's Gaussian), "diagonal", "spectral", "structured" and
-    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture, over the domain's own (`Domain.mixing`).
+    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture; for "regions" over the domain's own
+    (`Domain.mixing`) and with `margin` besides, see `novel`.
     """
     latents, mean = domain.latents, domain.latents.mean(0)
     mixtures: dict[str, Callable[..., Any]] = {
-        "regions": partial(mix_regions, latents, mean, **domain.mixing),
         "parents": partial(mix, latents, mean),
         "sphere": partial(mix_on_sphere, latents),
     }
+    if family == FAMILY:
+        return regional(domain, **{**domain.mixing, **options})
     if family in mixtures:
         return partial(mixture_start, partial(mixtures[family], **options))
     if family not in SPREADS:
@@ -71,6 +73,38 @@ def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
         raise UsageError(f"{family} draws take no options, got {', '.join(options)}: these are for mixtures")
     centre, kept = shrunk_mean(latents)
     return partial(gaussian_start, centre, SPREADS[family](latents), spread_about(len(latents), kept))
+
+
+def regional(domain: Domain, margin: float = 0.0, **options: Any) -> Draw:
+    """Mixtures by region, each of them `novel`."""
+    if not 0 <= margin < math.inf:
+        raise UsageError(f"margin must be at least 0, got {margin:g}")
+    latents, mean = domain.latents, domain.latents.mean(0)
+    mixing = partial(mix_regions, latents, mean, 1, **options)
+    return partial(novel, domain, mixing, margin)
+
+
+def novel(domain: Domain, mixing: Callable[[Generator], RegionMixtures], margin: float, generator: Generator) -> Start:
+    """The first mixture that is expected to become no copy: no network call is spent on the others.
+
+    Mixed in the same way, the clean latents must lie at least `margin` from each fitted one, in the guards' unit (the
+    5 % quantile of the distances among the fitted ones). 0 takes every mixture. Raises UsageError when none of 10,000
+    is so far away.
+    """
+    mean = domain.clean.mean(0)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        mixture = mixing(generator)
+        start = Start(mixture.latents[0], mixture.parents[0], attempt)
+        if not margin:
+            return start
+        clean = combine_regions(domain.clean, mean, mixture.parents, mixture.weights)
+        inside = clean.clamp(domain.clean.min(), domain.clean.max())
+        away = torch.cdist(inside.flatten(1), domain.clean.flatten(1)).min().item()
+        if away >= margin * domain.guards.latent_unit:
+            return start
+    raise UsageError(
+        f"none of {MOST_ATTEMPTS:,} mixtures is {margin:g} from the fitted images: ask for a smaller margin"
+    )
 
 
 def mixture_start(mixing: Callable[..., Any], generator: Generator) -> Start:

@@ -23,7 +23,7 @@ from nearfar.solver import DDIM, OnStep, solve
 from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
 from nearfar.tensors import Images, Latents
 
-GUIDANCE = 0.3
+GUIDANCE = 0.15
 
 Image = Float[Tensor, "channel height width"]
 

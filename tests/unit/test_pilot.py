@@ -1,4 +1,4 @@
-"""The trial run: the fewest parents that copy no more than is wanted, and what is said when none does."""
+"""The trial run: the first way of mixing that copies no more than is wanted, and what is said when none does."""
 
 from dataclasses import replace
 
@@ -45,6 +45,6 @@ def test_candidates_with_more_parents_than_images_are_passed_over():
 
 
 def test_a_limit_that_cannot_be_kept_is_told():
-    with pytest.warns(ModelWarning, match=r"^with any number of parents more than 0% of the outputs are copies \(100%"):
+    with pytest.warns(ModelWarning, match=r"^however images are mixed, more than 0% of the outputs are copies \(100%"):
         chosen, _ = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE,))
     assert chosen.mixing == ONE

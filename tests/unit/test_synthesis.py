@@ -289,3 +289,27 @@ def test_another_model_and_wrong_amounts_are_refused():
 def test_the_names_are_all_there():
     assert set(MIXTURES) < set(FAMILIES)
     assert list(GEOMETRIES) == ["free", "projected", "tested"]
+
+
+def test_mixtures_stay_away_from_the_fitted_images_before_any_call_of_the_network():
+    """Margin 0 takes every mixture; a larger one repeats draws, and what is taken is that far away when clean."""
+    domain, margin = fitted(), 1.2
+    free, novel = drawing(domain, parents=2), drawing(domain, parents=2, margin=margin)
+    starts = [novel(generator_of(0, number)) for number in range(20)]
+    assert all(free(generator_of(0, number)).attempts == 1 for number in range(20))
+    assert max(start.attempts for start in starts) > 1
+    model = oracle()
+    made = synthesise(model, domain, 20, parents=2, margin=margin, batch_size=20)
+    assert model.denoiser.calls == domain.steps
+    assert [start.attempts for start in made.starts] == [start.attempts for start in starts]
+    assert made.acceptance < 1
+
+
+def test_one_parent_alone_is_never_novel(monkeypatch):
+    monkeypatch.setattr("nearfar.starts.MOST_ATTEMPTS", 20)
+    with pytest.raises(
+        UsageError, match=r"^none of 20 mixtures is 1 from the fitted images: ask for a smaller margin$"
+    ):
+        drawing(fitted(), parents=1, margin=1.0)(generator_of(0, 0))
+    with pytest.raises(UsageError, match=r"^margin must be at least 0, got -1$"):
+        drawing(fitted(), margin=-1.0)
