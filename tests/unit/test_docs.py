@@ -1,6 +1,7 @@
 """What the documents say is run: Python blocks, links."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 import nearfar
+from oracle_domains import SIDE, oracle, unseen
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.md"))]
@@ -42,3 +44,15 @@ def test_the_three_nouns_of_the_concepts_page_are_calls_that_work():
 def test_every_relative_link_leads_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_code_of_the_page_on_unseen_domains_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks(ROOT / "docs" / "unseen.md")
+    names = {"model": oracle(), "images": unseen()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", nearfar.ModelWarning)
+        exec(block, names)
+    assert len(names["verdicts"]) == len(names["new"].images) == 16
+    assert names["variations"].shape == (4, 3, SIDE, SIDE)
+    assert torch.equal(nearfar.load_domain(tmp_path / "cells.domain").latents, names["domain"].latents)
