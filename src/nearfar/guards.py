@@ -163,8 +163,8 @@ class Guards:
         """What to do with each output: keep it, flag it (let a person look at it) or drop it.
 
         outputs: float32 `(batch, channel, height, width)` in [-1, 1]. Dropped are captured outputs and copies; flagged
-        those that nearly are, and those of implausible quality. Nothing is
-        random. Cost: one network call for each batch.
+        those that nearly are, and those of implausible quality. Nothing is random. Cost: one network call for each
+        batch.
         """
         model.image.check(outputs)
         lying = [encoded(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]

@@ -47,7 +47,8 @@ def mix_regions(
     """`count` mixtures of `parents` different latents each, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
-    by `reach`, a share of the side. 0 makes every place equal. See `combine_regions` for what is made of them.
+    by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. See `combine_regions` for
+    what is made of them.
     """
     if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
         raise UsageError(f"reach must be above 0 and sharpness at least 0, got {reach:g} and {sharpness:g}")

@@ -106,7 +106,7 @@ class LowRank:
 
     S = (1 - shrinkage) S_empirical + shrinkage scalar: `count - 1` directions with their own variance, all others with
     `rest`. A small `shrinkage` in [0, 1] says that draws recombine the latents themselves, a large one that they are
-    close to white noise. With very few latents it comes out too small: 2/3 of what is right for 3 of white noise.
+    close to white noise. With very few latents it comes out too small: 1/3 of what is right for 3 of white noise.
 
     directions: orthonormal. values: their variances, falling.
     """

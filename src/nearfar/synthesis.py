@@ -38,7 +38,7 @@ class Synthesis:
 
     @property
     def acceptance(self) -> float:
-        """Share of the draws that passed the tests; 1 without tests."""
+        """Share of the draws that were taken; 1 where none is refused: no tests, and mixtures without a margin."""
         return len(self.starts) / sum(start.attempts for start in self.starts)
 
 
