@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nearfar.domain import Domain
-from nearfar.errors import ModelWarning
+from nearfar.errors import ModelWarning, UsageError
 from nearfar.guards import rates
 from nearfar.model import FrozenModel
 from nearfar.own_domain import BATCH
@@ -54,14 +54,18 @@ def pilot(
 
     An output is a copy in clean latents or in features if it is nearer to a fitted image than the 5 % quantile of the
     fitted images' distances to one another, so new images of the domain reach about 0.05. limit: in (0, 1), for either.
-    Warns if no candidate keeps it, and takes the one that copies least. Cost: the domain's `steps` network calls, and
-    one for the guards, for each batch of each candidate that is tried.
+    Candidates after the first that cannot be made (too few images, or none of 10,000 mixtures far enough away) are
+    passed over. Warns if no candidate keeps the limit, and takes the one that copies least.
+    Cost: the domain's `steps` network calls, and one for the guards, for each batch of each candidate that is tried.
     """
     tried: list[Trial] = []
     for mixing in candidates:
-        if mixing["parents"] > len(domain.latents):
-            break
-        made = synthesise(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
+        try:
+            made = synthesise(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
+        except UsageError:
+            if not tried:
+                raise
+            continue
         tried.append(Trial(mixing, rates(domain.guards.judge(model, made.images, batch_size))))
         if tried[-1].copies <= limit:
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,12 @@ SPREADS: dict[str, Callable[[Latents], Covariance]] = {
     "structured": Structured.fit,
     "shrinkage": LowRank.fit,
 }
-MIXTURES = ("regions", "parents", "sphere")
+MIXTURES = {
+    "regions": ("parents", "margin", "reach", "sharpness"),
+    "parents": ("parents", "concentration"),
+    "sphere": ("concentration",),
+}
+"""Families that mix latents, and their options."""
 FAMILIES = (*MIXTURES, *SPREADS)
 FAMILY = "regions"
 MOST_ATTEMPTS = 10_000
@@ -58,29 +63,35 @@ def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
     "shrinkage" are Gaussians about the shrunk mean. options: of the mixture; for "regions" over the domain's own
     (`Domain.mixing`) and with `margin` besides, see `novel`.
     """
-    latents, mean = domain.latents, domain.latents.mean(0)
-    mixtures: dict[str, Callable[..., Any]] = {
-        "parents": partial(mix, latents, mean),
-        "sphere": partial(mix_on_sphere, latents),
-    }
-    if family == FAMILY:
+    check_family(family, options)
+    latents = domain.latents
+    if family == "regions":
         return regional(domain, **{**domain.mixing, **options})
-    if family in mixtures:
-        return partial(mixture_start, partial(mixtures[family], **options))
-    if family not in SPREADS:
-        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
-    if options:
-        raise UsageError(f"{family} draws take no options, got {', '.join(options)}: these are for mixtures")
+    if family == "parents":
+        return partial(mixture_start, partial(mix, latents, latents.mean(0), **options))
+    if family == "sphere":
+        return partial(mixture_start, partial(mix_on_sphere, latents, **options))
     centre, kept = shrunk_mean(latents)
     return partial(gaussian_start, centre, SPREADS[family](latents), spread_about(len(latents), kept))
+
+
+def check_family(family: str, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown family, and options that it does not have."""
+    if family not in FAMILIES:
+        raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    known = MIXTURES.get(family, ())
+    unknown = [name for name in options if name not in known]
+    if unknown and family in SPREADS:
+        raise UsageError(f"{family} draws take no options, got {', '.join(unknown)}: these are for mixtures")
+    if unknown:
+        raise UsageError(f"options of {family} are {', '.join(known)}, got {', '.join(unknown)}")
 
 
 def regional(domain: Domain, margin: float = 0.0, **options: Any) -> Draw:
     """Mixtures by region, each of them `novel`."""
     if not 0 <= margin < math.inf:
         raise UsageError(f"margin must be at least 0, got {margin:g}")
-    latents, mean = domain.latents, domain.latents.mean(0)
-    mixing = partial(mix_regions, latents, mean, 1, **options)
+    mixing = partial(mix_regions, domain.latents, domain.latents.mean(0), 1, **options)
     return partial(novel, domain, mixing, margin)
 
 
@@ -91,15 +102,14 @@ def novel(domain: Domain, mixing: Callable[[Generator], RegionMixtures], margin:
     5 % quantile of the distances among the fitted ones). 0 takes every mixture. Raises UsageError when none of 10,000
     is so far away.
     """
-    mean = domain.clean.mean(0)
+    mean, least, most = domain.clean.mean(0), domain.clean.min(), domain.clean.max()
     for attempt in range(1, MOST_ATTEMPTS + 1):
         mixture = mixing(generator)
         start = Start(mixture.latents[0], mixture.parents[0], attempt)
         if not margin:
             return start
         clean = combine_regions(domain.clean, mean, mixture.parents, mixture.weights)
-        inside = clean.clamp(domain.clean.min(), domain.clean.max())
-        away = torch.cdist(inside.flatten(1), domain.clean.flatten(1)).min().item()
+        away = torch.cdist(clean.clamp(least, most).flatten(1), domain.clean.flatten(1)).min().item()
         if away >= margin * domain.guards.latent_unit:
             return start
     raise UsageError(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nearfar.errors import ModelWarning
+from nearfar.errors import ModelWarning, UsageError
 from nearfar.guards import rates
 from nearfar.pilot import CANDIDATES, pilot
 from nearfar.synthesis import synthesise
@@ -42,6 +42,16 @@ def test_outputs_are_mixed_as_the_domain_says_unless_told_otherwise():
 def test_candidates_with_more_parents_than_images_are_passed_over():
     _, trials = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE, MANY))
     assert [trial.mixing for trial in trials] == [ONE]
+
+
+def test_candidates_that_no_mixture_can_meet_are_passed_over(monkeypatch):
+    """No mixture of images that are all equally far apart is farther from its parents than these are."""
+    monkeypatch.setattr("nearfar.starts.MOST_ATTEMPTS", 20)
+    far = {"parents": 2, "margin": 100.0}
+    _, trials = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE, far, TWO))
+    assert [trial.mixing for trial in trials] == [ONE, TWO]
+    with pytest.raises(UsageError, match="none of 20 mixtures is 100 from the fitted images"):
+        pilot(oracle(), fitted(), count=4, candidates=(far, ONE))
 
 
 def test_a_limit_that_cannot_be_kept_is_told():

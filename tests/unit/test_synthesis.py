@@ -266,6 +266,8 @@ def test_a_steered_latent_keeps_mean_and_covariance():
         ({"eta": math.nan}, r"eta must be in \[0, 1\], got nan"),
         ({"guidance": 1.5}, r"guidance must be in \[0, 1\], got 1.5"),
         ({"count": 0}, "count must be at least 1, got none"),
+        ({"family": "sphere", "parents": 3}, "^options of sphere are concentration, got parents$"),
+        ({"colour": 3}, "^options of regions are parents, margin, reach, sharpness, got colour$"),
         ({"family": "scalar", "parents": 2}, "scalar draws take no options, got parents: these are for mixtures"),
         ({"parents": COUNT + 1}, f"parents must be from 1 to the {COUNT} latents there are, got {COUNT + 1}"),
     ],
