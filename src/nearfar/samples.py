@@ -26,15 +26,14 @@ from nearfar.domain import Domain
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.guards import Judgement
 from nearfar.inputs import sample_names, write_picture
-from nearfar.inversion import invert
 from nearfar.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.model import FrozenModel
 from nearfar.plan import check_out, check_same_settings
 from nearfar.run import NOT_FINITE, Progress, ahead, within_memory, worker_pool
 from nearfar.sinks import has_content, remove_parts
 from nearfar.solver import OnStep
-from nearfar.starts import FAMILY, Start, generator_of, steered
-from nearfar.synthesis import GUIDANCE, Synthesis, Synthesiser, synthesiser
+from nearfar.starts import FAMILY, Start, generator_of
+from nearfar.synthesis import GUIDANCE, Synthesis, Synthesiser, synthesiser, varying
 from nearfar.tensors import Images
 from nearfar.values import ValueTransform
 
@@ -101,13 +100,11 @@ class Recipe:
     amount: float = 0.5
 
     def synthesiser(self, model: FrozenModel, domain: Domain) -> Synthesiser:
-        how = {"family": self.family, "geometry": self.geometry, "eta": self.eta, "seed": self.seed}
-        options: dict[str, Any] = how | ({} if self.parents is None else {"parents": self.parents})
+        names = ("family", "geometry", "guidance", "eta", "seed", *(() if self.parents is None else ("parents",)))
+        how: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.near is None:
-            return synthesiser(model, domain, guidance=self.guidance, **options)
-        making = synthesiser(model, domain, guidance=self.amount * self.guidance, **options)
-        latent = invert(model, self.near[None], strength=domain.strength, steps=domain.steps)[0].cpu()
-        return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), self.amount))
+            return synthesiser(model, domain, **how)
+        return varying(model, domain, self.near, amount=self.amount, **how)
 
     def settings(self) -> dict[str, Any]:
         """For a manifest's header: an image by its hash."""
@@ -186,10 +183,11 @@ def write_values(path: Path, image: Tensor, values: ValueTransform, dtype: str) 
 
 
 def digest(domain: Domain) -> str:
-    """Tells domains apart."""
-    content = hashlib.sha256(domain.latents.numpy().tobytes())
-    content.update(domain.clean.numpy().tobytes())
-    about = [domain.strength, domain.steps, dict(domain.preprocessing), dict(domain.mixing)]
+    """Tells domains apart by all that decides their samples and what becomes of them."""
+    content = hashlib.sha256()
+    for tensor in (domain.latents, domain.clean, domain.own.mean):
+        content.update(tensor.numpy().tobytes())
+    about = [domain.strength, domain.steps, dict(domain.preprocessing), dict(domain.mixing), domain.guards.numbers()]
     content.update(json.dumps(about).encode())
     return content.hexdigest()
 
@@ -263,8 +261,8 @@ def made(sampling: Sampling, out: Path, plan: SamplePlan, progress: Progress, ti
     with worker_pool(sampling.workers) as pool:
         try:
             work = partial(made_and_judged, sampling, tick)
-            for made, judgements in ahead(pool, work, plan.batches(sampling.batch_size), sampling.workers + 1):
-                rows = zip(made.numbers, made.images, made.starts, judgements, strict=True)
+            for new, judgements in ahead(pool, work, plan.batches(sampling.batch_size), sampling.workers + 1):
+                rows = zip(new.numbers, new.images, new.starts, judgements, strict=True)
                 yield [store(sampling, out, *row) for row in rows if row[0] in todo]
         finally:
             progress.stopping = True

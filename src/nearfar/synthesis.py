@@ -155,9 +155,23 @@ def vary(
     with the amount, for it is the frozen model alone that gives an image back.
     Cost: one inversion, and `steps` calls for each batch.
     """
+    making = varying(model, domain, image, amount=amount, family=family, guidance=guidance, seed=seed, on_step=on_step)
+    return making.make_all(range(count), batch_size, on_step).images
+
+
+def varying(
+    model: FrozenModel,
+    domain: Domain,
+    image: Image,
+    *,
+    amount: float,
+    guidance: float = GUIDANCE,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Synthesiser:
+    """Settle how variations of one image are made, as `vary` says; options: of `synthesiser`. Cost: one inversion."""
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
-    making = synthesiser(model, domain, family=family, guidance=amount * guidance, seed=seed)
+    making = synthesiser(model, domain, guidance=amount * guidance, **options)
     latent = invert(model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
-    making = replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))
-    return making.make_all(range(count), batch_size, on_step).images
+    return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))

@@ -10,11 +10,12 @@ from PIL import Image
 from nearfar.arrays import read_array
 from nearfar.errors import UsageError
 from nearfar.guards import Judgement
+from nearfar.guidance import Gaussian
 from nearfar.manifest import manifest_path, read_manifest
 from nearfar.samples import Recipe, plan_samples, sampling, write_samples
 from nearfar.synthesis import synthesise, vary
 from nearfar.values import ValueTransform
-from oracle_domains import fitted, oracle, unseen
+from oracle_domains import fitted, oracle, own, unseen
 
 VALUES = ValueTransform("linear", (-2.0,) * 3, (500.0,) * 3, (1.0,) * 3)
 
@@ -164,6 +165,8 @@ def test_variations_are_those_of_vary(tmp_path):
         {"keep_all": False},
         {"batch_size": 2},
         {"domain": arrays(), "suffix": ".npy"},
+        {"domain": fitted(symmetry="mirror")},
+        {"domain": replace(fitted(), own=Gaussian.fit(own(seed=1)))},
     ],
     ids=lambda other: next(iter(other)),
 )
