@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.guards import Guards
+from nearfar.guards import Guards, encoded
 from nearfar.guidance import Gaussian
 from nearfar.inversion import INVERTER, STEPS, denoise, traced_inversion
 from nearfar.local_sampling import start_times
@@ -151,12 +151,6 @@ def found(
         "calls": way.calls.sum(1),
     }
     return way.latents.cpu(), encoded(model, images, len(images)), figures
-
-
-def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
-    """Clean latents on the CPU."""
-    parts = torch.split(images, batch_size)
-    return torch.cat([model.latent_space.encode(part.to(model.device, torch.float32)).cpu() for part in parts])
 
 
 def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

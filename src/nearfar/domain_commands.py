@@ -124,9 +124,11 @@ def survey_domain(
 ) -> None:
     """Where the latents of a folder's images lie beside the model's own, level by level, and which level to work at."""
     with reported_errors(NOTHING_WRITTEN), warnings_as_notes():
-        from nearfar.domain_report import check_page, write_survey_report
+        from nearfar.domain_report import write_survey_report
+        from nearfar.representation_report import check_page
 
-        check_page(report, [source])
+        if report:
+            check_page(report, [source])
         model = choice.load()
         found = folder.read(source, model)
         raise_on_signals()
@@ -162,7 +164,7 @@ def check_fit(
     source: Path, file: Path, report: Path | None, strength: float | None, steps: int, survey: bool, overwrite: bool
 ) -> None:
     """Refuse what cannot be meant, before a model is loaded."""
-    from nearfar.domain_report import check_page
+    from nearfar.representation_report import check_page
 
     if strength is not None and not 0 < strength <= 1:
         raise UsageError(f"strength must be in (0, 1], got {strength:g}")
@@ -174,7 +176,8 @@ def check_fit(
         raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
     if file.exists() and not overwrite:
         raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
-    check_page(report, [source])
+    if report:
+        check_page(report, [source])
 
 
 def batch_of(model: FrozenModel, given: int | None) -> int:
@@ -199,7 +202,7 @@ class Fitting:
         from nearfar.survey_report import proposal
 
         count = len(self.found.images)
-        climbs = sum(len(nodes) - 1 for nodes in segments(STRENGTHS, self.steps)) * 2 * self.batches(count)
+        climbs = sum(len(nodes) - 1 for nodes in segments(STRENGTHS, self.steps)) * self.batches(2 * count)
         say("survey", f"{count} images beside as many of the model's own, at {len(STRENGTHS)} levels")
         say("cost", f"at most {survey_calls(count, steps=self.steps, batch=self.batch_size)} network calls")
         own = own_of(self.model, count, self.seed, self.batch_size)
@@ -247,7 +250,7 @@ class Fitting:
         steps = len(CANDIDATES) * self.batches(COUNT) * self.steps
         say("pilot", f"{COUNT} samples for each of at most {len(CANDIDATES)} ways of mixing: {steps} network calls")
         with stepping("pilot", steps, self.batch_size) as tick:
-            chosen, trials = pilot(self.model, fitted, batch_size=self.batch_size, on_step=tick)
+            chosen, trials = pilot(self.model, fitted, seed=self.seed + 1, batch_size=self.batch_size, on_step=tick)
         for trial in trials:
             found = f"{trial.copies:.0%} copies, {trial.rates['captured']:.0%} captured (copies wanted: {LIMIT:.0%})"
             say("", f"{trial.mixing['parents']} parents, margin {trial.mixing['margin']:g}: {found}")

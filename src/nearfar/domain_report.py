@@ -5,7 +5,6 @@ Fitted images are confidential: a page shows them only if they were put into the
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,16 +21,15 @@ from torch import Tensor
 from nearfar.arrays import read_array
 from nearfar.capture import RELIABLE
 from nearfar.domain import Domain
-from nearfar.errors import ImageError, UsageError
+from nearfar.errors import ImageError
 from nearfar.guards import apart, ways
 from nearfar.images import read_picture
 from nearfar.manifest import Record, manifest_path, read_manifest
 from nearfar.model import FrozenModel
 from nearfar.page import heading, page, paragraph, picture, plot, table
-from nearfar.representation_report import shown, to_pil
+from nearfar.representation_report import shown, to_pil, write_page
 from nearfar.samples import FIRST, Sampling, values_of
 from nearfar.sheet import contact_sheet
-from nearfar.sinks import write_whole, writing
 from nearfar.survey import Survey
 from nearfar.survey_report import survey_sections
 from nearfar.values import ValueTransform
@@ -59,24 +57,6 @@ MEANINGS = {
 }
 
 Thumbnails = UInt8[Tensor, "count channel height width"]
-
-
-def check_page(report: Path | None, folders: Sequence[Path]) -> None:
-    """Refuse a page that is none, or that would lie among images."""
-    if report is None:
-        return
-    if report.suffix.lower() not in (".html", ".htm") or report.is_dir():
-        raise UsageError(f"the report is a page, got {report}: give a file that ends in .html")
-    for folder in folders:
-        if folder.resolve() in report.resolve().parents:
-            raise UsageError(f"report {report} must not lie in {folder}, which holds images: keep it elsewhere")
-
-
-def write_page(path: Path, content: dict[str, Any], html: str) -> None:
-    """The page at `path` and the same numbers beside it as .json, each whole or not at all."""
-    with writing(path):
-        write_whole(path.with_suffix(".json"), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        write_whole(path, html.encode())
 
 
 def domain_content(domain: Domain, file: Path, thumbnails: bool) -> dict[str, Any]:

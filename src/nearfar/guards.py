@@ -275,7 +275,7 @@ def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> No
 
 
 def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
-    """On the CPU, a few at a time."""
+    """Clean latents, float32 on the CPU, a batch at a time."""
     parts = torch.split(images, batch_size)
     encode = model.latent_space.encode
     return torch.cat([encode(part.to(model.device, torch.float32)).float().cpu() for part in parts])

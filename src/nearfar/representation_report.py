@@ -44,14 +44,24 @@ def check_report(report: Path | None, source: Path, out: Path, own_samples: int)
     """Where the page goes, beside OUT unless told; refused where it would be taken for an image's result."""
     if own_samples < 0:
         raise UsageError(f"own samples must be at least 0, got {own_samples}")
+    return page_beside(report, out, source)
+
+
+def page_beside(report: Path | None, out: Path, *sources: Path) -> Path:
+    """Where a page on what is in `out` goes: beside it unless told, and never among images."""
     whole = out.resolve()
     path = report or whole.with_name(whole.name + ".report.html")
+    check_page(path, [*sources, out])
+    return path
+
+
+def check_page(path: Path, folders: Sequence[Path]) -> None:
+    """Refuse a page that is none, or that would lie among images."""
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UsageError(f"the report is a page, got {path}: give a file that ends in .html")
-    for folder in (source.resolve(), whole):
-        if folder in path.resolve().parents:
+    for folder in folders:
+        if folder.resolve() in path.resolve().parents:
             raise UsageError(f"report {path} must not lie in {folder}, which holds images: keep it elsewhere")
-    return path
 
 
 def cost(plan: Plan, solver: Solver | BDIA, steps: int, own: int) -> list[str]:
@@ -106,10 +116,15 @@ def verdict(psnr: list[float], least: float | None, solver: str) -> str:
 
 
 def write_report(path: Path, content: dict[str, Any], sheet: Image.Image) -> None:
+    """The report at `path`, as `write_page` does it."""
+    write_page(path, content, html(content, sheet))
+
+
+def write_page(path: Path, content: dict[str, Any], whole: str) -> None:
     """The page at `path` and the same numbers beside it as .json, each whole or not at all."""
     with writing(path):
         write_whole(path.with_suffix(".json"), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        write_whole(path, html(content, sheet).encode())
+        write_whole(path, whole.encode())
 
 
 def html(content: dict[str, Any], sheet: Image.Image) -> str:

@@ -147,7 +147,7 @@ def sample_domain(
 def check_sample(file: Path, out: Path, count: int, how: SampleChoice, report: Path | None, resume: bool) -> Path:
     """Refuse what cannot be meant, before a model is loaded; where the report's page goes."""
     from nearfar.plan import check_out
-    from nearfar.representation_report import check_report
+    from nearfar.representation_report import page_beside
     from nearfar.samples import check_count
 
     check_count(count)
@@ -155,7 +155,7 @@ def check_sample(file: Path, out: Path, count: int, how: SampleChoice, report: P
     check_out(out, resume)
     if out.resolve() in file.resolve().parents:
         raise UsageError(f"{file} must not lie in {out}, which may be shared: keep it elsewhere")
-    return check_report(report, file, out, 0)
+    return page_beside(report, out)
 
 
 def batch_for(model: FrozenModel, given: int | None, count: int, earlier: Mapping[str, Any]) -> int:
