@@ -22,21 +22,15 @@ if TYPE_CHECKING:
     from nearfar.model import FrozenModel
     from nearfar.survey import Survey
 
-ABOUT = "Unseen domains: found in a few images, kept in a file, sampled."
 NOTHING_WRITTEN = "interrupted; nothing was written"
 CONFIDENTIAL = "the fitted images can be had back from this file: it is as confidential as they are"
 
-domain = typer.Typer(no_args_is_help=True, help=ABOUT)
+domain = typer.Typer(no_args_is_help=True, help="Unseen domains: found in a few images, kept in a file, sampled.")
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images of one domain; it is only read.")]
 Seed = Annotated[int, typer.Option(help="Of all that is random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")]
 Page = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write a page, and JSON beside it.")]
-
-
-@domain.callback()
-def unseen_domains() -> None:
-    """Unseen domains: found in a few images, kept in a file, sampled."""
 
 
 @dataclass(frozen=True)
