@@ -71,9 +71,9 @@ def bandwidth(
     if kept[0] < 0.5:
         text = f"only {kept[0]:.0%} of the latents lead back into the domain with eta {etas[0]:g}: take a lower level"
         warnings.warn(text, ModelWarning, stacklevel=2)
-    fine = [eta for eta, share in zip(etas, kept, strict=False) if share >= KEPT * kept[0]]
+    fine = [eta for eta, share in zip(etas, kept, strict=False) if share >= KEPT * kept[0] > 0]
     calls = len(kept) * (steps + (guards.kind == "network"))
-    return Bandwidth(tuple(etas[: len(kept)]), tuple(kept), fine[-1], calls)
+    return Bandwidth(tuple(etas[: len(kept)]), tuple(kept), max(fine, default=etas[0]), calls)
 
 
 def check(model: FrozenModel, latents: Latents, etas: Sequence[float]) -> None:

@@ -62,6 +62,7 @@ def test_latents_that_lead_elsewhere_are_told():
     with pytest.warns(ModelWarning, match="only 0% of the latents lead back into the domain with eta 0"):
         found = bandwidth(oracle(), latents, guards, strength=STRENGTH, steps=5, etas=(0.0, 1.0))
     assert found.kept == (0, 0)
+    assert found.value == 0
 
 
 @pytest.mark.parametrize(("etas", "came"), [((), "none"), ((0.5, 0.2), "0.5, 0.2"), ((0.0, 2.0), "0, 2")])
