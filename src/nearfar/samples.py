@@ -132,7 +132,7 @@ def sampling(
         "command": "domain sample",
         "nearfar": version("nearfar"),
         "model": model.provenance.sha256,
-        **model.settings,
+        "model_settings": model.settings,
         "domain": digest(domain),
         **recipe.settings(),
         "format": suffix,

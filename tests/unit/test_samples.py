@@ -179,6 +179,13 @@ def test_other_settings_are_refused(tmp_path, other):
     assert contents(out) == before
 
 
+def test_the_guidance_of_a_text_model_is_recorded_beside_that_of_the_samples():
+    bound = {"guidance": 3.0}
+    domain = replace(fitted(), settings=bound)
+    made = sampling(oracle(settings=bound), domain, Recipe(guidance=0.1), suffix=".png", batch_size=2)
+    assert (made.settings["model_settings"], made.settings["guidance"]) == (bound, 0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
