@@ -22,7 +22,7 @@ from nearfar.arrays import read_array
 from nearfar.capture import RELIABLE
 from nearfar.domain import Domain
 from nearfar.errors import ImageError
-from nearfar.guards import apart, ways
+from nearfar.guards import SURE, apart, ways
 from nearfar.images import read_picture
 from nearfar.manifest import Record, manifest_path, read_manifest
 from nearfar.model import FrozenModel
@@ -128,7 +128,10 @@ def write_fit_report(path: Path, content: dict[str, Any], survey: Survey | None)
         ),
         table(["test", "target"], targets),
         heading("Guards"),
-        paragraph("A copy is nearer to a fitted image, in latents and in features, than 95 % of these to one another."),
+        paragraph(
+            "A copy is nearer to a fitted image, in latents and in features, than 95 % of these to one another, "
+            f"or than {SURE:g} of that distance in one of them."
+        ),
         table(["threshold", "value"], guards),
         *([table(["not read", "reason"], failed)] if failed else []),
         *(survey_sections(survey) if survey else ()),
@@ -205,7 +208,7 @@ def sample_html(content: dict[str, Any], domain: Domain, out: Path, fitted: Tens
         heading("Copies"),
         paragraph(
             "Distance to the nearest fitted image, in units of the 5 % quantile of the fitted images' distances to one "
-            "another: below 1 in latents and in features is a copy."
+            f"another: below 1 in latents and in features is a copy, and below {SURE:g} in one of them."
         ),
         plot(distances_figure(content["samples"], domain), "How near samples and fitted images are to fitted images"),
         *nearest_sections(written, out, values, fitted),

@@ -51,8 +51,8 @@ class Judgement:
     """What the guards say of one output.
 
     nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
-    units of the 5 % quantile of the fitted images' distances to one another (less 2 / count of it below 20 images):
-    below 1 is a copy.
+    units of the 5 % quantile of the fitted images' distances to one another (less 2 / count of it below 20 images). A
+    copy is below 1 in both, or below 0.5 in one.
     captured: from about -1, the domain, to about 1, the model's own; above 0 is captured, and exactly 0 is not judged.
     quality: how far layout or detail, whichever is worse, lies from the middle of what the domain shows: below -1 is
     too weak, above 1 too strong. Fitted images themselves are weaker than new ones, the more so the fewer they are.
