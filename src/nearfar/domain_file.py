@@ -59,8 +59,10 @@ def load_domain(path: Path) -> Domain:
             targets=Targets(**{name: Target(**target) for name, target in about["targets"].items()}),
             guards=Guards.from_parts(clean, guards, about["guards"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is a domain file with parts missing ({first_line(error)}): fit it again") from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is a domain file with parts missing or wrong ({first_line(error)}): fit it again"
+        ) from None
 
 
 def load_thumbnails(path: Path) -> Tensor | None:

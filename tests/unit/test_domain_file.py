@@ -184,7 +184,14 @@ def test_files_of_a_later_format_are_refused(file):
 @pytest.mark.parametrize("part", ["strength", "targets", "own", "guards", "settings"])
 def test_files_with_parts_missing_are_refused(file, part):
     rewritten(file, lambda about: about.pop(part))
-    with pytest.raises(UsageError, match=f"is a domain file with parts missing .*{part}.*: fit it again"):
+    with pytest.raises(UsageError, match=f"is a domain file with parts missing or wrong .*{part}.*: fit it again"):
+        load_domain(file)
+
+
+@pytest.mark.parametrize("targets", [None, 3, "x", [1]])
+def test_files_with_parts_of_another_kind_are_refused(file, targets):
+    rewritten(file, lambda about: about.update(targets=targets))
+    with pytest.raises(UsageError, match=r"is a domain file with parts missing or wrong .*: fit it again"):
         load_domain(file)
 
 
