@@ -51,7 +51,7 @@ def far_generators(domain: str) -> dict[str, Make]:
 
 def default(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
     """What `nearfar domain fit` and `sample` make: the domain's own mixing, chosen by a pilot."""
-    found, trials = pilot(model, fitted(model, fit, domain))
+    found, trials = pilot(model, fitted(model, fit, domain, STRENGTH, False))
     print(f"pilot: {[(dict(trial.mixing), round(trial.copies, 3)) for trial in trials]}", flush=True)
     made, tried = synthesise(model, found, count, seed=seed, batch_size=BATCH), len(trials) * COUNT * found.steps
     return Made(made.images, found.steps + (fit_calls(found) + tried) / count, made.acceptance)
@@ -76,7 +76,7 @@ def drawn(
 
 def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
     """Outputs noised a little and brought back by the guided model."""
-    found, before = fitted(model, fit, domain), drawn(model, fit, count, seed, domain=domain)
+    found, before = fitted(model, fit, domain, STRENGTH, False), drawn(model, fit, count, seed, domain=domain)
     guided, key = replace(model, denoiser=synthesiser(model, found).denoiser), SecretKey.from_seed(seed)
     after = [local_sample(guided, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
     return Made(torch.cat(after), before.calls + STEPS)
@@ -84,7 +84,7 @@ def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: 
 
 def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
     """Outputs that the guards keep, as many as can be had from `MOST_TRIES` for each one wanted."""
-    found = fitted(model, fit, domain)
+    found = fitted(model, fit, domain, STRENGTH, False)
     making, kept, tried = synthesiser(model, found, seed=seed), [], 0
     while len(kept) < count and tried < MOST_TRIES * count:
         images = making.make(range(tried, tried + BATCH)).images
@@ -96,7 +96,7 @@ def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: s
 
 
 @lru_cache(maxsize=4)
-def fitted(model: FrozenModel, fit: Tensor, domain: str, strength: float = STRENGTH, copies: bool = False) -> Domain:
+def fitted(model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool) -> Domain:
     """The domain of the images, or of these and their symmetric copies."""
     symmetry = "none" if copies else "turn" if domain in NO_UPRIGHT else "mirror"
     images = symmetric_copies(fit, domain) if copies else fit
