@@ -51,7 +51,9 @@ class SampleChoice:
         str, typer.Option(help="Fresh noise on the way down, 0 to 1, or auto: the most that stays in the domain.")
     ] = "0"
     near: Annotated[Path | None, typer.Option(metavar="IMAGE", help="Make variations of this image.")] = None
-    amount: Annotated[float, typer.Option(help="How far from it: 0 gives it back, 1 forgets it.")] = 0.5
+    amount: Annotated[
+        float | None, typer.Option(help="How far from it: 0 gives it back, 1 forgets it. [default: 0.5]")
+    ] = None
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0
 
     def check(self) -> None:
@@ -60,13 +62,15 @@ class SampleChoice:
 
         one_of(self.family, "family", FAMILIES)
         one_of(self.geometry, "geometry", GEOMETRIES)
-        for name, value in (("pull", self.pull), ("amount", self.amount), ("eta", self.eta_given or 0.0)):
+        if self.amount is not None and self.near is None:
+            raise UsageError("--amount is how far variations go: give --near IMAGE too")
+        for name, value in (("pull", self.pull), ("amount", self.amount or 0.0), ("eta", self.eta_given or 0.0)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {value:g}")
 
     def recipe(self, model: FrozenModel, domain: Domain, batch_size: int, earlier: Mapping[str, Any]) -> Recipe:
         """What samples are made of, the image read, and eta measured unless a run to be resumed has done so."""
-        from nearfar.samples import Recipe
+        from nearfar.samples import AMOUNT, Recipe
 
         eta = earlier.get("eta") if self.eta_given is None else self.eta_given
         return Recipe(
@@ -77,7 +81,7 @@ class SampleChoice:
             seed=self.seed,
             parents=self.parents,
             near=None if self.near is None else image_at(self.near, model, domain),
-            amount=self.amount,
+            amount=AMOUNT if self.amount is None else self.amount,
         )
 
     @property

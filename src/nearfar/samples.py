@@ -37,6 +37,7 @@ from nearfar.synthesis import GUIDANCE, Synthesis, Synthesiser, synthesiser, var
 from nearfar.tensors import Images
 from nearfar.values import ValueTransform
 
+AMOUNT = 0.5
 FIRST = 1
 """The number of `sample-0001`: `synthesise(..., first=1)` makes the same ones."""
 
@@ -97,7 +98,7 @@ class Recipe:
     seed: int = 0
     parents: int | None = None
     near: Tensor | None = None
-    amount: float = 0.5
+    amount: float = AMOUNT
 
     def synthesiser(self, model: FrozenModel, domain: Domain) -> Synthesiser:
         names = ("family", "geometry", "guidance", "eta", "seed", *(() if self.parents is None else ("parents",)))
