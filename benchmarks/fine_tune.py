@@ -4,7 +4,7 @@
 
 All parameters, the plain mean squared error of the noise, AdamW, an exponential moving average of the weights; the
 images are turned and mirrored where the domain allows it. Each snapshot is a diffusers folder OUT/DOMAIN-SHOTS-STEPS.
-(The paper's own fine-tune compared the noise with the second image of the batch: ../shared/research/unseen.md 4.4.)
+(The fine-tune in the code of the paper compared the noise with the second image of the batch.)
 """
 
 from __future__ import annotations

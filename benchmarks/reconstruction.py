@@ -1,6 +1,6 @@
 """How well a frozen model represents images: to strength 0.9 and back, by inverter and number of steps.
 
-    OMP_WAIT_POLICY=passive python benchmarks/reconstruction.py [--data ../shared/data] [--count 64] [--sheet sheet.png]
+    OMP_WAIT_POLICY=passive python benchmarks/reconstruction.py [--data DATA] [--count 64] [--sheet sheet.png]
 
 Photographs that come with scikit-image, on the bundled face model: 16 faces, and 4 of other things, which it has never
 seen. With --data, `count` held-out images of each domain of `domains.py` besides, by the papers' inverter and the

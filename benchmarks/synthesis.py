@@ -1,6 +1,6 @@
 """New images of an unseen domain: every generator beside the baselines, in one table.
 
-    python benchmarks/synthesis.py ../shared/data --domain cells --shots 200 [--only fine-tuned,forward] [--sheets DIR]
+    python benchmarks/synthesis.py DATA --domain cells --shots 200 [--only fine-tuned,forward] [--sheets DIR]
 
 Reads the data packs, writes results/synthesis_DOMAIN_SHOTS.json; a run of some generators keeps the figures of the
 others there. Sheets show outputs above the fitted image that is nearest in pixels; they hold images of the data
