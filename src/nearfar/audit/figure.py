@@ -1,0 +1,26 @@
+"""One measured number, with all that is needed to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that was measured, never a verdict.
+
+    name: what it is, in words and with its unit. count: of images or pairs it was measured on.
+    low, high: of a 95 % confidence interval, where there is one. chance: what the same measurement gives where there
+    is nothing to find. network: whose features it is in. library: that computed it, with its version.
+    note: anything else that a reader needs.
+    """
+
+    name: str
+    value: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    network: str = ""
+    library: str = ""
+    note: str = ""
