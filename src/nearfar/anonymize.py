@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from nearfar.fitting import FitMode
-from nearfar.jobs import as_picture, make_job, trajectory_settings
+from nearfar.jobs import as_picture, make_job, one_square, trajectory_settings
 from nearfar.local_sampling import SOLVER, STEPS, local_sample
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
-from nearfar.plan import Job, plan_run
+from nearfar.plan import Job, Transform, plan_run
 from nearfar.run import Progress, run
-from nearfar.solver import Solver
+from nearfar.solver import OnStep, Solver
+from nearfar.sources import Item
+from nearfar.tensors import Images
 
 UNCHANGED = 1 / 255
 """Root mean square change, in [-1, 1], below which an output counts as its input: half a grey level."""
@@ -43,21 +46,45 @@ def anonymize_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        lambda images, on_step: local_sample(
-            model, images, strength=strength, sigma=sigma, key=used_key, steps=steps, solver=solver, on_step=on_step
-        ),
+        near(model, used_key, strength=strength, sigma=sigma, steps=steps, solver=solver),
         {"command": "anonymize", **settings, "keep_metadata": keep_metadata},
+        read=one_square(model.image, fit),
         encode=as_picture(fit, keep_metadata),
         object_to=unchanged,
-        fit=fit,
         key=key,
         batch_size=batch_size,
     )
 
 
-def unchanged(image: Tensor, output: Tensor) -> str:
+def near(
+    model: FrozenModel, key: SecretKey, *, strength: float | None, sigma: float | None, steps: int, solver: Solver
+) -> Transform:
+    """Local samples, each with the variant of its item, and at the item's own strength where it has one."""
+
+    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Images:
+        level = {"sigma": sigma} if sigma is not None else {"strength": strengths(items, strength)}
+        return local_sample(
+            model,
+            images,
+            key=key,
+            steps=steps,
+            solver=solver,
+            variant=[item.variant for item in items],
+            on_step=on_step,
+            **level,
+        )
+
+    return transform
+
+
+def strengths(items: Sequence[Item], default: float | None) -> list[float]:
+    found = [default if item.strength is None else item.strength for item in items]
+    return [each for each in found if each is not None]
+
+
+def unchanged(images: Tensor, outputs: Tensor) -> str:
     """An output that is its input again protects nobody."""
-    change = (output - image).square().mean().sqrt().item()
+    change = (outputs - images).square().flatten(1).mean(1).sqrt().min().item()
     if change < UNCHANGED:
         return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
     return ""

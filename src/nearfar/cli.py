@@ -5,27 +5,24 @@ Exit codes: 0 all done, 1 stopped by the machine, 2 wrong usage, 3 some images f
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nearfar.anonymize_command import anonymize
+from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.domain_commands import domain
-from nearfar.errors import UsageError
-from nearfar.exits import DONE, SOME_FAILED, raise_on_signals, reported_errors
+from nearfar.exits import reported_errors
 from nearfar.model_commands import models
 from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
 
 if TYPE_CHECKING:
     from nearfar.model import FrozenModel
-    from nearfar.noise import SecretKey
-    from nearfar.plan import Job, Plan
+    from nearfar.plan import Plan
     from nearfar.run import Progress
 
 app = typer.Typer(
@@ -37,10 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
-KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")]
 
 
 def show_version(wanted: bool) -> bool:
@@ -59,41 +52,9 @@ def nearfar(
     """New images from frozen diffusion models, without training anything."""
 
 
+app.command()(anonymize)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
-
-
-@app.command()
-@grouped
-def anonymize(
-    source: Source,
-    out: Out,
-    *,
-    how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
-    key_file: Annotated[
-        Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
-    ] = None,
-    keep_metadata: KeepMetadata = False,
-    choice: ModelChoice,
-    progress: RunChoice,
-) -> None:
-    """Replace every image by a new one near it (local sampling).
-
-    How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps. What this
-    protects, and what it does not: docs/privacy.md.
-    """
-    with reported_errors():
-        from nearfar.anonymize import anonymize_job
-        from nearfar.plan import check_places
-        from nearfar.solver import SOLVERS
-
-        options = how.options(0.35, solver, SOLVERS)
-        check_places(source, out, progress.resume)
-        key = open_key(key_file, source, out)
-        model = choice.load()
-        job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
-        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file))
 
 
 @app.command()
@@ -179,112 +140,6 @@ def demo(
         typer.echo(f"open {make_demo(out).resolve()}")
 
 
-def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
-    """The key in a file, a new one if the file is absent. It must lie neither with the originals nor the results."""
-    from nearfar.manifest import manifest_path
-    from nearfar.noise import SecretKey
-
-    if path is None:
-        return None
-    if path.resolve() == manifest_path(out):
-        raise UsageError(f"{path} is where the record of this run goes: keep the key elsewhere")
-    for folder in (source.resolve(), out.resolve()):
-        if folder in path.resolve().parents:
-            raise UsageError(f"key file {path} must not lie in {folder}, which may be shared: keep it elsewhere")
-    return SecretKey.load(path) if path.exists() else SecretKey.random()
-
-
-def keep_key(key: SecretKey | None, path: Path | None) -> None:
-    """Write a new key to its file, before anything is made with it."""
-    if key and path and not path.exists():
-        try:
-            key.save(path)
-        except OSError as error:
-            raise UsageError(f"cannot write key file {path} ({error.strerror}): choose another place") from None
-
-
-def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> None:
-    """Say on stderr what is about to happen."""
-    settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
-    licence = model.provenance.licence
-    lines = [
-        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, licence {licence}, on {model.device}",
-        f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
-        *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
-        f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
-        f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
-    ]
-    for line in [*lines, *more]:
-        typer.echo(line, err=True)
-
-
-def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
-    """The Gaussian mechanism's: the largest distance between two states over the noise."""
-    mu = (
-        0.0
-        if settings["strength"] == 1
-        else model.latent_space.span * prod(model.latent_shape) ** 0.5 / settings["sigma"]
-    )
-    if mu == float("inf"):
-        return "no formal bound: an autoencoder's latents have no range"
-    return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)"
-
-
-def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
-    """The plan for machines; for people `describe` has said it."""
-    unusable = [{"name": entry.name, "reason": entry.reason} for entry in plan.listing.rejected]
-    content = {
-        "settings": job.settings,
-        "todo": len(plan.todo),
-        "kept": len(plan.kept),
-        "unusable": unusable,
-        "ignored": plan.listing.ignored,
-        "batch_size": plan.batch_size,
-    }
-    if as_json:
-        typer.echo(json.dumps(content))
-    else:
-        for entry in unusable:
-            typer.echo(f"unusable  {entry['name']}: {entry['reason']}")
-
-
-def carry_out(
-    job: Job,
-    model: FrozenModel,
-    source: Path,
-    out: Path,
-    how: RunChoice,
-    *,
-    before: Callable[[], None] = lambda: None,
-    say_more: Callable[[Plan], Sequence[str]] = lambda _: (),
-    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {},
-) -> None:
-    """Plan the job, say so, and run it unless only the plan was asked for.
-
-    before: done just before it begins. say_more: lines about the plan. after: done when all images are, to be shown.
-    """
-    from nearfar.plan import plan_run
-
-    plan = plan_run(job, source, out, how.resume)
-    describe(model, job, plan, say_more(plan))
-    if how.dry_run:
-        show_plan(job, plan, how.as_json)
-    else:
-        before()
-        done = run_shown(job, source, out, plan)
-        finish(done, out, job, how.as_json, after(plan, done))
-
-
-def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
-    """Run the plan under a progress display."""
-    from nearfar.console import shown_progress
-    from nearfar.run import run
-
-    raise_on_signals()
-    with shown_progress(job.settings["command"]) as report:
-        return run(job, source, out, plan, report)
-
-
 def measure_own(model: FrozenModel, count: int, batch_size: int, options: dict[str, Any]) -> list[float]:
     """How well the model's own samples come back, under a progress display."""
     from nearfar.console import shown_progress
@@ -306,42 +161,3 @@ def measure_own(model: FrozenModel, count: int, batch_size: int, options: dict[s
         progress.done, progress.seconds = count, time.monotonic() - began
         report(progress)
     return found
-
-
-def finish(progress: Progress, out: Path, job: Job, as_json: bool, more: dict[str, Any]) -> None:
-    """Show what came of a run, and end with its exit code."""
-    from nearfar.manifest import manifest_path
-
-    for record in progress.failed:
-        typer.echo(f"failed    {record.name}: {record.reason}", err=True)
-    if progress.reduced:
-        size = f"{job.image.size} pixels"
-        typer.echo(f"note      {progress.reduced} images are larger than the model's {size}: detail is gone", err=True)
-    code = SOME_FAILED if progress.failed else DONE
-    manifest = manifest_path(out)
-    if as_json:
-        places = {"out": str(out), "manifest": str(manifest), **more, "exit_code": code}
-        typer.echo(json.dumps(summary(progress, job) | places))
-    else:
-        counts = f"{progress.done} done, {progress.kept} kept, {len(progress.failed)} failed"
-        typer.echo(f"{counts} in {progress.seconds:.1f} s; results in {out}, record in {manifest}")
-        for name, value in more.items():
-            typer.echo(f"{name:9} {value}")
-    raise typer.Exit(code)
-
-
-def summary(progress: Progress, job: Job) -> dict[str, Any]:
-    """The outcome of a run for machines."""
-    return {
-        "settings": job.settings,
-        "total": progress.total,
-        "done": progress.done,
-        "kept": progress.kept,
-        "failed": [{"name": record.name, "reason": record.reason} for record in progress.failed],
-        "ignored": progress.ignored,
-        "reduced": progress.reduced,
-        "batches": progress.batches,
-        "batch_size": progress.batch_size,
-        "seconds": round(progress.seconds, 3),
-        "network_seconds": round(progress.network_seconds, 3),
-    }

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from nearfar.errors import UsageError
 from nearfar.exact_inversion import BDIA
-from nearfar.fitting import FitMode, unfit
-from nearfar.images import Frame, encode
+from nearfar.fitting import FitMode, fit, seen_shape, unfit
+from nearfar.images import Frame, encode, read_picture
 from nearfar.inversion import RECONSTRUCTORS
 from nearfar.local_sampling import WARP, start_times
-from nearfar.model import FrozenModel
+from nearfar.model import FrozenModel, ImageContract
 from nearfar.noise import SecretKey
-from nearfar.plan import Encode, Job, Measure, Objection, Transform, nothing
+from nearfar.plan import Encode, Job, Measure, Objection, Read, Reading, Transform, nothing
 from nearfar.solver import SOLVERS, Solver
+from nearfar.sources import Item
 
 PLACES, PARAMETERS = 64 * 64, 50_000_000
 """Size of latents and of a network up to which the default batch is whole; beyond, it shrinks in proportion."""
@@ -29,9 +30,9 @@ def make_job(
     transform: Transform,
     settings: dict[str, Any],
     *,
+    read: Read,
     encode: Encode,
     object_to: Objection,
-    fit: FitMode,
     key: SecretKey | None,
     batch_size: int | None,
     suffix: str = "",
@@ -44,11 +45,11 @@ def make_job(
     """
     batch = check_batch_size(default_batch_size(model) if batch_size is None else batch_size)
     return Job(
+        read=read,
         transform=transform,
         encode=encode,
         object_to=object_to,
         image=model.image,
-        fit=fit,
         settings={"nearfar": version("nearfar"), "model": model.provenance.sha256, **model.settings, **settings},
         key=key or SecretKey.random(),
         repeatable=key is not None,
@@ -109,9 +110,21 @@ def check_batch_size(batch_size: int) -> int:
     return batch_size
 
 
+def one_square(image: ImageContract, mode: FitMode) -> Read:
+    """Every picture as one square of the model's."""
+    return partial(read_square, image=image, mode=mode)
+
+
+def read_square(item: Item, image: ImageContract, mode: FitMode) -> Reading:
+    picture = read_picture(item.path)
+    square = fit(picture, image.size, image.channels, mode)
+    seen = seen_shape(picture.frame.height, picture.frame.width, mode)
+    return Reading(square[None], picture.frame, reduced=max(seen) > image.size)
+
+
 def as_picture(fit: FitMode, keep_metadata: bool) -> Encode:
-    """Results that are images go back into the frame and the format of their originals."""
-    return partial(picture_file, fit=fit, keep_metadata=keep_metadata)
+    """A result that is an image goes back into the frame and the format of its original."""
+    return lambda results, reading: picture_file(results[0], reading.frame, fit, keep_metadata)
 
 
 def picture_file(output: Tensor, frame: Frame, fit: FitMode, keep_metadata: bool) -> bytes:

@@ -31,7 +31,7 @@ def local_sample(
     key: SecretKey | None = None,
     steps: int = STEPS,
     solver: Solver = SOLVER,
-    variant: int = 0,
+    variant: int | Sequence[int] = 0,
     on_step: OnStep | None = None,
 ) -> Images:
     """New images near the given ones.
@@ -41,7 +41,7 @@ def local_sample(
     sigma: noise to signal, instead of strength. Either may be one value per image.
     key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch,
     to within rounding (a folder run makes them equal to the bit).
-    variant: 1, 2, ... ask for further samples of the same image.
+    variant: 1, 2, ... ask for further samples of the same image; one number, or one per image.
     on_step: called after each solver step with its number, from 1, and the state.
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
     split what does not fit into memory.
@@ -72,6 +72,8 @@ def per_batch(level: Level, count: int, name: str) -> Times:
     return values.expand(count)
 
 
-def noise_for(images: Images, start: Times, key: SecretKey, variant: int) -> list[bytes]:
+def noise_for(images: Images, start: Times, key: SecretKey, variant: int | Sequence[int]) -> list[bytes]:
     """One stream key per image."""
-    return [key.for_image(image, time.item(), variant) for image, time in zip(images, start, strict=True)]
+    variants = [variant] * len(images) if isinstance(variant, int) else variant
+    rows = zip(images, start, variants, strict=True)
+    return [key.for_image(image, time.item(), number) for image, time, number in rows]

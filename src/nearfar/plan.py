@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from nearfar.errors import UsageError
-from nearfar.fitting import FitMode
 from nearfar.images import Frame
 from nearfar.manifest import Earlier, Record, manifest_path, read_manifest
 from nearfar.model import ImageContract
@@ -21,30 +20,61 @@ from nearfar.solver import OnStep
 from nearfar.sources import Item, Listing, list_folder
 from nearfar.tensors import Images
 
-Transform = Callable[[Images, OnStep], Tensor]
-"""A batch of images -> as many results, of whatever shape."""
 
-Encode = Callable[[Tensor, Frame], bytes]
-"""(result, frame of the image's file) -> content of a file."""
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one file gives to the transform, and what is needed to make a file of the results.
+
+    squares: float32 `(n, channel, height, width)` in [-1, 1]: one for most jobs, one for each region of an image;
+    none where there is nothing to transform, only a file to write.
+    context: whatever else the job's own `encode` needs. reduced: whether detail was lost on the way.
+    """
+
+    squares: Tensor
+    frame: Frame
+    context: Any = None
+    reduced: bool = False
+
+
+Read = Callable[[Item], Reading]
+"""Reads the source of an item; raises ImageError where it cannot be used."""
+
+Transform = Callable[[Images, Sequence[Item], OnStep], Tensor]
+"""(a batch of squares of one shape, the item that each belongs to) -> as many results, of whatever shape."""
+
+Encode = Callable[[Tensor, Reading], bytes]
+"""(results, what they were made of) -> content of a file."""
 
 Objection = Callable[[Tensor, Tensor], str]
-"""(image, result) -> why the result must not be written; empty when it may."""
+"""(squares, their results) -> why the results must not be written; empty when they may."""
 
-Measure = Callable[[Tensor], dict[str, float]]
-"""Result -> figures of this image for the record."""
+Measure = Callable[[Tensor, Reading], dict[str, float]]
+"""(results, what they were made of) -> figures of this image for the record."""
 
 
-def nothing(result: Tensor) -> dict[str, float]:
+def nothing(results: Tensor, reading: Reading) -> dict[str, float]:
     """Most jobs measure nothing."""
     return {}
+
+
+def as_they_are(items: list[Item]) -> list[Item]:
+    """Most jobs make one image of each."""
+    return items
+
+
+def the_same(shape: Sequence[int], batch_size: int) -> int:
+    """In most jobs all squares cost the same."""
+    return batch_size
 
 
 @dataclass(frozen=True)
 class Job:
     """What to do with every image.
 
+    expand: turns the images of a folder into those to be made. read: what one of them gives to the transform.
     encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
     measure: figures of a result for the record.
+    capacity: how many squares of a shape are transformed together where the batch size is so many.
     suffix: what is added to the names of the images. steps: how many a batch takes.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
@@ -53,11 +83,11 @@ class Job:
     workers: batches that are transformed at the same time.
     """
 
+    read: Read
     transform: Transform
     encode: Encode
     object_to: Objection
     image: ImageContract
-    fit: FitMode
     settings: dict[str, Any]
     key: SecretKey
     repeatable: bool
@@ -67,6 +97,8 @@ class Job:
     suffix: str = ""
     steps: int = 1
     measure: Measure = nothing
+    expand: Callable[[list[Item]], list[Item]] = as_they_are
+    capacity: Callable[[Sequence[int], int], int] = the_same
 
     def target(self, out: Path, name: str) -> Path:
         """Where the result of the image of this name goes."""
@@ -93,8 +125,9 @@ def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
         raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
     earlier = read_manifest(manifest_path(out)) if resume else Earlier()
     check_same_run(job, out, earlier)
-    kept = {item.name: record for item in listing.items if (record := still_good(job, item, out, earlier.records))}
-    todo = [item for item in listing.items if item.name not in kept]
+    items = job.expand(listing.items)
+    kept = {item.name: record for item in items if (record := still_good(job, item, out, earlier.records))}
+    todo = [item for item in items if item.name not in kept]
     done = [name for name, record in earlier.records.items() if record.status == "done"]
     outdated = [name for name in done if name not in kept and is_inside(name)]
     return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))

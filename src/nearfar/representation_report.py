@@ -78,7 +78,7 @@ def write_report_on(plan: Plan, job: Job, source: Path, out: Path, path: Path, o
     """Write the report of a run that is over; returns verdict, threshold and place."""
     names = [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
     content = account(job.settings, out, names, own_psnr)
-    write_report(path, content, worst_images(content, source, out, job.image, job.fit))
+    write_report(path, content, worst_images(content, source, out, job.image, FitMode(job.settings["fit"])))
     return {"verdict": content["verdict"], "report": str(path)}
 
 

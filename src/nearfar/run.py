@@ -16,7 +16,6 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,10 +23,8 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import ImageError, RunError
-from nearfar.fitting import fit, seen_shape
-from nearfar.images import Frame, read_picture
 from nearfar.manifest import Manifest, Record, manifest_path
-from nearfar.plan import Job, Plan, Transform, header, source_tag
+from nearfar.plan import Job, Plan, Reading, header, source_tag
 from nearfar.sinks import remove_parts, write_whole, writing
 from nearfar.solver import OnStep
 from nearfar.sources import Item
@@ -35,6 +32,7 @@ from nearfar.sources import Item
 A = TypeVar("A")
 B = TypeVar("B")
 
+NO_RESULTS = torch.empty(0)
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
 
 
@@ -77,25 +75,41 @@ class Pools:
     writers: ThreadPoolExecutor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
-    """An image at the model's size, and what is needed to put the result back into its frame."""
+    """What was read for an item, and what tells whether its source has changed."""
 
     item: Item
-    image: Tensor
-    frame: Frame
+    reading: Reading
     source_tag: str
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Transformed images, and what it took."""
+@dataclass(frozen=True, eq=False)
+class Square:
+    """One of the squares of a reading."""
 
-    group: list[Loaded]
+    of: Loaded
+    image: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Transformed squares, and what it took."""
+
+    group: list[Square]
     outputs: Tensor
     shape: int
     calls: int
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """An item all of whose squares are transformed. shape: of the batch that the last of them was in."""
+
+    loaded: Loaded
+    outputs: Tensor
+    shape: int
 
 
 def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
@@ -166,14 +180,14 @@ def pipeline(
     """Read ahead, transform, write one batch behind."""
     behind: deque[list[Future[Record]]] = deque()
     size = progress.batch_size
-    loaded = good(ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size), note)
+    read = ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size)
+    loaded = with_squares(good(read, note), lambda each: note([store(job, out, Finished(each, NO_RESULTS, size))]))
     transformed = partial(transform, job, progress, tick)
-    batches = ahead(pools.workers, transformed, groups(loaded, size), job.workers + 1)
+    batches = ahead(pools.workers, transformed, groups(squares(loaded), partial(room, job, size)), job.workers + 1)
     try:
-        for batch in batches:
-            count(batch, job, progress)
-            behind.append([pools.writers.submit(store, job, out, each, new, batch.shape)
-                           for each, new in zip(batch.group, batch.outputs, strict=True)])  # fmt: skip
+        for batch, finished in whole(batches):
+            count(batch, finished, progress)
+            behind.append([pools.writers.submit(store, job, out, each) for each in finished])
             if len(behind) > 1:
                 note([future.result() for future in behind.popleft()])
     finally:
@@ -184,13 +198,11 @@ def pipeline(
             note([future.result() for future in futures])
 
 
-def count(batch: Batch, job: Job, progress: Progress) -> None:
+def count(batch: Batch, finished: list[Finished], progress: Progress) -> None:
     """Add a batch to what the summary tells."""
     progress.batches += batch.calls
     progress.network_seconds += batch.seconds
-    frames = [each.frame for each in batch.group]
-    seen = [seen_shape(frame.height, frame.width, job.fit) for frame in frames]
-    progress.reduced += sum(max(shape) > job.image.size for shape in seen)
+    progress.reduced += sum(each.loaded.reading.reduced for each in finished)
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int) -> Iterator[B]:
@@ -204,11 +216,50 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable
         yield pending.popleft().result()
 
 
-def groups(inputs: Iterable[A], size: int) -> Iterator[list[A]]:
-    """Lists of `size` inputs, the last one shorter."""
-    source = iter(inputs)
-    while group := list(islice(source, size)):
+def with_squares(loaded: Iterable[Loaded], store_now: Callable[[Loaded], None]) -> Iterator[Loaded]:
+    """Those with something to transform; the others are stored on the way."""
+    for each in loaded:
+        if len(each.reading.squares):
+            yield each
+        else:
+            store_now(each)
+
+
+def squares(loaded: Iterable[Loaded]) -> Iterator[Square]:
+    """One after the other, those of one item together."""
+    for each in loaded:
+        for image in each.reading.squares:
+            yield Square(each, image)
+
+
+def room(job: Job, batch_size: int, square: Square) -> int:
+    """How many squares of this one's shape make a batch."""
+    return job.capacity(square.image.shape, batch_size)
+
+
+def groups(inputs: Iterable[Square], room_of: Callable[[Square], int]) -> Iterator[list[Square]]:
+    """In order, lists of squares of one shape, as many as there is room for or fewer."""
+    group: list[Square] = []
+    for each in inputs:
+        if group and (each.image.shape != group[0].image.shape or len(group) >= room_of(each)):
+            yield group
+            group = []
+        group.append(each)
+    if group:
         yield group
+
+
+def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
+    """Each batch, and the items whose last square was in it."""
+    outputs: list[Tensor] = []
+    for batch in batches:
+        finished = []
+        for square, output in zip(batch.group, batch.outputs, strict=True):
+            outputs.append(output)
+            if len(outputs) == len(square.of.reading.squares):
+                finished.append(Finished(square.of, torch.stack(outputs), batch.shape))
+                outputs = []
+        yield batch, finished
 
 
 def good(results: Iterable[Loaded | Record], note: Callable[[Iterable[Record]], None]) -> Iterator[Loaded]:
@@ -221,49 +272,57 @@ def good(results: Iterable[Loaded | Record], note: Callable[[Iterable[Record]], 
 
 
 def load(job: Job, item: Item) -> Loaded | Record:
-    """Read one image and bring it to the model's size."""
+    """Read one image."""
     try:
-        picture = read_picture(item.path)
-        image = fit(picture, job.image.size, job.image.channels, job.fit)
-        return Loaded(item, image, picture.frame, source_tag(job, item.path))
+        return Loaded(item, job.read(item), source_tag(job, item.path))
     except (ImageError, OSError) as error:
         return Record(item.name, "failed", str(error))
     except MemoryError:
         return Record(item.name, "failed", "does not fit into the memory: make it smaller")
 
 
-def store(job: Job, out: Path, loaded: Loaded, output: Tensor, batch_size: int) -> Record:
-    """Check one result, put it back into its frame and write it."""
-    name = loaded.item.name
-    objection = "" if output.isfinite().all() else NOT_FINITE
-    if objection := objection or job.object_to(loaded.image, output):
+def store(job: Job, out: Path, finished: Finished) -> Record:
+    """Check the results of one item, make a file of them and write it."""
+    item, reading, outputs = finished.loaded.item, finished.loaded.reading, finished.outputs
+    name = item.name
+    objection = "" if outputs.isfinite().all() else NOT_FINITE
+    if objection := objection or (job.object_to(reading.squares, outputs) if len(outputs) else ""):
         return Record(name, "failed", objection)
     try:
-        content = job.encode(output, loaded.frame)
+        content = job.encode(outputs, reading)
     except MemoryError:
         return Record(name, "failed", "its result does not fit into the memory: make it smaller")
     target = job.target(out, name)
     with writing(target):
         sha256 = write_whole(target, content)
-    return Record(name, "done", "", batch_size, sha256, loaded.source_tag, job.measure(output))
+    figures = job.measure(outputs, reading)
+    return Record(name, "done", "", finished.shape, sha256, finished.loaded.source_tag, figures)
 
 
-def transform(job: Job, progress: Progress, tick: OnStep, group: list[Loaded]) -> Batch:
+def transform(job: Job, progress: Progress, tick: OnStep, group: list[Square]) -> Batch:
     """Transform at the run's shape, padding at the end; halve the shape when memory runs out, if the job allows it."""
     began = time.monotonic()
-    images = torch.stack([each.image for each in group])
     while True:
         shape = progress.batch_size
+        size = room(job, shape, group[0])
         try:
-            outputs = [transform_padded(job.transform, part, shape, tick) for part in torch.split(images, shape)]
+            outputs = [transform_padded(job, part, size, tick) for part in parts(group, size)]
             return Batch(group, torch.cat(outputs), shape, len(outputs), time.monotonic() - began)
         except (RuntimeError, MemoryError) as error:
             shrink(job, progress, shape, error)
 
 
-def transform_padded(transform: Transform, images: Tensor, shape: int, tick: OnStep) -> Tensor:
-    padding = images.new_zeros(shape - len(images), *images.shape[1:])
-    return transform(torch.cat([images, padding]), tick)[: len(images)]
+def parts(group: list[A], size: int) -> list[list[A]]:
+    return [group[start : start + size] for start in range(0, len(group), size)]
+
+
+def transform_padded(job: Job, group: list[Square], size: int, tick: OnStep) -> Tensor:
+    """Padded with black squares, which go with the last item."""
+    images = torch.stack([each.image for each in group])
+    padding = images.new_zeros(size - len(images), *images.shape[1:])
+    items = [each.of.item for each in group]
+    items += items[-1:] * len(padding)
+    return job.transform(torch.cat([images, padding]), items, tick)[: len(images)]
 
 
 def shrink(job: Job, progress: Progress, shape: int, error: Exception) -> None:

@@ -31,10 +31,16 @@ PICTURES = Kind(SUFFIXES, (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl"), "
 
 @dataclass(frozen=True)
 class Item:
-    """One image: where it lies, and its name below the folder, with `/`, the same in the output."""
+    """One image to make: where its source lies, and its name below the output folder, with `/`.
+
+    The name is the source's own unless a job makes several of one source. variant: 1, 2, ... for further ones.
+    strength: its own, where it is not the job's.
+    """
 
     path: Path
     name: str
+    variant: int = 0
+    strength: float | None = None
 
 
 @dataclass(frozen=True)

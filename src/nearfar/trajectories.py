@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from nearfar.exact_inversion import BDIA
 from nearfar.fitting import FitMode
-from nearfar.images import Frame
 from nearfar.inversion import INVERTER, STEPS, check_invertible, invert
-from nearfar.jobs import make_job, picture_file, trajectory_settings
+from nearfar.jobs import make_job, one_square, picture_file, trajectory_settings
 from nearfar.model import FrozenModel, ImageContract
-from nearfar.plan import Job
+from nearfar.plan import Job, Reading
 from nearfar.representation import represent
 from nearfar.solver import FixedPointDDIM, OnStep, Solver
+from nearfar.sources import Item
 from nearfar.tensors import Images
 
 
@@ -42,7 +43,7 @@ def reconstruct_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     contract, names = model.image, figure_names(solver)
 
-    def transform(images: Images, on_step: OnStep) -> Tensor:
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
         options: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
         found = represent(model, images, on_step=on_step, **options)
         return pack(found.images, [found.figures[name] for name in names])
@@ -51,10 +52,10 @@ def reconstruct_job(
         model,
         transform,
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
-        encode=lambda row, frame: picture_file(image_in(row, contract), frame, fit, keep_metadata),
+        read=one_square(contract, fit),
+        encode=lambda rows, reading: picture_file(image_in(rows[0], contract), reading.frame, fit, keep_metadata),
         object_to=anything_goes,
-        measure=lambda row: dict(zip(names, row[-len(names) :].tolist(), strict=True)),
-        fit=fit,
+        measure=lambda rows, _: dict(zip(names, rows[0, -len(names) :].tolist(), strict=True)),
         key=None,
         batch_size=batch_size,
     )
@@ -92,25 +93,25 @@ def invert_job(
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        lambda images, on_step: invert(
+        lambda images, _, on_step: invert(
             model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
         ).cpu(),
         {"command": "invert", **settings},
+        read=one_square(model.image, fit),
         encode=array_file,
         object_to=anything_goes,
-        fit=fit,
         key=None,
         batch_size=batch_size,
         suffix=".npy",
     )
 
 
-def anything_goes(image: Tensor, output: Tensor) -> str:
+def anything_goes(images: Tensor, outputs: Tensor) -> str:
     """A reconstruction may well be its input."""
     return ""
 
 
-def array_file(output: Tensor, frame: Frame) -> bytes:
+def array_file(outputs: Tensor, _: Reading) -> bytes:
     content = io.BytesIO()
-    np.save(content, output.numpy())
+    np.save(content, outputs[0].numpy())
     return content.getvalue()

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from nearfar import jobs as jobs_module
 from nearfar import run as run_module
 from nearfar.anonymize import anonymize_job, unchanged
 from nearfar.errors import RunError, UsageError
 from nearfar.fitting import FitMode
-from nearfar.jobs import as_picture
+from nearfar.jobs import as_picture, one_square
 from nearfar.manifest import manifest_path, read_manifest
 from nearfar.model import ImageContract
 from nearfar.noise import SecretKey
@@ -37,16 +39,16 @@ def negative(images):
 
 def make_job(transform=negative, fit=FitMode.PAD, keep_metadata=False, **changes):
     options = {
+        "read": one_square(ImageContract(16, 3), fit),
         "encode": as_picture(fit, keep_metadata),
         "object_to": unchanged,
-        "fit": fit,
         "settings": {"toy": 1},
         "key": KEY,
         "repeatable": True,
         "batch_size": 4,
     }
     options |= {"image": ImageContract(16, 3), "shrinkable": False}
-    return Job(transform=lambda images, _: transform(images), **options | changes)
+    return Job(transform=lambda images, items, on_step: transform(images), **options | changes)
 
 
 @pytest.fixture
@@ -189,8 +191,8 @@ def test_memory_that_does_not_hold_one_image_ends_the_run(source, out, write_pic
 
 def test_reading_stays_ahead_of_the_network_by_four_batches_at_most(source, out, write_pictures, monkeypatch):
     read, depth = [], 2 * 4
-    read_picture = run_module.read_picture
-    monkeypatch.setattr(run_module, "read_picture", lambda path: read.append(path) or read_picture(path))
+    read_picture = jobs_module.read_picture
+    monkeypatch.setattr(jobs_module, "read_picture", lambda path: read.append(path) or read_picture(path))
     taken, ahead = 0, []
 
     def watch(images):
@@ -298,7 +300,7 @@ def test_a_defect_while_reading_is_not_swallowed(source, out, write_pictures, mo
         raise ZeroDivisionError("defect")
 
     write_pictures(source, 3)
-    monkeypatch.setattr(run_module, "fit", defect)
+    monkeypatch.setattr(jobs_module, "fit", defect)
     with pytest.raises(ZeroDivisionError, match="defect"):
         execute(make_job(), source, out)
 
@@ -630,3 +632,88 @@ def test_progress_is_reported_batch_by_batch_until_all_is_done(source, out, writ
     assert seen[-1] == (10, 1, 11)
     assert seen == sorted(seen)
     assert {done for done, _, _ in seen} == {0, 4, 8, 10}
+
+
+# Several squares of a file, several images of a source
+
+
+def halves(item):
+    """The upper and the lower half of a picture, one on the other: a file of two squares."""
+    reading = one_square(ImageContract(16, 3), FitMode.PAD)(item)
+    return replace(reading, squares=torch.stack([reading.squares[0, :, :8], reading.squares[0, :, 8:]]))
+
+
+def joined(outputs, reading):
+    return as_picture(FitMode.PAD, keep_metadata=False)(torch.cat(list(outputs), dim=1)[None], reading)
+
+
+def test_the_squares_of_a_file_come_together_again_across_batches(source, out, write_pictures):
+    names, seen = write_pictures(source, 5), []
+    job = make_job(lambda images: seen.append(tuple(images.shape)) or -images, read=halves, encode=joined, batch_size=3)
+    assert execute(job, source, out).done == 5
+    assert seen == [(3, 3, 8, 16)] * 4  # 10 squares in batches of 3, the last one padded
+    for name in names:
+        assert (pixels(out / name) == 255 - pixels(source / name)).all()
+
+
+def test_a_file_without_squares_is_written_all_the_same(source, out, write_pictures):
+    names = write_pictures(source, 3)
+
+    def read(item):
+        reading = one_square(ImageContract(16, 3), FitMode.PAD)(item)
+        return replace(reading, squares=reading.squares[:0]) if item.name == names[1] else reading
+
+    def encode(outputs, reading):
+        return as_picture(FitMode.PAD, keep_metadata=False)(outputs, reading) if len(outputs) else b"as it was"
+
+    progress = execute(make_job(read=read, encode=encode), source, out)
+    assert (progress.done, progress.failed) == (3, [])
+    assert contents(out)[names[1]] == b"as it was"
+
+
+def test_a_batch_holds_squares_of_one_shape_as_many_as_there_is_room_for(source, out, write_pictures):
+    names, seen = write_pictures(source, 5), []
+    sides = dict(zip(names, (16, 16, 16, 8, 16), strict=True))
+
+    def read(item):
+        reading = one_square(ImageContract(16, 3), FitMode.PAD)(item)
+        return replace(reading, squares=reading.squares[..., : sides[item.name], :])
+
+    transform = lambda images: seen.append(tuple(images.shape[::2])) or -images  # noqa: E731
+    job = make_job(transform, read=read, encode=lambda *_: b"", capacity=lambda shape, size: size * shape[1] // 32)
+    assert execute(job, source, out).done == 5
+    assert seen == [(2, 16), (2, 16), (1, 8), (2, 16)]
+
+
+def test_several_images_of_one_source_are_made_recorded_and_resumed_by_their_names(source, out, write_pictures):
+    (name,) = write_pictures(source, 1)
+    seen = []
+
+    def copies(items):
+        return [replace(item, name=f"{number}-{item.name}", variant=number) for item in items for number in (1, 2, 3)]
+
+    def transform(images, items, on_step):
+        seen.extend(item.variant for item in items)
+        return torch.stack([image.clone().fill_(item.variant / 10) for image, item in zip(images, items, strict=True)])
+
+    job = replace(make_job(batch_size=2), transform=transform, expand=copies)
+    assert execute(job, source, out).done == 3
+    assert seen == [1, 2, 3, 3]  # the padding goes with the last item
+    assert sorted(contents(out)) == [f"{number}-{name}" for number in (1, 2, 3)]
+    before = contents(out)
+    (out / f"2-{name}").unlink()
+    assert execute(job, source, out, resume=True).kept == 2
+    assert contents(out) == before
+
+
+def test_an_item_with_a_strength_of_its_own_is_made_at_that_strength(source, tmp_path, smooth, model):
+    smooth(0).save(source / "a.png")
+
+    def at(strength):
+        return lambda items: [replace(item, strength=strength) for item in items]
+
+    for name, own, general in (("given", None, 0.4), ("own", 0.4, 0.1), ("other", None, 0.1)):
+        job = anonymize_job(model, strength=general, steps=2, key=KEY, batch_size=1)
+        assert execute(replace(job, expand=at(own)), source, tmp_path / name).done == 1
+    given, own, other = (pixels(tmp_path / name / "a.png") for name in ("given", "own", "other"))
+    assert (given == own).all() and (given != other).any()  # noqa: PT018

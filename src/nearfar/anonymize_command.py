@@ -1,0 +1,72 @@
+"""`nearfar anonymize`: every image of a folder replaced by a new one near it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
+from nearfar.errors import UsageError
+from nearfar.exits import reported_errors
+from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
+
+if TYPE_CHECKING:
+    from nearfar.noise import SecretKey
+
+
+@grouped
+def anonymize(
+    source: Source,
+    out: Out,
+    *,
+    how: TrajectoryChoice,
+    solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
+    key_file: Annotated[
+        Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
+    ] = None,
+    keep_metadata: KeepMetadata = False,
+    choice: ModelChoice,
+    progress: RunChoice,
+) -> None:
+    """Replace every image by a new one near it (local sampling).
+
+    How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps. What this
+    protects, and what it does not: docs/privacy.md.
+    """
+    with reported_errors():
+        from nearfar.anonymize import anonymize_job
+        from nearfar.plan import check_places
+        from nearfar.solver import SOLVERS
+
+        options = how.options(0.35, solver, SOLVERS)
+        check_places(source, out, progress.resume)
+        key = open_key(key_file, source, out)
+        model = choice.load()
+        job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
+        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file))
+
+
+def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
+    """The key in a file, a new one if the file is absent. It must lie neither with the originals nor the results."""
+    from nearfar.manifest import manifest_path
+    from nearfar.noise import SecretKey
+
+    if path is None:
+        return None
+    if path.resolve() == manifest_path(out):
+        raise UsageError(f"{path} is where the record of this run goes: keep the key elsewhere")
+    for folder in (source.resolve(), out.resolve()):
+        if folder in path.resolve().parents:
+            raise UsageError(f"key file {path} must not lie in {folder}, which may be shared: keep it elsewhere")
+    return SecretKey.load(path) if path.exists() else SecretKey.random()
+
+
+def keep_key(key: SecretKey | None, path: Path | None) -> None:
+    """Write a new key to its file, before anything is made with it."""
+    if key and path and not path.exists():
+        try:
+            key.save(path)
+        except OSError as error:
+            raise UsageError(f"cannot write key file {path} ({error.strerror}): choose another place") from None
