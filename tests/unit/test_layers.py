@@ -12,10 +12,10 @@ LAYERS = [
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
         *("cloud", "gaussianity", "two_clouds", "values"),
         *("spread", "spectral", "structured", "parents", "regions", "shell"),
-        *("tiling", "back_projection"),
+        *("back_projection"),
     },  # mathematics
     {
-        *("tiles", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
+        *("tiles", "tiling", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
         *("diffusers_folder", "hub", "cards", "layouts", "checkpoints", "loading"),
     },  # frozen models
     {
