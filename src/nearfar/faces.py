@@ -20,7 +20,7 @@ from torch import Tensor
 from nearfar.errors import UsageError
 from nearfar.onnx_header import OnnxHeader, read_header
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 Points = Float64[np.ndarray, "5 2"]
 Embeddings = Float32[Tensor, "pictures numbers"]
 
@@ -126,7 +126,7 @@ class FaceRecogniser:
         aligned = [self.align(picture, points) for picture, points in zip(pictures, landmarks, strict=True)]
         return torch.stack([self.vector(face) for face in aligned]) if aligned else torch.zeros(0, 1)
 
-    def align(self, picture: Pixels, points: Points | None) -> UInt8[np.ndarray, "rows columns 3"]:
+    def align(self, picture: Pixels, points: Points | None) -> Pixels:
         """The face brought to the reference by the similarity with the least squared error (Umeyama 1991)."""
         cv2, (height, width) = opencv(), self.size
         if points is None:
