@@ -127,19 +127,11 @@ def read_usable(path: Path, channels: int) -> Planes:
     return values
 
 
-def write_pictures(folder: Path, images: Images, first: int = 1) -> list[str]:
-    """Write images in [-1, 1] as 8-bit PNG, `sample-0001.png` and on from number `first`; returns the names.
+def write_picture(path: Path, image: Tensor) -> str:
+    """Write one image `(channel, height, width)` in [-1, 1] as 8-bit PNG; returns the content's SHA-256.
 
     Raises ImageError for an image that is not finite, RunError when the disk refuses.
     """
-    names = sample_names(len(images), first, ".png")
-    for name, image in zip(names, images, strict=True):
-        write_picture(folder / name, image)
-    return names
-
-
-def write_picture(path: Path, image: Tensor) -> str:
-    """Write one image `(channel, height, width)` in [-1, 1] as 8-bit PNG; returns the content's SHA-256."""
     channels, height, width = image.shape
     frame = Frame(height, width, channels, depth=8, alpha=None, format="PNG", metadata={})
     content = encode(unfit(image, frame))

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from nearfar.cloud import PIXELS_AT_ONCE, gram_matrix
 from nearfar.geometry import norms
-from nearfar.spread import Covariance, Latent, Scalar, checked, whiten
+from nearfar.spread import Latent, Scalar, checked
 from nearfar.tensors import Latents, per_image
 
 LOOKS = 10
@@ -110,12 +110,6 @@ class Shell:
         away = latents - self.centre
         across = away - per_image((away * unit).flatten(1).sum(1), away) * unit
         return self.kept * self.centre + per_image(self.radius / norms(across), across) * across
-
-
-def typical(covariance: Covariance, deviations: Latents) -> Latents:
-    """Deviations scaled to where nearly all of N(0, S) lies: whitened they have length sqrt(d)."""
-    dimension = covariance.eigenvalues().counts.sum().sqrt()
-    return per_image(dimension / norms(whiten(covariance, deviations)), deviations) * deviations
 
 
 def measure(references: Latents, generator: Generator, share: float = 0.95) -> Targets:

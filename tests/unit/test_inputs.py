@@ -1,5 +1,6 @@
 """A folder as one batch, of pictures or of physical values; what is left out and why; and new images as files."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nearfar.arrays import read_array, unfit_square, write_array
 from nearfar.errors import ImageError, UsageError
 from nearfar.fitting import FitMode, fit
 from nearfar.images import read_picture
-from nearfar.inputs import read_inputs, write_arrays, write_pictures
+from nearfar.inputs import read_inputs, write_arrays, write_picture
 from nearfar.inversion import reconstruct
 from nearfar.latent_space import PixelSpace
 from nearfar.model import FrozenModel, ImageContract, Provenance
@@ -206,12 +207,12 @@ def new_images(count=3, channels=1, size=8):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_new_pictures_are_numbered_png(tmp_path, channels):
-    images = new_images(channels=channels)
-    assert write_pictures(tmp_path / "out", images, first=9) == [f"sample-{n:04}.png" for n in (9, 10, 11)]
-    pixels = [np.asarray(Image.open(tmp_path / "out" / f"sample-{n:04}.png")) for n in (9, 10, 11)]
-    expected = np.rint((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
-    np.testing.assert_array_equal(np.stack(pixels).reshape(expected.shape), expected)
+def test_a_new_picture_is_png_of_8_bits(tmp_path, channels):
+    (image,) = new_images(1, channels)
+    digest = write_picture(tmp_path / "out.png", image)
+    assert digest == hashlib.sha256((tmp_path / "out.png").read_bytes()).hexdigest()
+    expected = np.rint((image.permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")).reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -237,7 +238,7 @@ def test_new_arrays_may_be_counts(tmp_path):
 def test_images_that_are_not_finite_are_not_written(tmp_path):
     broken = torch.full((1, 1, 8, 8), float("nan"))
     with pytest.raises(ImageError, match=r"^the model's image has 64 values that are not finite"):
-        write_pictures(tmp_path / "out", broken)
+        write_picture(tmp_path / "out.png", broken[0])
     with pytest.raises(ImageError, match=r"^the model's image has 64 values that are not finite"):
         write_arrays(tmp_path / "out", broken, fit_values([np.eye(4)[None]]))
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,8 @@ from nearfar.cloud import gram_matrix
 from nearfar.errors import UsageError
 from nearfar.geometry import norms, slerp
 from nearfar.parents import combine
-from nearfar.shell import Shell, accept, measure, products, statistics, typical
-from nearfar.spread import Diagonal, Scalar, draw, shrunk_mean, whiten
+from nearfar.shell import Shell, accept, measure, products, statistics
+from nearfar.spread import shrunk_mean
 
 SHAPE = (3, 32, 32)
 COUNT = math.prod(SHAPE)
@@ -149,14 +149,6 @@ def test_without_a_mean_the_projection_still_has_the_right_distance():
     x = shell.project(noise(2, seed=15))
     distances = norms(x)[:, None].square() + gram_matrix(latents).diagonal() - 2 * products(x, latents)
     torch.testing.assert_close(distances.mean(1), torch.full((2,), 2 * shell.trace, dtype=torch.float64))
-
-
-def test_typical_deviations_have_the_whitened_length_of_their_dimension():
-    covariance = Diagonal(torch.linspace(0.1, 9, COUNT, dtype=torch.float64).view(SHAPE), 0.0)
-    x = typical(covariance, 7 * draw(covariance, noise(3)))
-    torch.testing.assert_close(norms(whiten(covariance, x)), torch.full((3,), COUNT**0.5, dtype=torch.float64))
-    round_one = typical(Scalar(4.0, COUNT), noise(3))
-    torch.testing.assert_close(norms(round_one), torch.full((3,), 2 * COUNT**0.5, dtype=torch.float64))
 
 
 def test_statistics_are_those_of_the_papers_loop():
