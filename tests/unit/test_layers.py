@@ -29,6 +29,7 @@ LAYERS = [
         *("representation_report", "survey_report", "domain_file", "domain_report", "samples"),
         *("faces", "onnx_header", "crops", "boxes", "region_job", "region_report"),
         *("annotations", "augment", "enhance", "calibration_file", "near_dataset"),
+        *("calibrate", "calibration_scores", "calibration_report", "per_image"),
     },  # data in, data out
     {
         "exits",

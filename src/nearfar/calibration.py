@@ -1,0 +1,219 @@
+"""The smallest strength that meets a target, with confidence, from the scores of a sample of images.
+
+A score of an output (was it re-identified, how similar is it) rises or falls with strength in expectation. At each
+strength the sample gives a mean and one-sided bounds. Strengths are gone through from the safe end, and the last one is
+taken whose bound meets the target, as do all before it. If the expected score is monotone, a strength whose expectation
+misses the target is taken with at most the probability that one bound is wrong, however many were looked at (fixed
+sequence testing; Bates et al., arXiv 2101.02703, theorem 1, whose infimum the bisection seeks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float64, Int
+from numpy.typing import NDArray
+
+from nearfar.errors import UsageError
+
+GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+HALVINGS, CONFIDENCE, LEAST_IMAGES, RESAMPLES = 4, 0.95, 20, 4000
+
+Scores = Float64[np.ndarray, " images"]
+Groups = Int[np.ndarray, " images"]
+"""Images that belong together (of one person, say) have one number: they tell less than as many independent ones."""
+
+ScoresAt = Callable[[Sequence[float]], Mapping[str, Mapping[float, NDArray[np.float64]]]]
+"""Strengths -> by measure, by strength: one score for each image, at strength 0 that of the original itself."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be asked of a measure. rate: its scores are 0 or 1. at_least: the target is a floor, not a ceiling.
+    rises: with strength. chance: its value where nothing of the image is left, in words."""
+
+    words: str
+    rate: bool
+    at_least: bool
+    rises: bool
+
+    @property
+    def safe_when_strong(self) -> bool:
+        """Whether it is strong enough outputs that meet the target, and not weak enough ones."""
+        return self.at_least == self.rises
+
+
+KINDS = {
+    "rank1": Kind("share of outputs that are re-identified", rate=True, at_least=False, rises=False),
+    "similarity": Kind("mean cosine of an output and its original", rate=False, at_least=False, rises=False),
+    "label": Kind("share of outputs that keep their label", rate=True, at_least=True, rises=False),
+    "distance": Kind("mean perceptual distance from an output to its original", rate=False, at_least=True, rises=True),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the mean score of a measure shall be: at most `value`, or at least, as its kind has it."""
+
+    measure: str
+    value: float
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.measure]
+
+    def met_by(self, point: Point) -> bool:
+        return point.low >= self.value if self.kind.at_least else point.high <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.measure} at {'least' if self.kind.at_least else 'most'} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The score at one strength. low, high: bounds, each of which holds with the confidence by itself."""
+
+    strength: float
+    value: float
+    low: float
+    high: float
+
+
+Curve = tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Curves by measure, in the order of strengths; the strengths that meet each target, by measure; the answer.
+
+    limits: the smallest strength that meets the target, or the largest for a target that only weak outputs meet; None
+    where none does. strength: the smallest that meets all of them, None where there is none.
+    """
+
+    curves: Mapping[str, Curve]
+    limits: Mapping[str, float | None]
+    strength: float | None
+
+
+def parse_target(text: str) -> Target:
+    """`rank1=0.05` and the like; UsageError for what is none."""
+    name, _, number = text.partition("=")
+    if name not in KINDS:
+        raise UsageError(f"target must be one of {', '.join(KINDS)} with a value, like rank1=0.05, got {text!r}")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    least, most = (0, 1) if KINDS[name].rate else (0, 2) if KINDS[name].rises else (-1, 1)
+    if not least <= value <= most:
+        raise UsageError(f"the target's value must be in [{least}, {most}] for {name}, got {number!r}")
+    return Target(name, value)
+
+
+def search(
+    scores_at: ScoresAt,
+    targets: Sequence[Target],
+    groups: Groups,
+    grid: Sequence[float] = GRID,
+    halvings: int = HALVINGS,
+    confidence: float = CONFIDENCE,
+) -> Found:
+    """Measure the grid, then halve the interval in which each target begins to be met, `halvings` times.
+
+    grid: strengths, ascending. Cost: `scores_at` for the grid, and at most `halvings` times for one strength a target.
+    Raises UsageError for fewer than 20 images.
+    """
+    if len(groups) < LEAST_IMAGES:
+        raise UsageError(f"a calibration needs at least {LEAST_IMAGES} images, got {len(groups)}: give more")
+    curves: dict[str, Curve] = {}
+    wanted = sorted(grid)
+    for _ in range(halvings + 1):
+        scores = scores_at(wanted) if wanted else {}
+        for name, by_strength in scores.items():
+            rate = KINDS[name].rate
+            new = [estimate(at, score, groups, rate, confidence) for at, score in by_strength.items()]
+            curves[name] = tuple(sorted((*curves.get(name, ()), *new), key=lambda point: point.strength))
+        wanted = sorted({middle for target in targets if (middle := next_strength(curves[target.measure], target))})
+    limits = {target.measure: crossing(curves[target.measure], target)[0] for target in targets}
+    return Found(curves, limits, smallest(targets, limits))
+
+
+def crossing(curve: Curve, target: Target) -> tuple[float | None, float | None]:
+    """The last strength that meets the target, seen from the safe end, and the first that does not."""
+    ordered = sorted(curve, key=lambda point: point.strength, reverse=target.kind.safe_when_strong)
+    met = list(takewhile(target.met_by, ordered))
+    missed = ordered[len(met) :]
+    return met[-1].strength if met else None, missed[0].strength if missed else None
+
+
+def next_strength(curve: Curve, target: Target) -> float | None:
+    """The middle between the two; nothing where the target is met everywhere or nowhere."""
+    met, missed = crossing(curve, target)
+    return None if met is None or missed is None else round((met + missed) / 2, 6)
+
+
+def smallest(targets: Sequence[Target], limits: Mapping[str, float | None]) -> float | None:
+    """The smallest strength that meets all targets; the largest that does if none of them asks for strength."""
+    found = {target: limits[target.measure] for target in targets}
+    floors = [limit for target, limit in found.items() if target.kind.safe_when_strong and limit is not None]
+    ceilings = [limit for target, limit in found.items() if not target.kind.safe_when_strong and limit is not None]
+    if None in found.values() or (floors and ceilings and max(floors) > min(ceilings)):
+        return None
+    return max(floors) if floors else min(ceilings)
+
+
+def estimate(strength: float, scores: Scores, groups: Groups, rate: bool, confidence: float = CONFIDENCE) -> Point:
+    """Mean score with its bounds: Wilson's for a rate, a bootstrap over groups for a mean."""
+    low, high = (wilson if rate else bootstrap)(scores, groups, confidence)
+    return Point(strength, float(scores.mean()), low, high)
+
+
+def wilson(scores: Scores, groups: Groups, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's bounds of a rate (JASA 22, 1927), one-sided, for as many images as the groups are worth.
+
+    That is their number over the design effect, the variance between groups to that of independent images (Kish,
+    Survey Sampling, 1965, 8.2), which is 1 or more here.
+    """
+    rate, z = float(scores.mean()), NormalDist().inv_cdf(confidence)
+    count = len(scores) / design_effect(scores, groups)
+    centre, spread = rate + z**2 / (2 * count), z * (rate * (1 - rate) / count + (z / (2 * count)) ** 2) ** 0.5
+    return max(0.0, (centre - spread) / (1 + z**2 / count)), min(1.0, (centre + spread) / (1 + z**2 / count))
+
+
+def design_effect(scores: Scores, groups: Groups) -> float:
+    """How much the variance of the mean is greater than for independent images, at least 1."""
+    off = scores - scores.mean()
+    sums, _ = totals(off, groups)
+    independent, between = (float(each @ each) * len(each) / max(len(each) - 1, 1) for each in (off, sums))
+    return max(1.0, between / independent) if independent else 1.0
+
+
+def bootstrap(scores: Scores, groups: Groups, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile bounds of a mean over 4000 resamples of the groups, always the same ones (Efron, 1979)."""
+    sums, counts = totals(scores, groups)
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), (1 - confidence, confidence))
+    return float(low), float(high)
+
+
+def totals(scores: Scores, groups: Groups) -> tuple[Float64[np.ndarray, " groups"], Float64[np.ndarray, " groups"]]:
+    """Sum of the scores and number of the images of each group."""
+    _, places = np.unique(groups, return_inverse=True)
+    return np.bincount(places, scores), np.bincount(places).astype(float)
+
+
+def isotonic(values: Iterable[float], rises: bool) -> list[float]:
+    """The monotone sequence with the least squared distance, by pooling adjacent violators (Ayer et al., 1955)."""
+    sign = 1 if rises else -1
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        total, count = sign * value, 1
+        while blocks and blocks[-1][0] / blocks[-1][1] >= total / count:
+            before = blocks.pop()
+            total, count = total + before[0], count + before[1]
+        blocks.append((total, count))
+    return [sign * total / count for total, count in blocks for _ in range(count)]

@@ -1,0 +1,243 @@
+"""The search for a strength: its statistics against other libraries, its answer against closed forms."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, bootstrap
+from sklearn.isotonic import IsotonicRegression
+
+from nearfar.calibrate import Measuring, Sample, calibrate, drawn, take_sample
+from nearfar.calibration import (
+    Found,
+    Point,
+    Target,
+    crossing,
+    isotonic,
+    parse_target,
+    search,
+    smallest,
+    wilson,
+)
+from nearfar.calibration import bootstrap as bootstrap_bounds
+from nearfar.calibration_file import Calibration, load_calibration, save_calibration
+from nearfar.calibration_scores import Known, Scale, Scorer, label, network_eyes, rank1
+from nearfar.errors import UsageError
+from nearfar.feature_networks import pixel_features
+from nearfar.fitting import FitMode
+from nearfar.local_sampling import SOLVER
+from nearfar.manifest import manifest_path, read_manifest
+from oracle_domains import SIDE, oracle, own
+
+ALONE = np.arange(100)
+RANK1, SIMILARITY, LABEL = Target("rank1", 0.2), Target("similarity", 0.4), Target("label", 0.9)
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_the_curve_is_that_of_scikit_learn(rises):
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=12).round(1)
+        expected = IsotonicRegression(increasing=rises).fit_transform(np.arange(12), values)
+        assert isotonic(values, rises) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("hits", [0, 1, 20, 99, 100])
+def test_bounds_of_a_rate_are_those_of_scipy(hits):
+    known = binomtest(hits, 100).proportion_ci(confidence_level=0.9, method="wilson")  # 5 % on either side
+    assert wilson((np.arange(100) < hits).astype(float), ALONE) == pytest.approx((known.low, known.high), abs=1e-9)
+
+
+def test_bounds_of_a_mean_are_those_of_scipy():
+    scores = np.random.default_rng(1).gamma(2, size=100)
+    known = bootstrap((scores,), np.mean, confidence_level=0.9, method="percentile", rng=2, n_resamples=20_000)
+    assert bootstrap_bounds(scores, ALONE) == pytest.approx(tuple(known.confidence_interval), abs=0.02)
+
+
+def test_ten_copies_of_an_image_tell_as_much_as_one():
+    copies = np.arange(100) % 10
+    scores = (copies < 3).astype(float)
+    alone = wilson(scores[:10], copies[:10])
+    assert wilson(scores, copies) == pytest.approx(alone, abs=0.03)  # a tenth less: the variance between few groups
+    assert wilson(scores, copies)[1] - wilson(scores, ALONE)[1] > 0.1
+    means = np.random.default_rng(0).normal(size=10)
+    assert bootstrap_bounds(means[copies], copies) == pytest.approx(bootstrap_bounds(means, copies[:10]))
+
+
+def simulated(random, count, expected):
+    """Rank-1 of images each of which has a strength of its own from which on it is not found any more."""
+    last = random.uniform(0, 1, count)
+    return lambda strengths: {"rank1": {at: (last > expected(at)).astype(float) for at in strengths}}
+
+
+def test_a_strength_that_misses_the_target_is_found_as_rarely_as_promised():
+    target, random, misses = Target("rank1", 0.2), np.random.default_rng(0), 0
+    for _ in range(400):
+        found = search(simulated(random, 100, lambda at: at**0.5), [target], ALONE).strength
+        misses += 1 - found**0.5 > 0.2  # the true rate at the strength that was found
+    assert 10 <= misses <= 30  # 5 % of 400, give or take 2 standard deviations; none would be a bound that is too wide
+
+
+def test_the_search_closes_in_on_the_crossing():
+    found = search(simulated(np.random.default_rng(0), 4000, lambda at: at), [RANK1], np.arange(4000))
+    assert found.strength == pytest.approx(0.8 + 0.0105, abs=0.3 / 2**4)
+    assert len(found.curves["rank1"]) == 7 + 4
+    assert found.limits == {"rank1": found.strength}
+
+
+def curve(*values, width=0.02):
+    return tuple(Point(n / 10, value, value - width, value + width) for n, value in enumerate(values))
+
+
+def test_one_lucky_strength_is_not_taken():
+    assert crossing(curve(1.0, 0.1, 0.5, 0.15, 0.1), RANK1) == (0.3, 0.2)
+    assert crossing(curve(1.0, 0.95, 0.8, 0.95), LABEL) == (0.1, 0.2)
+    assert crossing(curve(0.9, 0.5, 0.4), RANK1) == (None, 0.2)
+    assert crossing(curve(0.1, 0.05), RANK1) == (0.0, None)
+
+
+def test_targets_that_pull_in_two_directions_are_both_met_or_none_is():
+    assert smallest([RANK1, LABEL], {"rank1": 0.3, "label": 0.5}) == 0.3
+    assert smallest([RANK1, LABEL], {"rank1": 0.6, "label": 0.5}) is None
+    assert smallest([RANK1, SIMILARITY], {"rank1": 0.3, "similarity": 0.4}) == 0.4
+    assert smallest([LABEL], {"label": 0.5}) == 0.5
+    assert smallest([RANK1, LABEL], {"rank1": None, "label": 0.5}) is None
+
+
+@pytest.mark.parametrize("text", ["rank1", "rank1=", "rank1=x", "rank1=1.2", "label=nan", "distance=-1", "beauty=1"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(UsageError, match="target"):
+        parse_target(text)
+
+
+def known_as(vectors, groups, labels):
+    unit = torch.nn.functional.normalize(torch.tensor(vectors, dtype=torch.float64), dim=1)
+    return Known(network_eyes(pixel_features(8)), Scale(), unit, torch.tensor(groups), torch.tensor(labels))
+
+
+def test_a_person_is_looked_for_among_the_other_pictures():
+    vectors = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]]
+    people, alone = known_as(vectors, [0, 1, 0, 1], [0] * 4), known_as(vectors, [0, 1, 2, 3], [0] * 4)
+    numbers = torch.arange(4)
+    assert rank1(alone, alone.vectors, numbers).tolist() == [1, 1, 1, 1]
+    assert rank1(people, people.vectors, numbers).tolist() == [0, 1, 0, 1]  # 0 is nearest to 1, and 2 to 3
+
+
+def test_a_label_is_told_without_the_original_itself():
+    known = known_as([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.95, 0.0]], [0] * 5, [0, 0, 1, 1, 1])
+    assert label(known, known.vectors, torch.arange(5)).tolist() == [1, 1, 1, 1, 0]
+
+
+def work_on(count=100, steps=5):
+    model, network = oracle(), pixel_features(SIDE)
+    sample = Sample([f"{n}.png" for n in range(count)], own(count), torch.arange(count) % 2)
+    known = Known.of(network_eyes(network), sample.images, sample.groups, sample.labels)
+    return Measuring(model, sample, Scorer(["similarity", "rank1"], known, known, network), steps, SOLVER, 64)
+
+
+def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
+    """Of Gaussian data an output keeps a share `r` of each deviation, and its variance: the mean cosine is `r`."""
+    work, targets = work_on(), [SIMILARITY]
+    found = calibrate(work, targets, tmp_path / "c.json", settings={})
+    schedule, denoiser = work.model.schedule, work.model.denoiser.denoiser
+    strengths = torch.linspace(0.01, 1, 500, dtype=torch.float64)
+    kept = denoiser.retention(schedule.time_of_strength(strengths)).mean((1, 2, 3))
+    exact = strengths[(kept < 0.4).nonzero()[0]].item()
+    assert exact - 0.01 < found.strength < exact + 0.03
+    for point in found.curves["similarity"][1:]:
+        expected = kept[(strengths - point.strength).abs().argmin()].item()
+        assert point.value == pytest.approx(expected, abs=0.02)
+
+
+def test_what_it_costs_is_said_before(tmp_path):
+    work = work_on()
+    calibrate(work, [SIMILARITY, RANK1], tmp_path / "c.json", settings={})
+    assert work.cost(2) // 2 < work.model.denoiser.calls <= work.cost(2)
+    assert not manifest_path(tmp_path / "c.json").exists()
+
+
+class StoppedError(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_an_interrupted_search_goes_on(tmp_path):
+    record, settings = tmp_path / "c.json", {"some": 1}
+    whole = calibrate(work_on(), [SIMILARITY], record, settings=settings)
+    ticks = iter(range(25))
+
+    def stop(*_):
+        if next(ticks, None) is None:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        calibrate(work_on(), [SIMILARITY], record, settings=settings, on_step=stop)
+    assert len(read_manifest(manifest_path(record)).records) == 100 + 5 * 64  # strength 0, five batches of 5 steps
+    with pytest.raises(UsageError, match="--resume"):
+        calibrate(work_on(), [SIMILARITY], record, settings=settings)
+    with pytest.raises(UsageError, match="other settings"):
+        calibrate(work_on(), [SIMILARITY], record, settings={"some": 2}, resume=True)
+    work = work_on()
+    resumed = calibrate(work, [SIMILARITY], record, settings=settings, resume=True)
+    assert work.model.denoiser.calls == work_calls(whole) - 5 * 5
+    assert resumed.strength == whole.strength
+    for one, other in zip(resumed.curves["similarity"], whole.curves["similarity"], strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-6)
+
+
+def work_calls(found):
+    """Network calls of `work_on` for the strengths of this search: the grid in batches of 64, the others one by one."""
+    others = len(found.curves["similarity"]) - 7
+    return 5 * (-(-6 * 100 // 64) + others * -(-100 // 64))
+
+
+def test_whole_people_are_drawn():
+    folders = [f"person {number // 5}" for number in range(100)]
+    places = drawn(folders, 32, people=True, seed=3)
+    assert len(places) == 30
+    assert {folders.count(folders[place]) for place in places} == {5}
+    assert len({folders[place] for place in places}) == 6
+    assert len(drawn(folders, 32, people=False, seed=3)) == 32
+
+
+def test_the_sample_is_of_a_folder(tmp_path, write_pictures, model):
+    names = write_pictures(tmp_path, 24)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    sample = take_sample(tmp_path, model, FitMode.PAD, 100, people=False)
+    assert sample.names == names
+    assert sample.images.shape == (24, 3, 16, 16)
+    assert [entry.name for entry in sample.failed] == ["broken.png"]
+    assert len(set(sample.labels.tolist())) == 4
+    with pytest.raises(UsageError, match="20 images or more"):
+        take_sample(tmp_path, model, FitMode.PAD, 19, people=False)
+
+
+METHOD = {"model": "abc", "steps": 20, "solver": "dpm++sde"}
+
+
+def a_calibration(**changes):
+    found = Found({"similarity": curve(1.0, 0.5, 0.2)}, {"similarity": 0.2}, 0.2)
+    return Calibration(METHOD, {"people": 0}, 100, 0.95, (SIMILARITY,), found, Scale([0.5], [1.0]), **changes)
+
+
+def test_a_calibration_is_what_it_was_when_it_is_read_back(tmp_path):
+    path = tmp_path / "c.json"
+    save_calibration(a_calibration(), path)
+    read = load_calibration(path)
+    assert read == a_calibration(digest=read.digest)
+    assert read.strength_for(METHOD) == 0.2
+    assert json.loads(path.read_text())["targets"] == ["similarity=0.4"]
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_another_model_or_method_is_refused(name):
+    with pytest.raises(UsageError, match=f"was made with {name} "):
+        a_calibration().strength_for(METHOD | {name: "another"})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "found": 3}'])
+def test_other_files_are_no_calibrations(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UsageError, match="is no calibration of this version"):
+        load_calibration(tmp_path / "c.json")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_calibration(tmp_path / "absent.json")
