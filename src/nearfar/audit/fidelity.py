@@ -1,0 +1,163 @@
+"""What was lost: each output beside its original, and all outputs beside real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from nearfar.audit.figure import Figure
+from nearfar.audit.pairs import Pairs
+from nearfar.audit.set_distances import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
+from nearfar.feature_networks import FeatureNetwork, perceptual_distance
+from nearfar.representation import psnr, ssim
+
+RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
+"""Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""
+
+Vectors = Float64[Tensor, "images numbers"]
+Values = Float64[Tensor, " outputs"]
+
+
+def fidelity(pairs: Pairs, distance: Values | None, network: FeatureNetwork) -> list[Figure]:
+    """PSNR and SSIM at the originals' own sizes, and the perceptual distance of each pair, where the network has any.
+
+    distance: as `pair_distances` gives it. The chance is what outputs reach with an original that is not theirs.
+    """
+    other = unrelated(pairs)
+    figures = [
+        of_pairs("PSNR, dB", pairs.psnr, pairs.of, chance(psnr, pairs, other), note_on(pairs)),
+        of_pairs("SSIM", pairs.ssim, pairs.of, chance(ssim, pairs, other), note_on(pairs)),
+    ]
+    if distance is None:
+        return figures
+    floor = None if other is None else perceptual_distance(network, *strangers(pairs, other)).mean().item()
+    note = "0 (seen the same) to 4; unit feature vectors at several depths; not LPIPS"
+    return [*figures, of_pairs("perceptual distance", distance, pairs.of, floor, note, network.name)]
+
+
+def pair_distances(pairs: Pairs, network: FeatureNetwork) -> Values | None:
+    """The perceptual distance of each output from its original; nothing for a network without depths (pixels)."""
+    if not network.look(network.seen(pairs.originals[:1])).maps:
+        return None
+    return perceptual_distance(network, pairs.originals[pairs.of], pairs.outputs)
+
+
+def note_on(pairs: Pairs) -> str:
+    return f"{pairs.resized} outputs had another size and were resized" if pairs.resized else ""
+
+
+def unrelated(pairs: Pairs) -> Int64[Tensor, " outputs"] | None:
+    """For each output an original that is not its own: the next one; nothing if there is one original only."""
+    count = len(pairs.originals)
+    return (pairs.of + 1) % count if count > 1 else None
+
+
+def strangers(pairs: Pairs, other: Int64[Tensor, " outputs"]) -> tuple[Tensor, Tensor]:
+    return pairs.originals[other], pairs.outputs
+
+
+def chance(measure: Callable[..., Tensor], pairs: Pairs, other: Int64[Tensor, " outputs"] | None) -> float | None:
+    """The mean of a measure over outputs with originals that are not theirs, at the audit's size."""
+    if other is None:
+        return None
+    parts = zip(torch.split(other, 64), torch.split(pairs.outputs, 64), strict=True)
+    return torch.cat([measure(pairs.originals[some], outputs) for some, outputs in parts]).mean().item()
+
+
+def of_pairs(
+    name: str,
+    values: Values,
+    of: Int64[Tensor, " outputs"],
+    chance: float | None,
+    note: str = "",
+    network: str = "",
+) -> Figure:
+    """The mean over pairs, its interval, and the deviation from pair to pair in the note.
+
+    Interval: percentile bootstrap of 1000 resamples of the originals, since outputs of one original go together.
+    """
+    spread = f"deviation {values.std().item():.3g}" if len(values) > 1 else "one pair"
+    low, high = bootstrap(values, of)
+    text = "; ".join(part for part in (spread, note) if part)
+    return Figure(name, values.mean().item(), len(values), low, high, chance, network, library(), text)
+
+
+def bootstrap(values: Values, of: Int64[Tensor, " outputs"]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a mean over outputs, whose originals are drawn anew; nothing for one original."""
+    count = int(of.max()) + 1
+    if count < 2:
+        return None, None
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, of, values)
+    sizes = torch.bincount(of, minlength=count).double()
+    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def set_figures(
+    originals: Vectors, outputs: Vectors, of: Int64[Tensor, " outputs"], reference: Vectors | None, network: str
+) -> list[Figure]:
+    """Fréchet and kernel distance, precision and recall of the outputs against real images, by their features.
+
+    With a reference folder its images are the real ones, and the chance is what the originals reach against them. Else
+    the outputs of one half of the originals stand against the other half, the mean over 8 random halves, and the chance
+    is what the first half itself reaches: a set may not be compared with the images it was made from. One output of
+    each original takes part, since these figures depend on counts. None for fewer than 8 images in either set.
+    """
+    first = torch.stack([(of == number).nonzero()[0, 0] for number in range(len(originals))])
+    made = outputs[first]
+    splits = [(made, originals, reference)] if reference is not None else halves(made, originals)
+    if min(min(len(one), len(real)) for one, _, real in splits) < LEAST:
+        return []
+    against = "the reference" if reference is not None else f"the other half of the originals, {SPLITS} splits"
+    measured = [(compare_sets(real, one), compare_sets(real, own)) for one, own, real in splits]
+    return [
+        set_figure(
+            name, [one[name] for one, _ in measured], [own[name] for _, own in measured], splits, network, against
+        )
+        for name in measured[0][0]
+    ]
+
+
+def halves(made: Vectors, originals: Vectors) -> list[tuple[Vectors, Vectors, Vectors]]:
+    """Outputs of one half of the originals, that half, and the other half."""
+    generator = torch.Generator().manual_seed(0)
+    half = len(originals) // 2
+    orders = [torch.randperm(len(originals), generator=generator) for _ in range(SPLITS)]
+    return [(made[order[:half]], originals[order[:half]], originals[order[half:]]) for order in orders]
+
+
+def compare_sets(real: Vectors, other: Vectors) -> dict[str, tuple[float, float | None]]:
+    """Values, and a standard error where there is one."""
+    kernel, among = kernel_distance(real, other), precision_recall(real, other)
+    return {
+        "Fréchet distance": (frechet_distance(real, other), None),
+        "kernel distance": (kernel.value, kernel.deviation),
+        "precision": (among.precision, None),
+        "recall": (among.recall, None),
+    }
+
+
+def set_figure(
+    name: str,
+    values: list[tuple[float, float | None]],
+    floors: list[tuple[float, float | None]],
+    splits: list[tuple[Vectors, Vectors, Vectors]],
+    network: str,
+    against: str,
+) -> Figure:
+    value, chance = (sum(each for each, _ in some) / len(some) for some in (values, floors))
+    errors = [error for _, error in values if error is not None]
+    error = 1.96 * sum(errors) / len(errors) if errors else None
+    low, high = (None, None) if error is None else (value - error, value + error)
+    counts = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
+    return Figure(name, value, len(splits[0][0]), low, high, chance, network, library(), counts)
+
+
+def library() -> str:
+    return f"nearfar {version('nearfar')}, torch {torch.__version__}"

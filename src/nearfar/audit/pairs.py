@@ -1,0 +1,187 @@
+"""Outputs beside the originals that they were made from: matched by name, read once, kept at one size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from nearfar.errors import ImageError, UsageError
+from nearfar.fitting import fit
+from nearfar.images import Picture, read_picture
+from nearfar.representation import psnr, ssim
+from nearfar.sources import Item, Rejected, list_folder
+
+COPY = re.compile(r"(.+)~[0-9]+")
+"""The stem of one of several outputs of an original: `photo~1.png`, `photo~2.png`, ... of `photo.png`."""
+
+OnRead = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which outputs belong to which original.
+
+    outputs: of each original that has any, its outputs in the order of names. lost: originals without an output.
+    strange: outputs without an original. rejected: what looks like an image and is none, of both
+    folders, as BEFORE/name or AFTER/name.
+    """
+
+    outputs: list[tuple[Item, list[Item]]]
+    lost: list[str] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def some(self, limit: int, seed: int) -> Pairing:
+        """At most `limit` originals with all of their outputs, drawn at random, in the order of names."""
+        if len(self.outputs) <= limit:
+            return self
+        drawn = torch.randperm(len(self.outputs), generator=torch.Generator().manual_seed(seed))[:limit]
+        return Pairing([self.outputs[n] for n in sorted(drawn.tolist())], self.lost, self.strange, self.rejected)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """All that could be read. Images are float32 (image, 3, size, size) in [-1, 1], padded where not square.
+
+    of: the number of each output's original. psnr (dB, at most 150), ssim: of each output with its original, at the
+    original's own size. resized: outputs that had another size than their original.
+    """
+
+    items: list[Item]
+    originals: Float[Tensor, "originals 3 size size"]
+    output_items: list[Item]
+    outputs: Float[Tensor, "outputs 3 size size"]
+    of: Int64[Tensor, " outputs"]
+    psnr: Float64[Tensor, " outputs"]
+    ssim: Float64[Tensor, " outputs"]
+    resized: int
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One original and its outputs."""
+
+    item: Item
+    original: Tensor
+    outputs: list[tuple[Item, Tensor, float, float, bool]]
+
+
+def pair_folders(before: Path, after: Path) -> Pairing:
+    """Match the files of two folders by their names below them.
+
+    An output belongs to the original of the same name, else of the same name without `~1`, `~2`, ... at the end of its
+    stem, else to the only one that differs in the suffix. Raises UsageError if nothing matches.
+    """
+    originals, results = list_folder(before), list_folder(after)
+    known = {item.name: item for item in originals.items}
+    stems: dict[str, list[str]] = {}
+    for name in known:
+        stems.setdefault(without_suffix(name), []).append(name)
+    found: dict[str, list[Item]] = {}
+    strange = []
+    for item in results.items:
+        source = original_of(item.name, known, stems)
+        if source is None:
+            strange.append(item.name)
+        else:
+            found.setdefault(source, []).append(item)
+    if not found:
+        counts = f"{len(known)} images there, {len(results.items)} here"
+        raise UsageError(
+            f"no image of {after} has the name of one of {before} ({counts}): give the two ends of one run"
+        )
+    lost = [name for name in known if name not in found]
+    rejected = [*marked("BEFORE", originals.rejected), *marked("AFTER", results.rejected)]
+    return Pairing(
+        [(known[name], found[name]) for name in known if name in found], sorted(lost), sorted(strange), rejected
+    )
+
+
+def original_of(name: str, known: dict[str, Item], stems: dict[str, list[str]]) -> str | None:
+    """The name of the original that an output of this name was made from."""
+    path = PurePosixPath(name)
+    copied = COPY.fullmatch(path.stem)
+    for candidate in [path, *([path.with_stem(copied[1])] if copied else [])]:
+        if str(candidate) in known:
+            return str(candidate)
+        alike = stems.get(without_suffix(str(candidate)), [])
+        if len(alike) == 1:
+            return alike[0]
+    return None
+
+
+def without_suffix(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def marked(place: str, rejected: Sequence[Rejected]) -> list[Rejected]:
+    return [Rejected(f"{place}/{entry.name}", entry.reason) for entry in rejected]
+
+
+def read_pairs(pairing: Pairing, size: int, on_read: OnRead = lambda _: None) -> Pairs:
+    """Read every pair; files that cannot be read are listed and left out, an original with all of its outputs.
+
+    on_read: called after each original with how many are done. Memory: 12 size² bytes for each image. Raises
+    UsageError if nothing is left.
+    """
+    rejected = list(pairing.rejected)
+    done = list(read_each(pairing, size, rejected, on_read))
+    if not done:
+        raise UsageError(f"no pair can be read; the first of {len(rejected)} files: {rejected[0].reason}")
+    outputs = [(number, *output) for number, each in enumerate(done) for output in each.outputs]
+    of, items, images, peak, structure, resized = zip(*outputs, strict=True)
+    return Pairs(
+        [each.item for each in done],
+        torch.stack([each.original for each in done]),
+        list(items),
+        torch.stack(images),
+        torch.tensor(of),
+        torch.tensor(peak, dtype=torch.float64),
+        torch.tensor(structure, dtype=torch.float64),
+        sum(resized),
+        rejected,
+    )
+
+
+def read_each(pairing: Pairing, size: int, rejected: list[Rejected], on_read: OnRead) -> Iterator[Read]:
+    for number, (item, outputs) in enumerate(pairing.outputs, 1):
+        original = read_or_reject(item, "BEFORE", rejected)
+        if original is not None:
+            pictures = [(each, read_or_reject(each, "AFTER", rejected)) for each in outputs]
+            known = [(each, picture) for each, picture in pictures if picture is not None]
+            if known:
+                compared = [(each, fit(picture, size, 3), *compare(original, picture)) for each, picture in known]
+                yield Read(item, fit(original, size, 3), compared)
+        on_read(number)
+
+
+def read_or_reject(item: Item, place: str, rejected: list[Rejected]) -> Picture | None:
+    try:
+        return read_picture(item.path)
+    except ImageError as refusal:
+        rejected.append(Rejected(f"{place}/{item.name}", str(refusal)))
+        return None
+
+
+def compare(original: Picture, output: Picture) -> tuple[float, float, bool]:
+    """PSNR, SSIM, and whether the output had to be resized: bicubic, to the original's size."""
+    x, y = as_batch(original), as_batch(output)
+    channels = max(x.shape[1], y.shape[1])
+    x, y = (each.expand(-1, channels, -1, -1) for each in (x, y))
+    resized = x.shape != y.shape
+    if resized:
+        y = torch.nn.functional.interpolate(y, x.shape[2:], mode="bicubic", antialias=True).clamp(-1, 1)
+    return psnr(x, y).item(), ssim(x, y).item(), resized
+
+
+def as_batch(picture: Picture) -> Tensor:
+    """One image (1, channels, height, width) in [-1, 1] at its own size."""
+    top = float(2**picture.frame.depth - 1)
+    return torch.from_numpy(picture.pixels.astype("float32")).permute(2, 0, 1)[None] * (2 / top) - 1
