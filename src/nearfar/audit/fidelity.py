@@ -18,7 +18,7 @@ from nearfar.representation import psnr, ssim
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
 """Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""
 
-Vectors = Float64[Tensor, "images numbers"]
+Vectors = Float64[Tensor, "_ numbers"]
 Values = Float64[Tensor, " outputs"]
 
 
