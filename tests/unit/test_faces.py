@@ -90,7 +90,7 @@ def test_a_recogniser_is_handed_what_its_layout_asks_for(tmp_path, height, width
     vectors = recogniser.embed([picture(112, 112), picture(300, 150, 10, 20, 30)], [np.array(ARCFACE), None])
     expected = torch.nn.functional.normalize(torch.tensor([[200.0, 100, 50], [10, 20, 30]]) - mean, dim=1)
     # The reference of ArcFace brought to that of SphereFace shows no border, so every pixel has the one colour.
-    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-3)
 
 
 def test_networks_of_another_size_are_refused(tmp_path):
