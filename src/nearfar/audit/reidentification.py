@@ -33,16 +33,14 @@ def reidentification(view: View, people: Sequence[object] | None = None) -> list
     return figures
 
 
-def ranked(name: str, scores: Scores, right: Mask, allowed: Mask | None, view: View) -> list[Figure]:
+def ranked(
+    name: str, scores: Scores, right: Mask, allowed: Mask | None, view: View, found: str = "re-identified"
+) -> list[Figure]:
     """The share found at each rank."""
     return [
-        share(
-            f"re-identified, {name}, rank {places}",
-            hits(scores, right, places, allowed),
-            chance(right, places, allowed),
-            view,
-        )
+        share(f"{found}, {name}, rank {places}", hits(scores, right, places, allowed), by_chance, view)
         for places in PLACES
+        for by_chance in [chance(right, places, allowed)]
     ]
 
 

@@ -25,18 +25,18 @@ NORMAL = 1.959964
 class View:
     """Images as vectors; the nearer in Euclidean distance, the more alike.
 
-    name: of the eye: "pixels", or the network. before: the originals. after: the outputs. of: the number of each
-    output's original; output i was made from original i unless given. others: images of other people that were not
-    among the originals. Vectors of networks should have unit length (`View.of_network`), which makes the distance a
-    cosine. note: such as how often no face was found.
+    name: of the eye: "pixels", or the network. before: the originals. after: the outputs. others: images of other
+    people that were not among the originals. note: such as how often no face was found. of: the number of each
+    output's original; output i was made from original i unless given. Vectors of networks should have unit length
+    (`View.of_network`), which makes the distance a cosine.
     """
 
     name: str
     before: Vectors
     after: Vectors
-    of: Int64[Tensor, " outputs"] | None = None
     others: Vectors | None = None
     note: str = ""
+    of: Int64[Tensor, " outputs"] | None = None
 
     def __post_init__(self) -> None:
         if self.before.shape[1] != self.after.shape[1] or len(self.before) < 2 or len(self.after) != len(self.owner):
@@ -49,12 +49,12 @@ class View:
         name: str,
         before: Vectors,
         after: Vectors,
-        of: Int64[Tensor, " outputs"] | None = None,
         others: Vectors | None = None,
         note: str = "",
+        of: Int64[Tensor, " outputs"] | None = None,
     ) -> View:
         """Features of a network, brought to unit length."""
-        return cls(name, unit(before), unit(after), of, None if others is None else unit(others), note)
+        return cls(name, unit(before), unit(after), None if others is None else unit(others), note, of)
 
     @property
     def owner(self) -> Int64[Tensor, " outputs"]:
@@ -77,8 +77,8 @@ def unit(vectors: Vectors) -> Float64[Tensor, "_ _"]:
 
 def pixels(images: Shaped[Tensor, "images channel height width"]) -> Float64[Tensor, "_ _"]:
     """Images as vectors, scaled so that a distance is a root mean square difference."""
-    flat = images.double().flatten(1)
-    return flat / flat.shape[1] ** 0.5
+    flat: Tensor = images.double().flatten(1)
+    return flat / float(flat.shape[1]) ** 0.5
 
 
 def similarities(queries: Vectors, candidates: Vectors) -> Scores:
