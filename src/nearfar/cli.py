@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nearfar.anonymize_command import anonymize
+from nearfar.augment_command import augment
 from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.domain_commands import domain
 from nearfar.exits import reported_errors
@@ -53,6 +54,7 @@ def nearfar(
 
 
 app.command()(anonymize)
+app.command()(augment)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
 

@@ -29,6 +29,7 @@ LAYERS = [
         *("representation_report", "survey_report", "domain_file", "domain_report", "samples"),
         *("faces", "onnx_header", "crops", "boxes", "region_job", "region_report"),
         *("annotations", "augment", "enhance", "calibration_file", "near_dataset"),
+        *("annotation_files", "coco", "yolo", "copy_choice", "label_check", "record_sets", "data_sets", "shards"),
         *("calibrate", "calibration_scores", "calibration_report", "per_image"),
     },  # data in, data out
     {
@@ -40,6 +41,7 @@ LAYERS = [
         "sample_command",
         "carry_out",
         "anonymize_command",
+        "region_choice",
         "audit_command",
         "calibrate_command",
         "augment_command",
