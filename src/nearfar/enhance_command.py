@@ -1,0 +1,84 @@
+"""`nearfar enhance`: every image of a folder enlarged, with detail that a model finds likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
+from nearfar.errors import UsageError
+from nearfar.exits import reported_errors
+from nearfar.options import ModelChoice, RunChoice, grouped, one_of
+
+if TYPE_CHECKING:
+    from nearfar.plan import Plan
+
+
+@grouped
+def enhance(
+    source: Source,
+    out: Out,
+    *,
+    scale: Annotated[int, typer.Option(help="How many times as high and as wide; 2 to 8.")] = 4,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the way to pure noise, above 0 to 1. [default: from the scale]")
+    ] = None,
+    cascade: Annotated[int, typer.Option(help="How often the enlargement is noised and denoised.")] = 1,
+    no_consistency: Annotated[
+        bool, typer.Option("--no-consistency", help="As in the paper: results need not shrink to the images again.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Solver steps for each pass.")] = 20,
+    solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles in one network call. [default: automatic]")] = None,
+    keep_metadata: KeepMetadata = False,
+    choice: ModelChoice,
+    progress: RunChoice,
+) -> None:
+    """Enlarge images, with detail that the model finds likely: invented, not what was there.
+
+    Images of any size, in overlapping tiles of the model's. Every result shrinks to its image again, by the mean over
+    squares of --scale pixels. docs/enhance.md has what to expect, and how much memory large images take.
+    """
+    with reported_errors():
+        from nearfar.enhance import enhance_job
+        from nearfar.enhancement import check_scale
+        from nearfar.plan import check_places
+        from nearfar.solver import SOLVERS
+        from nearfar.sources import list_folder
+
+        check_scale(scale, cascade)
+        check_way(strength, steps)
+        way = SOLVERS[one_of(solver, "solver", SOLVERS)]
+        check_places(source, out, progress.resume)
+        model = choice.load()
+        job = enhance_job(
+            model,
+            scale=scale,
+            strength=strength,
+            steps=steps,
+            solver=way,
+            cascade=cascade,
+            consistency=not no_consistency,
+            seed=seed,
+            batch_size=batch_size,
+            keep_metadata=keep_metadata,
+            files=len(list_folder(source).items),
+        )
+
+        def say(plan: Plan) -> Sequence[str]:
+            calls = cascade * way.calls(steps)
+            kept = "need not shrink to the images" if no_consistency else "shrink to the images again"
+            return [f"enlarge   {scale} times, results {kept}; {calls} network calls for each {job.batch_size} tiles"]
+
+        carry_out(job, model, source, out, progress, say_more=say)
+
+
+def check_way(strength: float | None, steps: int) -> None:
+    """Refuse what cannot be meant, before a model is loaded."""
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    if strength is not None and not 0 <= strength <= 1:
+        raise UsageError(f"strength must be in [0, 1], got {strength:g}")

@@ -1,0 +1,99 @@
+"""A denoiser of one size for canvases of any size: overlapping tiles, their predictions averaged at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import pi
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearfar.denoiser import Denoiser
+from nearfar.errors import UsageError
+from nearfar.schedule import NoiseSchedule
+from nearfar.tensors import Images, Times
+from nearfar.tiles import starts
+
+Tiles = Float[Tensor, "tiles channel rows columns"]
+Place = tuple[int, int, int]
+"""A tile: the number of its canvas, its first row and its first column."""
+
+
+@dataclass(frozen=True)
+class TiledDenoiser:
+    """A denoiser that sees canvases of any size through tiles of its own (MultiDiffusion, arXiv 2302.08113).
+
+    Where tiles overlap, their clean estimates are averaged, with weights that fall to nearly 0 at a tile's edge; done
+    at every step of a solver, all tiles of a canvas come from one noise and agree, so that nothing is seen of them.
+    tile: height and width that the denoiser takes. batch_size: tiles of all canvases that go into one network call;
+    the last is filled up, so that the shape never changes.
+    Cost: `ceil(canvases * tile_count(...) / batch_size)` network calls a use. Memory: one batch of tiles, and two
+    canvases besides those handed over.
+    """
+
+    denoiser: Denoiser
+    tile: tuple[int, int]
+    batch_size: int
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Images, t: Times) -> Images:
+        """The clean estimates of canvases no smaller than a tile, each with its own time."""
+        if x_t.shape[2] < self.tile[0] or x_t.shape[3] < self.tile[1]:
+            raise UsageError(f"canvases must be at least {self.tile}, got {tuple(x_t.shape[2:])}: pad them")
+        places = [(number, *corner) for number in range(len(x_t)) for corner in corners(x_t.shape[2:], self.tile)]
+        total, window = torch.zeros_like(x_t), smooth_window(self.tile).to(x_t)
+        for first in range(0, len(places), self.batch_size):
+            group = places[first : first + self.batch_size]
+            for place, estimate in zip(group, self.estimates(x_t, t, group), strict=False):
+                self.cut(total, place).add_(estimate * window)
+        return total / total_weight(x_t.shape[2:], self.tile).to(x_t)
+
+    def estimates(self, x_t: Images, t: Times, group: list[Place]) -> Tiles:
+        """Those of some tiles, in one network call of the fixed shape."""
+        padded = group + group[-1:] * (self.batch_size - len(group))
+        numbers = torch.tensor([number for number, *_ in padded])
+        return self.denoiser(torch.stack([self.cut(x_t, place) for place in padded]), t[numbers])
+
+    def cut(self, canvases: Tensor, place: Place) -> Tensor:
+        """The view of one tile, (channel, rows, columns)."""
+        number, y, x = place
+        return canvases[number, :, y : y + self.tile[0], x : x + self.tile[1]]
+
+
+def corners(canvas: tuple[int, ...], tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """First row and first column of every tile of a canvas."""
+    rows, columns = (starts(length, side, 1) for length, side in zip(canvas, tile, strict=True))
+    return list(product(rows, columns))
+
+
+def tile_count(canvas: tuple[int, ...], tile: tuple[int, int]) -> int:
+    """How many tiles cover a canvas of this height and width."""
+    return len(corners(canvas, tile))
+
+
+def smooth_window(tile: tuple[int, int]) -> Float[Tensor, "rows columns"]:
+    """The squared sine of both directions: the weight of a tile's places, nearly 0 at its edge."""
+    rows, columns = (squared_sine(side) for side in tile)
+    return rows[:, None] * columns
+
+
+def squared_sine(side: int) -> Float[Tensor, " side"]:
+    return ((torch.arange(side) + 0.5) * pi / side).sin().square()
+
+
+def total_weight(canvas: tuple[int, ...], tile: tuple[int, int]) -> Float[Tensor, "rows columns"]:
+    """What the windows of all tiles add up to at every place of a canvas."""
+    rows, columns = (weight_along(length, side) for length, side in zip(canvas, tile, strict=True))
+    return rows[:, None] * columns
+
+
+def weight_along(length: int, side: int) -> Float[Tensor, " length"]:
+    total = torch.zeros(length)
+    for start in starts(length, side, 1):
+        total[start : start + side] += squared_sine(side)
+    return total
