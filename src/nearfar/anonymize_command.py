@@ -11,6 +11,7 @@ from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.errors import UsageError
 from nearfar.exits import reported_errors
 from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
+from nearfar.region_choice import RegionChoice
 
 if TYPE_CHECKING:
     from nearfar.noise import SecretKey
@@ -27,25 +28,30 @@ def anonymize(
         Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
     ] = None,
     keep_metadata: KeepMetadata = False,
+    parts: RegionChoice,
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
     """Replace every image by a new one near it (local sampling).
 
     How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps. What this
-    protects, and what it does not: docs/privacy.md.
+    protects, and what it does not: docs/privacy.md. With --regions only faces or boxes are replaced: docs/regions.md.
     """
     with reported_errors():
         from nearfar.anonymize import anonymize_job
         from nearfar.plan import check_places
+        from nearfar.region_job import region_job
         from nearfar.solver import SOLVERS
 
         options = how.options(0.35, solver, SOLVERS)
         check_places(source, out, progress.resume)
         key = open_key(key_file, source, out)
+        search = parts.search(source)
         model = choice.load()
         job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
-        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file))
+        job = region_job(job, search, keep_metadata) if search else job
+        report = parts.after(job, search, source, out)
+        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file), after=report)
 
 
 def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
