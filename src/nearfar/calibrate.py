@@ -38,8 +38,8 @@ Pair = tuple[int, float]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Images that are measured: float32 in [-1, 1]. labels: the number of each one's folder. people: whether a folder is
-    a person. failed: what could not be read."""
+    """Images that are measured: float32 in [-1, 1]. labels: the number of each one's folder. people: whether that
+    is a person. failed: what could not be read."""
 
     names: list[str]
     images: Images

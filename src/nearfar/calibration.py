@@ -88,10 +88,10 @@ Curve = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """Curves by measure, in the order of strengths; the strengths that meet each target, by measure; the answer.
+    """Curves by measure, in the order of strengths, and what they say.
 
-    limits: the smallest strength that meets the target, or the largest for a target that only weak outputs meet; None
-    where none does. strength: the smallest that meets all of them, None where there is none.
+    limits: by target, the smallest strength that meets it, or the largest if only weak outputs meet it; None where none
+    does. strength: the smallest that meets all of them, None where there is none.
     """
 
     curves: Mapping[str, Curve]
@@ -138,7 +138,7 @@ def search(
             new = [estimate(at, score, groups, rate, confidence) for at, score in by_strength.items()]
             curves[name] = tuple(sorted((*curves.get(name, ()), *new), key=lambda point: point.strength))
         wanted = sorted({middle for target in targets if (middle := next_strength(curves[target.measure], target))})
-    limits = {target.measure: crossing(curves[target.measure], target)[0] for target in targets}
+    limits = {str(target): crossing(curves[target.measure], target)[0] for target in targets}
     return Found(curves, limits, smallest(targets, limits))
 
 
@@ -158,7 +158,7 @@ def next_strength(curve: Curve, target: Target) -> float | None:
 
 def smallest(targets: Sequence[Target], limits: Mapping[str, float | None]) -> float | None:
     """The smallest strength that meets all targets; the largest that does if none of them asks for strength."""
-    found = {target: limits[target.measure] for target in targets}
+    found = {target: limits[str(target)] for target in targets}
     floors = [limit for target, limit in found.items() if target.kind.safe_when_strong and limit is not None]
     ceilings = [limit for target, limit in found.items() if not target.kind.safe_when_strong and limit is not None]
     if None in found.values() or (floors and ceilings and max(floors) > min(ceilings)):

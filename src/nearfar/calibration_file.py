@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.calibration import Found, Point, Target, parse_target
-from nearfar.calibration_scores import Scale
 from nearfar.errors import UsageError
 from nearfar.sinks import write_whole, writing
 
@@ -20,8 +19,7 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Calibration:
     """method: the model's hash and how it is sampled; a strength means the same only with these. measuring: all else
-    that decided the scores, for the reader. images: in the sample, which rank1 was searched in. scale: of the
-    attacker's vectors."""
+    that decided the scores. images: in the sample, which rank1 was searched in. digest: of the file."""
 
     method: Mapping[str, Any]
     measuring: Mapping[str, Any]
@@ -29,7 +27,6 @@ class Calibration:
     confidence: float
     targets: tuple[Target, ...]
     found: Found
-    scale: Scale
     digest: str = ""
 
     def strength_for(self, method: Mapping[str, Any]) -> float:
@@ -68,7 +65,6 @@ def load_calibration(path: Path) -> Calibration:
         return Calibration(
             targets=tuple(parse_target(target) for target in content.pop("targets")),
             found=Found(curves, found["limits"], found["strength"]),
-            scale=Scale(**content.pop("scale")),
             digest=hashlib.sha256(text).hexdigest(),
             **content,
         )

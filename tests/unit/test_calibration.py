@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from sklearn.isotonic import IsotonicRegression
 
+from nearfar.audit.view import unit
 from nearfar.calibrate import Measuring, Sample, calibrate, drawn, take_sample
 from nearfar.calibration import (
     Found,
@@ -22,13 +23,13 @@ from nearfar.calibration import (
 )
 from nearfar.calibration import bootstrap as bootstrap_bounds
 from nearfar.calibration_file import Calibration, load_calibration, save_calibration
-from nearfar.calibration_scores import Known, Scale, Scorer, label, network_eyes, rank1
+from nearfar.calibration_scores import Eyes, Known, Scorer, label, network_eyes, rank1
 from nearfar.errors import UsageError
 from nearfar.feature_networks import pixel_features
 from nearfar.fitting import FitMode
 from nearfar.local_sampling import SOLVER
 from nearfar.manifest import manifest_path, read_manifest
-from oracle_domains import SIDE, oracle, own
+from oracle_domains import MEAN, SIDE, VARIANCE, oracle, own
 
 ALONE = np.arange(100)
 RANK1, SIMILARITY, LABEL = Target("rank1", 0.2), Target("similarity", 0.4), Target("label", 0.9)
@@ -82,7 +83,7 @@ def test_the_search_closes_in_on_the_crossing():
     found = search(simulated(np.random.default_rng(0), 4000, lambda at: at), [RANK1], np.arange(4000))
     assert found.strength == pytest.approx(0.8 + 0.0105, abs=0.3 / 2**4)
     assert len(found.curves["rank1"]) == 7 + 4
-    assert found.limits == {"rank1": found.strength}
+    assert found.limits == {"rank1 at most 0.2": found.strength}
 
 
 def curve(*values, width=0.02):
@@ -96,12 +97,19 @@ def test_one_lucky_strength_is_not_taken():
     assert crossing(curve(0.1, 0.05), RANK1) == (0.0, None)
 
 
-def test_targets_that_pull_in_two_directions_are_both_met_or_none_is():
-    assert smallest([RANK1, LABEL], {"rank1": 0.3, "label": 0.5}) == 0.3
-    assert smallest([RANK1, LABEL], {"rank1": 0.6, "label": 0.5}) is None
-    assert smallest([RANK1, SIMILARITY], {"rank1": 0.3, "similarity": 0.4}) == 0.4
-    assert smallest([LABEL], {"label": 0.5}) == 0.5
-    assert smallest([RANK1, LABEL], {"rank1": None, "label": 0.5}) is None
+@pytest.mark.parametrize(
+    ("limits", "strength"),
+    [
+        ({RANK1: 0.3, LABEL: 0.5}, 0.3),
+        ({RANK1: 0.6, LABEL: 0.5}, None),
+        ({RANK1: 0.3, SIMILARITY: 0.4}, 0.4),
+        ({LABEL: 0.5}, 0.5),
+        ({RANK1: None, LABEL: 0.5}, None),
+        ({RANK1: 0.0, LABEL: 0.0}, 0.0),
+    ],
+)
+def test_targets_that_pull_in_two_directions_are_both_met_or_none_is(limits, strength):
+    assert smallest(list(limits), {str(target): limit for target, limit in limits.items()}) == strength
 
 
 @pytest.mark.parametrize("text", ["rank1", "rank1=", "rank1=x", "rank1=1.2", "label=nan", "distance=-1", "beauty=1"])
@@ -112,7 +120,7 @@ def test_other_targets_are_refused(text):
 
 def known_as(vectors, groups, labels):
     unit = torch.nn.functional.normalize(torch.tensor(vectors, dtype=torch.float64), dim=1)
-    return Known(network_eyes(pixel_features(8)), Scale(), unit, torch.tensor(groups), torch.tensor(labels))
+    return Known(network_eyes(pixel_features(8)), unit, torch.tensor(groups), torch.tensor(labels))
 
 
 def test_a_person_is_looked_for_among_the_other_pictures():
@@ -131,21 +139,23 @@ def test_a_label_is_told_without_the_original_itself():
 def work_on(count=100, steps=5):
     model, network = oracle(), pixel_features(SIDE)
     sample = Sample([f"{n}.png" for n in range(count)], own(count), torch.arange(count) % 2)
-    known = Known.of(network_eyes(network), sample.images, sample.groups, sample.labels)
+    eyes = Eyes("deviations", lambda images, _: unit((images - MEAN).flatten(1)))
+    known = Known.of(eyes, sample.images, sample.groups, sample.labels)
     return Measuring(model, sample, Scorer(["similarity", "rank1"], known, known, network), steps, SOLVER, 64)
 
 
 def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
-    """Of Gaussian data an output keeps a share `r` of each deviation, and its variance: the mean cosine is `r`."""
+    """Of Gaussian data an output keeps a share `r` of each deviation, and its variance. The mean cosine of deviations is `r`."""
     work, targets = work_on(), [SIMILARITY]
     found = calibrate(work, targets, tmp_path / "c.json", settings={})
     schedule, denoiser = work.model.schedule, work.model.denoiser.denoiser
     strengths = torch.linspace(0.01, 1, 500, dtype=torch.float64)
-    kept = denoiser.retention(schedule.time_of_strength(strengths)).mean((1, 2, 3))
-    exact = strengths[(kept < 0.4).nonzero()[0]].item()
+    kept = denoiser.retention(schedule.time_of_strength(strengths))
+    cosine = (VARIANCE * kept).mean((1, 2, 3)) / VARIANCE.mean()
+    exact = strengths[(cosine < SIMILARITY.value).nonzero()[0]].item()
     assert exact - 0.01 < found.strength < exact + 0.03
     for point in found.curves["similarity"][1:]:
-        expected = kept[(strengths - point.strength).abs().argmin()].item()
+        expected = cosine[(strengths - point.strength).abs().argmin()].item()
         assert point.value == pytest.approx(expected, abs=0.02)
 
 
@@ -162,7 +172,7 @@ class StoppedError(Exception):
 
 def test_an_interrupted_search_goes_on(tmp_path):
     record, settings = tmp_path / "c.json", {"some": 1}
-    whole = calibrate(work_on(), [SIMILARITY], record, settings=settings)
+    whole = calibrate(work_on(), [SIMILARITY], record, settings=settings, halvings=1)
     ticks = iter(range(25))
 
     def stop(*_):
@@ -177,7 +187,7 @@ def test_an_interrupted_search_goes_on(tmp_path):
     with pytest.raises(UsageError, match="other settings"):
         calibrate(work_on(), [SIMILARITY], record, settings={"some": 2}, resume=True)
     work = work_on()
-    resumed = calibrate(work, [SIMILARITY], record, settings=settings, resume=True)
+    resumed = calibrate(work, [SIMILARITY], record, settings=settings, resume=True, halvings=1)
     assert work.model.denoiser.calls == work_calls(whole) - 5 * 5
     assert resumed.strength == whole.strength
     for one, other in zip(resumed.curves["similarity"], whole.curves["similarity"], strict=True):
@@ -215,8 +225,8 @@ METHOD = {"model": "abc", "steps": 20, "solver": "dpm++sde"}
 
 
 def a_calibration(**changes):
-    found = Found({"similarity": curve(1.0, 0.5, 0.2)}, {"similarity": 0.2}, 0.2)
-    return Calibration(METHOD, {"people": 0}, 100, 0.95, (SIMILARITY,), found, Scale([0.5], [1.0]), **changes)
+    found = Found({"similarity": curve(1.0, 0.5, 0.2)}, {"similarity at most 0.4": 0.2}, 0.2)
+    return Calibration(METHOD, {"people": 0}, 100, 0.95, (SIMILARITY,), found, **changes)
 
 
 def test_a_calibration_is_what_it_was_when_it_is_read_back(tmp_path):
