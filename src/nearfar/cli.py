@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nearfar.anonymize_command import anonymize
+from nearfar.audit_command import audit
 from nearfar.augment_command import augment
 from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.domain_commands import domain
+from nearfar.enhance_command import enhance
 from nearfar.exits import reported_errors
 from nearfar.model_commands import models
 from nearfar.options import ModelChoice, RunChoice, TrajectoryChoice, grouped
@@ -54,7 +56,9 @@ def nearfar(
 
 
 app.command()(anonymize)
+app.command()(audit)
 app.command()(augment)
+app.command()(enhance)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
 

@@ -76,12 +76,12 @@ def test_bad_files_are_listed_and_the_others_are_read(folder):
     (after / "b~1.png").write_bytes(b"")
     (after / "d.gif").write_bytes(b"GIF89a")
     seen = []
-    found = read_pairs(pair_folders(before, after), 16, seen.append)
+    found = read_pairs(pair_folders(before, after), 16, lambda *stage: seen.append(stage))
     assert [item.name for item in found.items] == ["b.png", "c.png"]
     assert [item.name for item in found.output_items] == ["b~2.png", "c.png"]
     assert found.of.tolist() == [0, 1]
     assert [entry.name for entry in found.rejected] == ["AFTER/d.gif", "BEFORE/a.png", "AFTER/b~1.png"]
-    assert seen == [1, 2, 3]
+    assert seen == [("pairs", 1, 3), ("pairs", 2, 3), ("pairs", 3, 3)]
     assert torch.equal(found.psnr, torch.full((2,), 150.0).double())
 
 

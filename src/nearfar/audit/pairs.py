@@ -20,7 +20,12 @@ from nearfar.sources import Item, Rejected, list_folder
 COPY = re.compile(r"(.+)~[0-9]+")
 """The stem of one of several outputs of an original: `photo~1.png`, `photo~2.png`, ... of `photo.png`."""
 
-OnRead = Callable[[int], None]
+Watch = Callable[[str, int, int], None]
+"""Told of a stage of the work, how much of it is done, and how much there is."""
+
+
+def unwatched(stage: str, done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,13 @@ def marked(place: str, rejected: Sequence[Rejected]) -> list[Rejected]:
     return [Rejected(f"{place}/{entry.name}", entry.reason) for entry in rejected]
 
 
-def read_pairs(pairing: Pairing, size: int, on_read: OnRead = lambda _: None) -> Pairs:
+def read_pairs(pairing: Pairing, size: int, watch: Watch = unwatched) -> Pairs:
     """Read every pair; files that cannot be read are listed and left out, an original with all of its outputs.
 
-    on_read: called after each original with how many are done. Memory: 12 size² bytes for each image. Raises
-    UsageError if nothing is left.
+    Memory: 12 size² bytes for each image. Raises UsageError if nothing is left.
     """
     rejected = list(pairing.rejected)
-    done = list(read_each(pairing, size, rejected, on_read))
+    done = list(read_each(pairing, size, rejected, watch))
     if not done:
         raise UsageError(f"no pair can be read; the first of {len(rejected)} files: {rejected[0].reason}")
     outputs = [(number, *output) for number, each in enumerate(done) for output in each.outputs]
@@ -150,7 +154,7 @@ def read_pairs(pairing: Pairing, size: int, on_read: OnRead = lambda _: None) ->
     )
 
 
-def read_each(pairing: Pairing, size: int, rejected: list[Rejected], on_read: OnRead) -> Iterator[Read]:
+def read_each(pairing: Pairing, size: int, rejected: list[Rejected], watch: Watch) -> Iterator[Read]:
     for number, (item, outputs) in enumerate(pairing.outputs, 1):
         original = read_or_reject(item, "BEFORE", rejected)
         if original is not None:
@@ -159,7 +163,27 @@ def read_each(pairing: Pairing, size: int, rejected: list[Rejected], on_read: On
             if known:
                 compared = [(each, fit(picture, size, 3), *compare(original, picture)) for each, picture in known]
                 yield Read(item, fit(original, size, 3), compared)
-        on_read(number)
+        watch("pairs", number, len(pairing.outputs))
+
+
+def read_images(
+    folder: Path, size: int, rejected: list[Rejected], watch: Watch = unwatched
+) -> tuple[list[Item], Tensor]:
+    """Every image below a folder, float32 (image, 3, size, size) in [-1, 1]; what cannot be read is put on the list.
+
+    Raises UsageError if nothing is left.
+    """
+    listing = list_folder(folder)
+    rejected += marked(folder.name, listing.rejected)
+    found: list[tuple[Item, Tensor]] = []
+    for number, item in enumerate(listing.items, 1):
+        picture = read_or_reject(item, folder.name, rejected)
+        if picture is not None:
+            found.append((item, fit(picture, size, 3)))
+        watch(f"images of {folder.name}", number, len(listing.items))
+    if not found:
+        raise UsageError(f"{folder} holds no image that can be read: give a folder of PNG, JPEG, WebP, TIFF or BMP")
+    return [item for item, _ in found], torch.stack([image for _, image in found])
 
 
 def read_or_reject(item: Item, place: str, rejected: list[Rejected]) -> Picture | None:

@@ -1,0 +1,148 @@
+"""What attackers get from originals and outputs: each attack through each eye that is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from nearfar.audit.bound import bound
+from nearfar.audit.figure import Figure
+from nearfar.audit.linkage import linkage
+from nearfar.audit.pairs import Pairs, Watch
+from nearfar.audit.reidentification import reidentification
+from nearfar.audit.trained_attacker import FEWEST, trained_attack
+from nearfar.audit.verification import verification
+from nearfar.audit.view import View, pixels, similarities
+from nearfar.errors import UsageError
+from nearfar.faces import FaceDetector, FaceRecogniser, Points, embed_faces
+from nearfar.feature_networks import BATCH, FeatureNetwork, model_features, pixel_features
+from nearfar.images import read_picture
+from nearfar.model import FrozenModel
+from nearfar.sources import Item
+
+PIXELS = 64
+"""Pixels of a side at which pixels are compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """A detector and a recogniser, which see pictures at their own size."""
+
+    detector: FaceDetector
+    recogniser: FaceRecogniser
+
+    @classmethod
+    def load(cls, detector: Path | None, recogniser: Path | None) -> Faces | None:
+        """From two ONNX files, both or none."""
+        if detector is None and recogniser is None:
+            return None
+        if detector is None or recogniser is None:
+            raise UsageError("a face recogniser needs a detector and the other way round: give both ONNX files")
+        return cls(FaceDetector.load(detector), FaceRecogniser.load(recogniser))
+
+    def see(self, items: Sequence[Item], watch: Watch, stage: str, known: Sequence[Points | None] = ()) -> Seen:
+        """The largest face of each picture; known: landmarks to use where none is found."""
+        parts = []
+        for number, item in enumerate(items):
+            at = [known[number]] if known else None
+            parts.append(embed_faces(self.detector, self.recogniser, [colours(item.path)], at))
+            watch(stage, number + 1, len(items))
+        vectors, found = (torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "found"))
+        return Seen(vectors.double(), [part.landmarks[0] for part in parts], int((~found).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Vectors of faces, their landmarks, and in how many pictures no face was found."""
+
+    vectors: Float64[Tensor, "pictures numbers"]
+    landmarks: list[Points | None]
+    missed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Pictures of other people, which were not among the originals."""
+
+    items: Sequence[Item]
+    images: Float[Tensor, "others 3 size size"]
+
+
+def colours(path: Path) -> Any:
+    """A picture as uint8 (height, width, 3)."""
+    picture = read_picture(path)
+    values = picture.pixels if picture.frame.depth == 8 else (picture.pixels // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+
+
+def views(
+    pairs: Pairs,
+    features: tuple[Tensor, Tensor],
+    others: tuple[Others, Tensor] | None,
+    network: FeatureNetwork,
+    faces: Faces | None,
+    watch: Watch,
+) -> list[View]:
+    """Originals, outputs and pictures of other people by pixels, by a network's features, by their faces.
+
+    features: of the originals and of the outputs; others: with their features.
+    """
+    eye, (more, more_features) = pixel_features(PIXELS), others or (None, None)
+    before, after = (pixels(eye.seen(images)) for images in (pairs.originals, pairs.outputs))
+    found = [View(eye.name, before, after, None if more is None else pixels(eye.seen(more.images)), of=pairs.of)]
+    if not network.name.startswith("pixels"):
+        found.append(View.of_network(network.name, *features, more_features, of=pairs.of))
+    if faces is not None:
+        found.append(face_view(pairs, more, faces, watch))
+    return found
+
+
+def face_view(pairs: Pairs, others: Others | None, faces: Faces, watch: Watch) -> View:
+    """Where no face is found in an output, its original's place is taken: an attacker knows that faces stay."""
+    before = faces.see(pairs.items, watch, "faces of originals")
+    known = [before.landmarks[original] for original in pairs.of.tolist()]
+    after = faces.see(pairs.output_items, watch, "faces of outputs", known)
+    more = faces.see(others.items, watch, "faces of others").vectors if others else None
+    missed = f"no face found in {before.missed} originals and {after.missed} outputs"
+    note = missed if before.missed + after.missed else ""
+    name = f"faces, {faces.recogniser.name}"
+    return View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
+
+
+def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: Watch) -> list[Figure]:
+    """Every attack through every eye; one that learns needs the originals of 20 people or more."""
+    attacks: list[Callable[[View], list[Figure]]] = [
+        lambda view: reidentification(view, people),
+        lambda view: verification(view, people).figures,
+        lambda view: linkage(view, people),
+    ]
+    if len(set(people or range(len(seen[0].before)))) >= FEWEST:
+        attacks.append(lambda view: trained_attack(view, people))
+    found: list[Figure] = []
+    for number, (view, attack) in enumerate(product(seen, attacks), 1):
+        found += attack(view)
+        watch("attacks", number, len(seen) * len(attacks))
+    return found
+
+
+def formal_bound(model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any]) -> list[Figure]:
+    """Of the run that made the outputs, where its record names this model and a noise level."""
+    if settings.get("model") != model.provenance.sha256 or not settings.get("sigma"):
+        return []
+    images = model_features(model).seen(pairs.originals)
+    with torch.inference_mode():
+        latents = [model.latent_space.encode(some.to(model.device)).cpu() for some in torch.split(images, BATCH)]
+    return bound(torch.cat(latents), float(settings["sigma"]))
+
+
+def nearest_originals(view: View, count: int = 2) -> Tensor:
+    """The numbers of the originals nearest to each output, the nearest first."""
+    return similarities(view.after, view.before).topk(min(count, len(view.before)), dim=1).indices
