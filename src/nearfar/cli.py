@@ -16,6 +16,7 @@ import typer
 from nearfar.anonymize_command import anonymize
 from nearfar.audit_command import audit
 from nearfar.augment_command import augment
+from nearfar.calibrate_command import calibrate
 from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.domain_commands import domain
 from nearfar.enhance_command import enhance
@@ -56,6 +57,7 @@ def nearfar(
 
 
 app.command()(anonymize)
+app.command()(calibrate)
 app.command()(audit)
 app.command()(augment)
 app.command()(enhance)

@@ -65,7 +65,7 @@ def enhance_job(
     settings = trajectory_settings(model, sigma=None, solver=solver, fit=FitMode.PAD, **way)
     key = SecretKey.from_seed(seed)
 
-    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Images:
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
         return enhance(model, images, solver=solver, key=key, batch_size=tiles, on_step=on_step, **way, **options)
 

@@ -5,39 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gaussian_models import MEAN, SCHEDULE, VARIANCE, gaussian
 from nearfar import enhancement
 from nearfar.back_projection import AreaDownsampling, enlargement
 from nearfar.enhancement import SIGMA_PER_SCALE, ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of
 from nearfar.errors import UsageError
 from nearfar.latent_space import PatchSpace, PixelSpace, UnitRange
-from nearfar.model import FrozenModel, ImageContract, Provenance
 from nearfar.noise import SecretKey
-from nearfar.oracle import GaussianDenoiser
-from nearfar.schedule import NoiseSchedule
 from nearfar.solver import Heun
 
-SCHEDULE = NoiseSchedule.variance_preserving(
-    torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-)
-MEAN, VARIANCE = 0.1, 0.04
 KEY = SecretKey.from_seed(0)
-
-
-def gaussian(space=PixelSpace(), channels=3, size=16):  # noqa: B008
-    """A model whose pixels are independent and Gaussian."""
-    states = space.encode(torch.zeros(1, channels, size, size)).shape[1:]
-    mean = space.encode(torch.full((1, channels, size, size), MEAN)).flatten()[0]
-    variance = torch.tensor(VARIANCE * (space.span / 2) ** 2)
-    return FrozenModel(
-        denoiser=GaussianDenoiser(SCHEDULE, mean, variance),
-        latent_space=space,
-        image=ImageContract(size, channels),
-        latent_shape=tuple(states),
-        provenance=Provenance("gaussian", "0" * 64, "none"),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        parameters=0,
-    )
 
 
 def drawn(*shape):
