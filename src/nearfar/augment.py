@@ -73,7 +73,7 @@ class Augmentation:
     judge: Judge | None
     wanted: Wanted
 
-    def finish(self, source: Path, out: Path) -> dict[str, Any]:
+    def finish(self, source: Path, out: Path) -> dict[str, int]:
         """Check the labels of all copies in `out`, write its annotation files; returns counts for the summary.
 
         The same whether the run was interrupted or not.
@@ -82,7 +82,7 @@ class Augmentation:
         items = self.job.expand(list_folder(source).items)
         done = [item for item in items if item.name in records and records[item.name].status == "done"]
         made = [Made(item.name, item.path.relative_to(source).as_posix(), marks_of(item)) for item in done]
-        verdicts: dict[str, Any] = {}
+        verdicts: dict[str, int] = {}
         if self.judge and self.wanted.check:
             made = judged(self.judge, out, made, self.annotations.labels)
             note(self.job, out, made, records, self.wanted.check == "drop")
@@ -91,7 +91,7 @@ class Augmentation:
         copies = sum(each.inherited for each in made)
         return {"copies": copies, "originals": len(made) - copies, **verdicts}
 
-    def outcome(self, made: Sequence[Made], out: Path) -> tuple[list[Made], dict[str, Any]]:
+    def outcome(self, made: Sequence[Made], out: Path) -> tuple[list[Made], dict[str, int]]:
         """The images that stay, and what the judge did in this run and before."""
         agreeing = [each for each in made if each.marks.get("label_agrees", True)]
         if self.wanted.check == "flag":
@@ -100,16 +100,20 @@ class Augmentation:
         return agreeing, {"dropped": sum(record.status == "dropped" for record in records)}
 
 
-def augmentation(model: FrozenModel, source: Path, out: Path, wanted: Wanted, **options: Any) -> Augmentation:
+def augmentation(
+    model: FrozenModel, source: Path, out: Path, wanted: Wanted, *, whole: bool = True, **options: Any
+) -> Augmentation:
     """Read the annotations, choose what gets copies and settle the job; nothing is written.
 
+    whole: whether this is all there is, so that every class that is named must occur.
     options: those of `augment_job`. Cost: for "hardest" and for a trained check, one call of the feature network for
     each 32 images.
     """
     names = [item.name for item in list_folder(source).items]
     annotations = read_annotations(source, names, wanted.label_column)
     labels, key = annotations.labels, SecretKey.from_seed(wanted.seed)
-    check_classes(wanted.strengths.by_class, labels)
+    if whole:
+        check_classes(wanted.strengths.by_class, labels)
     chosen = [name for name in names if fnmatchcase(name, wanted.only)]
     if names and not chosen:
         raise UsageError(f"--only {wanted.only} matches none of {len(names)} images, such as {names[0]}")

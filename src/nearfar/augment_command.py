@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nearfar.carry_out import KeepMetadata, Out, carry_out
+from nearfar.carry_out import KeepMetadata, Out, carry_out, finish, run_shown
 from nearfar.errors import UsageError
 from nearfar.exits import reported_errors
 from nearfar.options import ModelChoice, RunChoice, fit_of, grouped, one_of
 
 if TYPE_CHECKING:
     from nearfar.augment import Augmentation, Wanted
+    from nearfar.model import FrozenModel
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,34 @@ def augment_files(
 ) -> None:
     from nearfar.augment import augmentation
     from nearfar.plan import check_places
+    from nearfar.record_sets import check_wishes, units_of
 
-    wanted = what.wanted()
+    wanted, units = what.wanted(), units_of(source)
     check_places(source, out, how.resume)
+    if units:
+        check_wishes(units, wanted)
+        model = choice.load()
+        carry_out_units(model, source, out, wanted, how, options, len(units))
+        return
     model = choice.load()
     work = augmentation(model, source, out, wanted, **options)
-    say_more = lambda _: lines_about(work)  # noqa: E731
-    carry_out(work.job, model, source, out, how, say_more=say_more, after=lambda *_: work.finish(source, out))
+    carry_out(
+        work.job, model, source, out, how,
+        say_more=lambda _: lines_about(work), after=lambda *_: work.finish(source, out),
+    )  # fmt: skip
+
+
+def carry_out_units(
+    model: FrozenModel, source: Path, out: Path, wanted: Wanted, how: RunChoice, options: dict[str, Any], count: int
+) -> None:
+    """The same for shards and data sets, one after the other."""
+    from nearfar.record_sets import augment_units
+
+    typer.echo(f"work      {count} shards or splits, one by one; strength {wanted.strengths}", err=True)
+    if not how.dry_run:
+        show: dict[str, Any] = {"run_job": run_shown, "say": lambda about: typer.echo(f"judge     {about}", err=True)}
+        done = augment_units(model, source, out, wanted, resume=how.resume, **show, **options)
+        finish(done.progress, out, done.job, how.as_json, {"units": count, **done.counts})
 
 
 def lines_about(work: Augmentation) -> list[str]:
