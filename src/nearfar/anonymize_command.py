@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nearfar.calibration_choice import CalibrationChoice
 from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
 from nearfar.errors import UsageError
 from nearfar.exits import reported_errors
@@ -28,30 +29,33 @@ def anonymize(
         Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
     ] = None,
     keep_metadata: KeepMetadata = False,
+    found: CalibrationChoice,
     parts: RegionChoice,
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
     """Replace every image by a new one near it (local sampling).
 
-    How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps. What this
-    protects, and what it does not: docs/privacy.md. With --regions only faces or boxes are replaced: docs/regions.md.
+    How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps, or found by
+    nearfar calibrate (docs/calibrate.md). What this protects, and what it does not: docs/privacy.md. With --regions
+    only faces or boxes are replaced: docs/regions.md.
     """
     with reported_errors():
-        from nearfar.anonymize import anonymize_job
         from nearfar.plan import check_places
         from nearfar.region_job import region_job
         from nearfar.solver import SOLVERS
 
         options = how.options(0.35, solver, SOLVERS)
+        calibration = found.read(how, parts.regions)
         check_places(source, out, progress.resume)
         key = open_key(key_file, source, out)
         search = parts.search(source)
         model = choice.load()
-        job = anonymize_job(model, key=key, keep_metadata=keep_metadata, **options)
+        job = found.job(model, calibration, key=key, keep_metadata=keep_metadata, **options)
         job = region_job(job, search, keep_metadata) if search else job
         report = parts.after(job, search, source, out)
-        carry_out(job, model, source, out, progress, before=lambda: keep_key(key, key_file), after=report)
+        more, keep = found.lines(calibration), lambda: keep_key(key, key_file)
+        carry_out(job, model, source, out, progress, before=keep, say_more=lambda _: more, after=report)
 
 
 def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nearfar.calibration_choice import EyesChoice
 from nearfar.errors import UsageError
 from nearfar.exits import DONE, SOME_FAILED, raise_on_signals, reported_errors
 from nearfar.options import ModelChoice, RunChoice, fit_of, grouped, one_of, warnings_as_notes
@@ -16,36 +17,8 @@ from nearfar.sample_command import BatchSize, model_line, say, tell
 if TYPE_CHECKING:
     from nearfar.calibrate import Measuring, Sample
     from nearfar.calibration import Target
-    from nearfar.calibration_scores import Eyes
-    from nearfar.feature_networks import FeatureNetwork
     from nearfar.fitting import FitMode
     from nearfar.model import FrozenModel
-
-
-@dataclass(frozen=True)
-class EyesChoice:
-    """Through which networks originals and outputs are compared."""
-
-    features: Annotated[
-        str, typer.Option(help="model (its own), efficientnet, pixels, or a folder of a network of transformers.")
-    ] = "model"
-    recogniser: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A face recogniser (ONNX), for rank1 and similarity.")
-    ] = None
-    detector: Annotated[Path | None, typer.Option(metavar="FILE", help="YuNet (ONNX), with --recogniser.")] = None
-
-    def load(self, model: FrozenModel) -> tuple[Eyes, FeatureNetwork]:
-        """Who sees rank1 and similarity, and which network sees label and distance."""
-        from nearfar.calibration_scores import face_eyes, network_eyes
-        from nearfar.faces import FaceDetector, FaceRecogniser
-        from nearfar.feature_networks import feature_network
-
-        if (self.recogniser is None) != (self.detector is None):
-            raise UsageError("give --recogniser and --detector together, or neither: faces must be found first")
-        network = feature_network(self.features, model)
-        if self.recogniser is None or self.detector is None:
-            return network_eyes(network), network
-        return face_eyes(FaceDetector.load(self.detector), FaceRecogniser.load(self.recogniser)), network
 
 
 @grouped
@@ -91,7 +64,7 @@ def calibrate(
         model = choice.load()
         taken = take_sample(source, model, mode, sample, people, seed)
         work = measuring(model, taken, eyes, asked, steps, how, batch_size, seed)
-        settings = announce(work, asked, mode, source)
+        settings = announce(work, asked, mode, source) | {"eyes": eyes.places()}
         if progress.dry_run:
             tell(settings | {"network_calls": work.cost(len(asked))}, [], progress.as_json)
             return

@@ -52,12 +52,13 @@ class Need:
 def calibrated_job(model: FrozenModel, calibration: Calibration, need: Need | None = None, **options: Any) -> Job:
     """The job of `anonymize_job` at the strength that a calibration found; with `need`, at each image's own.
 
-    options: those of `anonymize_job`, without strength and sigma. Raises UsageError if the calibration is of another
-    model or another way to sample it. Cost: that of `anonymize_job`, with `need` 6 times as much.
+    options: those of `anonymize_job`; strength and sigma are of no account. Raises UsageError if the calibration is of
+    another model or another way to sample it. Cost: that of `anonymize_job`, with `need` 6 times as much.
     """
     steps, solver = options.get("steps", STEPS), options.get("solver", SOLVER)
     found = calibration.strength_for(method_settings(model, steps, solver, options.get("fit", FitMode.PAD)))
-    job = anonymize_job(model, strength=found if need is None else need.most, **options)
+    least = found if need is None else need.most / 2**HALVINGS
+    job = anonymize_job(model, **{**options, "strength": least, "sigma": None})
     job = replace(job, settings={**job.settings, "calibration": calibration.digest})
     return job if need is None else per_image_job(job, model, need, steps, solver)
 

@@ -145,7 +145,7 @@ def work_on(count=100, steps=5):
 
 
 def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
-    """Of Gaussian data an output keeps a share `r` of each deviation, and its variance. The mean cosine of deviations is `r`."""
+    """Of Gaussian data an output keeps a share `r` of each deviation: their mean cosine is `r`, as variances stay."""
     work, targets = work_on(), [SIMILARITY]
     found = calibrate(work, targets, tmp_path / "c.json", settings={})
     schedule, denoiser = work.model.schedule, work.model.denoiser.denoiser

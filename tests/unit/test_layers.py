@@ -44,6 +44,7 @@ LAYERS = [
         "region_choice",
         "audit_command",
         "calibrate_command",
+        "calibration_choice",
         "augment_command",
         "enhance_command",
         "cli",
