@@ -32,6 +32,9 @@ from nearfar.sources import Item
 A = TypeVar("A")
 B = TypeVar("B")
 
+WAITING = 1 << 28
+"""Bytes of squares that may wait for the network before reading pauses."""
+
 NO_RESULTS = torch.empty(0)
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
 
@@ -180,7 +183,7 @@ def pipeline(
     """Read ahead, transform, write one batch behind."""
     behind: deque[list[Future[Record]]] = deque()
     size = progress.batch_size
-    read = ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size)
+    read = ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size, size_of)
     loaded = with_squares(good(read, note), lambda each: note([store(job, out, Finished(each, NO_RESULTS, size))]))
     transformed = partial(transform, job, progress, tick)
     batches = ahead(pools.workers, transformed, groups(squares(loaded), partial(room, job, size)), job.workers + 1)
@@ -205,15 +208,30 @@ def count(batch: Batch, finished: list[Finished], progress: Progress) -> None:
     progress.reduced += sum(each.loaded.reading.reduced for each in finished)
 
 
-def ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int) -> Iterator[B]:
-    """`map` in threads, in order, never more than `depth` inputs ahead of the consumer."""
+def ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[A], B],
+    inputs: Iterable[A],
+    depth: int,
+    weight: Callable[[B], int] | None = None,
+) -> Iterator[B]:
+    """`map` in threads, in order, never more than `depth` inputs or `WAITING` bytes ahead of the consumer."""
     pending: deque[Future[B]] = deque()
     for each in inputs:
         pending.append(pool.submit(function, each))
-        if len(pending) >= depth:
+        while len(pending) >= depth or (weight and heavy(pending, weight)):
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def heavy(pending: Iterable[Future[B]], weight: Callable[[B], int]) -> bool:
+    """Whether all but the last two, which the readers may be at, weigh too much; it waits for them."""
+    return sum(weight(each.result()) for each in list(pending)[:-2]) > WAITING
+
+
+def size_of(read: Loaded | Record) -> int:
+    return read.reading.squares.nbytes if isinstance(read, Loaded) else 0
 
 
 def with_squares(loaded: Iterable[Loaded], store_now: Callable[[Loaded], None]) -> Iterator[Loaded]:

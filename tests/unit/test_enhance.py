@@ -1,11 +1,15 @@
 """`enhance` on folders with the tiny model: sizes, formats, alpha, depth, consistency, resume, refusals."""
 
+import time
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from gaussian_models import gaussian
+from nearfar import enhance, run
 from nearfar.enhance import enhance_folder, enhance_job
 from nearfar.manifest import manifest_path, read_manifest
 
@@ -137,3 +141,26 @@ def test_the_settings_name_the_level_that_was_proposed():
     assert job.steps == 6
     assert {"scale": 8, "cascade": 2, "consistency": True}.items() <= job.settings.items()
     assert torch.isclose(torch.tensor(job.settings["sigma"]), torch.tensor(2.0), rtol=1e-3)
+
+
+def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypatch):
+    """With room for none, no more are read ahead than the two readers and the batches under way hold."""
+    events, read = [], enhance.read_small
+
+    def noted(item, **how):
+        events.append(1)
+        return read(item, **how)
+
+    def slow(model, images, **options):
+        time.sleep(0.01)
+        events.append(-1)
+        return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    monkeypatch.setattr(run, "WAITING", 0)
+    monkeypatch.setattr(enhance, "read_small", noted)
+    monkeypatch.setattr(enhance, "enhance", slow)
+    for number in range(24):
+        Image.fromarray(drawn(16, 16, 3)).save(source / f"{number:02}.png")
+    call(source, out, scale=4, batch_size=16)  # each is 25 tiles, so it goes alone
+    assert events.count(1) == events.count(-1) == 24
+    assert max(accumulate(events)) <= 6
