@@ -63,19 +63,18 @@ class Region:
     kind: str = ""
 
 
-def face_region(landmarks: Landmarks, margin: float = 0.0, score: float = 1.0) -> Region:
+def face_region(landmarks: Landmarks, score: float = 1.0) -> Region:
     """The square in which a face lies as the bundled model knows faces: a least-squares similarity of its landmarks.
 
     landmarks: (x, y) of the eyes, the nose and the corners of the mouth in the picture, each pair from left to right as
-    seen. margin: added on each side, as a share of the side.
+    seen.
     """
     seen = landmarks @ (1, 1j)
     known = FACE_LANDMARKS - FACE_LANDMARKS.mean()
     turn = np.vdot(known, seen - seen.mean()) / np.vdot(known, known).real
     centre = seen.mean() + turn * (0.5 + 0.5j - FACE_LANDMARKS.mean())
     x, y, side, tilt = map(float, (centre.real, centre.imag, abs(turn), np.angle(turn)))
-    face = Region(x, y, side, *FACE_CORE, FACE_RADIUS, tilt, score)
-    return widen(face, margin)
+    return Region(x, y, side, *FACE_CORE, FACE_RADIUS, tilt, score)
 
 
 def face_landmarks(region: Region) -> Landmarks:

@@ -12,19 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nearfar.boxes import Boxes, digest
-from nearfar.crops import Region, box_region, crop, face_region, match_colours, paste
+from nearfar.crops import Region, box_region, crop, face_region, match_colours, paste, widen
 from nearfar.errors import ImageError, RunError
-from nearfar.faces import FaceDetector
-from nearfar.images import Picture, encode, read_picture
+from nearfar.faces import FaceDetector, as_pictures
+from nearfar.images import Picture, Pixels, encode, read_picture
 from nearfar.model import ImageContract
 from nearfar.plan import Job, Reading
 from nearfar.sources import Item
 
 FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
 """What a region's square has more on each side: faces fill it as the bundled model knows them, boxes need a border."""
+
+
+LOOKS, LOOK_SIZE, AROUND, ENOUGH = 4, 240, 0.5, 0.05
+"""How often a tilted face is looked at again at most, at how many pixels, with what around it, and radians that do."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,33 @@ def face_search(
     detector = FaceDetector.load(path, least_score)
 
     def find(_: Item, picture: Picture) -> list[Region]:
-        return [face_region(face.landmarks, margin, face.score) for face in detector.find(eight_bit_rgb(picture))]
+        faces = detector.find(eight_bit_rgb(picture))
+        found = [face_region(face.landmarks, face.score) for face in faces]
+        return [widen(upright(picture.pixels, region, detector), margin) for region in found]
 
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     settings = {"regions": "faces", "detector": sha256, "least_score": least_score, "margin": margin}
     missing = f"no face was found with a score of {least_score:g} or more"
     return Search(find, settings | {"keep_unmatched": keep_unmatched}, missing, keep_unmatched)
+
+
+def upright(pixels: Pixels, region: Region, detector: FaceDetector) -> Region:
+    """A face's region with the tilt that it has when it is looked at again with its head up, a few times.
+
+    YuNet sees tilted faces, but calls a tilt of 45 degrees 28; looked at again it becomes 38, and 75 becomes 69.
+    """
+    for _ in range(LOOKS):
+        wide = widen(region, AROUND)
+        faces = detector.find(as_pictures(crop(pixels, wide, LOOK_SIZE, 3)[None])[0])
+        if not faces:
+            return region
+        places = [face.landmarks @ (1, 1j) / LOOK_SIZE - (0.5 + 0.5j) for face in faces]
+        nearest = min(places, key=lambda each: abs(each.mean()))
+        seen = nearest * wide.side * np.exp(1j * wide.tilt) + complex(wide.x, wide.y)
+        before, region = region, face_region(np.stack([seen.real, seen.imag], axis=1), region.score)
+        if abs(region.tilt - before.tilt) < ENOUGH:
+            break
+    return region
 
 
 def box_search(boxes: Boxes, margin: float = BOX_MARGIN, keep_unmatched: bool = False) -> Search:
@@ -84,9 +110,9 @@ def box_search(boxes: Boxes, margin: float = BOX_MARGIN, keep_unmatched: bool = 
     return Search(find, settings, "its annotations hold no box", keep_unmatched)
 
 
-def eight_bit_rgb(picture: Picture) -> Any:
+def eight_bit_rgb(picture: Picture) -> NDArray[np.uint8]:
     """(height, width, 3) of uint8, as detectors take it."""
-    pixels = picture.pixels if picture.frame.depth == 8 else (picture.pixels >> 8).astype(np.uint8)
+    pixels = (picture.pixels >> (picture.frame.depth - 8)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 

@@ -8,7 +8,10 @@ import pytest
 from folders import contents
 from PIL import Image
 
+from nearfar.images import read_picture
 from nearfar.manifest import manifest_path, read_manifest
+from nearfar.region_job import face_search
+from nearfar.sources import Item
 
 DETECTOR = Path(__file__).parents[3] / "shared" / "weights" / "yunet_n_320_320.onnx"
 
@@ -124,3 +127,16 @@ def test_faces_are_found_and_replaced_in_a_photograph(tmp_path, out, anonymize):
     assert (difference[100:150, 200:250] > 0).mean() > 0.9
     difference[60:195, 160:290] = 0
     assert (difference == 0).all()
+
+
+@pytest.mark.skipif(not DETECTOR.is_file(), reason="YuNet's file is not beside the repository")
+def test_a_tilted_face_gets_its_tilt_by_a_second_look(tmp_path):
+    pytest.importorskip("cv2")
+    from skimage import data
+
+    Image.fromarray(data.astronaut()).rotate(60).save(tmp_path / "x.png")  # about the middle, (256, 256)
+    item = Item(tmp_path / "x.png", "x.png")
+    (found,) = face_search(DETECTOR).regions(item, read_picture(item.path))
+    turned = complex(224 - 256, 128 - 256) * np.exp(-1j * np.pi / 3)
+    assert (found.x - 256, found.y - 256) == pytest.approx((turned.real, turned.imag), abs=8)
+    assert np.degrees(found.tilt) == pytest.approx(-60, abs=12)  # a single look says -37
