@@ -40,7 +40,7 @@ class Faces:
     recogniser: FaceRecogniser
 
     @classmethod
-    def load(cls, detector: Path | None, recogniser: Path | None) -> Faces | None:
+    def load(cls, detector: str | Path | None, recogniser: str | Path | None) -> Faces | None:
         """From two ONNX files, both or none."""
         if detector is None and recogniser is None:
             return None

@@ -49,8 +49,8 @@ class Choices:
     """How it is measured. people: each top folder of BEFORE holds the pictures of one person."""
 
     features: str = "model"
-    detector: Path | None = None
-    recogniser: Path | None = None
+    detector: str | Path | None = None
+    recogniser: str | Path | None = None
     people: bool = False
     classifier: str = "logistic"
     seeds: int = SEEDS

@@ -57,17 +57,28 @@ def made_by(settings: dict[str, Any]) -> list[str]:
 
 
 def section(name: str, figures: Sequence[Figure]) -> list[str]:
-    """A table of figures; what all of them share stands once, below it."""
-    header = ["figure", "value", "95 % interval", "chance", "n", "network", "note"]
-    libraries = sorted({figure.library for figure in figures if figure.library})
-    below = [paragraph(f"Measured by {'; '.join(libraries)}.")] if libraries else []
-    return [heading(name), table(header, [row(figure) for figure in figures]), *below]
+    """A table for each network, with what measured it below."""
+    header = ["", "value", "95 % interval", "chance", "n", "note"]
+    parts = [heading(name)]
+    for network, some in grouped(figures).items():
+        libraries = sorted({figure.library for figure in some})
+        by = f"By {network}; measured" if network else "Measured"
+        parts += [table(header, [row(figure) for figure in some]), paragraph(f"{by} by {'; '.join(libraries)}.")]
+    return parts
+
+
+def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """By network, in the order in which they come."""
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.network, []).append(figure)
+    return found
 
 
 def row(figure: Figure) -> list[object]:
     interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
     chance = "" if figure.chance is None else f"{figure.chance:.4g}"
-    return [figure.name, f"{figure.value:.4g}", interval, chance, figure.count, figure.network, figure.note]
+    return [figure.name, f"{figure.value:.4g}", interval, chance, figure.count, figure.note]
 
 
 def drawings(audit: Audit) -> list[str]:

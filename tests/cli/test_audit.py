@@ -1,0 +1,74 @@
+"""`nearfar audit` on the command line: page, JSON, exit codes, sentences."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def run(tmp_path, write_pictures, anonymize):
+    """A folder of originals and one of their local samples."""
+    names = write_pictures(tmp_path / "before", 5)
+    assert anonymize(tmp_path / "before", tmp_path / "after").exit_code == 0
+    return tmp_path, names
+
+
+@pytest.fixture
+def audit(nearfar, model_folder, run):
+    folder, _ = run
+
+    def call(*options):
+        return nearfar("audit", folder / "before", folder / "after", "--model", model_folder, *options)
+
+    return call
+
+
+def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
+    folder, _ = run
+    result = audit()
+    assert result.exit_code == 0
+    assert "PSNR, dB: " in result.stdout
+    assert "re-identified, own original, rank 1: " in result.stdout
+    assert "chance 0.2, n 5 [pixels at 64x64]" in result.stdout
+    assert "attacks 6/6" in result.stderr
+    assert (folder / "after.audit.html").read_text("utf-8").startswith("<!doctype html>")
+    assert len(list(folder.rglob("*.png"))) == 10
+
+
+def test_a_bad_file_is_told_and_ends_with_3_and_json_has_all(audit, run):
+    folder, names = run
+    (folder / "after" / names[0]).write_bytes(b"")
+    result = audit("--json", "--report", folder / "page.html", "--features", "pixels")
+    assert result.exit_code == 3
+    assert f"failed    AFTER/{names[0]}: " in result.stderr
+    content = json.loads(result.stdout)
+    assert content["exit_code"] == 3
+    assert content["counts"]["outputs"] == 4
+    assert [each["name"] for each in content["failed"]] == [f"AFTER/{names[0]}"]
+    kept = json.loads((folder / "page.json").read_text("utf-8"))
+    assert kept["figures"] == content["figures"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--report", "page.txt"], "the report is a page, got page.txt"),
+        (["--others", "nowhere"], "nowhere must be a folder of images, got nothing there"),
+        (["--features", "inception"], "features must be model, efficientnet, pixels or a folder of a network"),
+        (["--detector", "yunet.onnx"], "give both ONNX files"),
+        (["--people"], "could be people: leave out people"),
+    ],
+)
+def test_what_cannot_be_meant_ends_with_2_and_a_sentence(audit, run, options, sentence):
+    folder, _ = run
+    result = audit(*options)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert not (folder / "after.audit.html").exists()
+
+
+def test_a_folder_is_not_audited_against_itself(nearfar, run):
+    folder, _ = run
+    result = nearfar("audit", folder / "before", folder / "before")
+    assert result.exit_code == 2
+    assert "BEFORE and AFTER are one folder" in result.stderr

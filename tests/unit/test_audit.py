@@ -1,0 +1,111 @@
+"""A whole audit of small folders: what is measured, how it is shown, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from nearfar.anonymize import anonymize_folder
+from nearfar.audit.audit import audit_folders
+from nearfar.audit.report import html, write_audit
+from nearfar.errors import UsageError
+from nearfar.feature_networks import feature_network
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, smooth, model):
+    """24 originals in two class folders, dark and light, local samples of them, and others."""
+    root = tmp_path_factory.mktemp("audit")
+    for name, first in (("before", 0), ("others", 100), ("reference", 200)):
+        for number in range(24):
+            shade, file = number % 2, root / name / ("dark", "light")[number % 2] / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            smooth(first + number).point(lambda value, shade=shade: value // 2 + 120 * shade).save(file)
+    anonymize_folder(model, root / "before", root / "after", strength=0.2, steps=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(folders, model):
+    with_all = {"others": folders / "others", "reference": folders / "reference", "test": folders / "reference"}
+    return audit_folders(folders / "before", folders / "after", model=model, seeds=2, **with_all)
+
+
+def test_every_part_of_an_audit_is_measured(found, model):
+    names = {figure.name for some in found.sections.values() for figure in some}
+    assert {"PSNR, dB", "Fréchet distance", "accuracy, AFTER less BEFORE"} <= names
+    assert {"re-identified, own original, rank 1", "re-identified, own original among others, rank 5"} <= names
+    assert {"outputs and originals, equal error rate", "Gaussian mechanism, mu at the mean distance"} <= names
+    assert all(figure.library and figure.count for some in found.sections.values() for figure in some)
+    assert found.counts["originals"] == found.counts["outputs"] == 24
+    assert found.settings["strength"] == 0.2
+    assert [view.name for view in found.views] == ["pixels at 64x64", feature_network("model", model).name]
+
+
+def test_the_bound_is_the_distance_over_the_noise_of_the_record(found):
+    figures = {figure.name: figure.value for figure in found.sections["What is proven"]}
+    apart = torch.pdist(found.pairs.originals.double().flatten(1)).mean().item()
+    assert figures["Gaussian mechanism, mu at the mean distance"] == pytest.approx(apart / found.settings["sigma"])
+
+
+def test_rows_say_which_original_is_nearest(found):
+    row = found.rows[3]
+    assert row["name"] == row["original"] == found.pairs.output_items[3].name
+    distances = (found.views[0].after[3] - found.views[0].before).norm(dim=1)
+    assert row["nearest"]["pixels at 64x64"] == found.pairs.items[distances.argmin()].name
+
+
+def test_light_and_dark_are_learnt_from_outputs_too(found):
+    figures = {figure.name: figure for figure in found.sections["What a classifier learns"]}
+    assert figures["accuracy, learnt from BEFORE"].value > 0.9
+    assert figures["accuracy, learnt from BEFORE"].count == 24
+    assert figures["accuracy, learnt from AFTER"].chance == 0.5
+
+
+def test_the_page_and_its_json_say_the_same_and_pass_no_verdict(found, tmp_path):
+    write_audit(tmp_path / "page.html", found)
+    page = (tmp_path / "page.html").read_text("utf-8")
+    content = json.loads((tmp_path / "page.json").read_text("utf-8"))
+    assert "anonymous" not in page.lower() + json.dumps(content).lower()
+    led_back = [view.name for view in found.views if f"Led back to their originals by {view.name}" in page]
+    assert led_back
+    assert page.count("<img ") == 3 + len(led_back)
+    assert page.count("<svg ") == 2
+    assert 'src="http' not in page
+    for some in content["figures"].values():
+        for figure in some:
+            assert f"<td>{figure['name']}</td><td>{figure['value']:.4g}</td>" in page
+    assert len(content["outputs"]) == 24
+    assert html(found) == page
+
+
+def test_folders_without_classes_record_or_partner_are_audited_and_told(folders, model, smooth, tmp_path):
+    for name, numbers in (("one", range(4)), ("two", range(1, 5))):
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            smooth(number if name == "one" else number + 50).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "two" / "3.png").write_bytes(b"broken")
+    found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
+    page = html(found)
+    assert [name for name, some in found.sections.items() if some] == [
+        "What was lost, output by output",
+        "What attackers find",
+    ]
+    assert "No record of the run" in page
+    assert "AFTER/3.png: " in page
+    assert (found.counts["originals without an output"], found.counts["outputs without an original"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"limit": 1}, "an audit needs at least 2 originals"),
+        ({"seeds": 0}, "at least 1 seed"),
+        ({"classifier": "forest"}, "classifier must be one of logistic, cnn"),
+        ({"detector": "yunet.onnx"}, "needs a detector and the other way round"),
+        ({"features": "inception"}, "features must be"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(folders, model, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        audit_folders(folders / "before", folders / "after", model=model, **options)
