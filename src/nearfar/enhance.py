@@ -59,7 +59,7 @@ def enhance_job(
     check_scale(scale, cascade)
     options: dict[str, Any] = {"scale": scale, "cascade": cascade, "consistency": consistency}
     way: dict[str, Any] = {
-        "strength": proposed_strength(model, scale) if strength is None else strength,
+        "strength": proposed_strength(model, scale, consistency) if strength is None else strength,
         "steps": steps,
     }
     settings = trajectory_settings(model, sigma=None, solver=solver, fit=FitMode.PAD, **way)

@@ -8,7 +8,7 @@ import torch
 from gaussian_models import MEAN, SCHEDULE, VARIANCE, gaussian
 from nearfar import enhancement
 from nearfar.back_projection import AreaDownsampling, enlargement
-from nearfar.enhancement import SIGMA_PER_SCALE, ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of
+from nearfar.enhancement import ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of
 from nearfar.errors import UsageError
 from nearfar.latent_space import PatchSpace, PixelSpace, UnitRange
 from nearfar.noise import SecretKey
@@ -100,11 +100,14 @@ def test_a_cascade_forgets_more():
 
 
 @pytest.mark.parametrize("space", [PixelSpace(), UnitRange(), PatchSpace(2)])
-def test_the_level_proposed_grows_with_the_scale_in_units_of_pixels(space):
+@pytest.mark.parametrize(
+    ("consistency", "sigmas"), [(False, [2 / 12 * 2**0.5, 8 / 12]), (True, [2 / 6 * 2**0.5, 8 / 6])]
+)
+def test_the_level_proposed_grows_with_the_scale_in_units_of_pixels(space, consistency, sigmas):
     model = gaussian(space)
-    strengths = torch.tensor([proposed_strength(model, scale) for scale in (2, 4, 8)], dtype=torch.float64)
-    sigma = SCHEDULE.ratio(SCHEDULE.time_of_strength(strengths)) / (space.span / 2)
-    torch.testing.assert_close(sigma, SIGMA_PER_SCALE * torch.tensor([2.0, 4.0, 8.0], dtype=torch.float64))
+    strengths = [proposed_strength(model, scale, consistency) for scale in (2, 4)]
+    sigma = SCHEDULE.ratio(SCHEDULE.time_of_strength(torch.tensor(strengths, dtype=torch.float64)))
+    torch.testing.assert_close(sigma / (space.span / 2), torch.tensor([8**0.5, 8.0], dtype=torch.float64) / part)
 
 
 def test_behind_an_autoencoder_the_level_must_be_given_and_the_result_still_fits():
