@@ -1,6 +1,6 @@
 """Does a calibration on half of the ORL faces hold on the other half?
 
-    OMP_WAIT_POLICY=passive python benchmarks/calibrate.py --data DATA --weights WEIGHTS
+    OMP_WAIT_POLICY=passive python benchmarks/calibrate.py --data DATA --weights WEIGHTS --cache /tmp/cal
 
 DATA holds faces_orl.zip, WEIGHTS mobilefacenet_casia_068.onnx and yunet_n_320_320.onnx. Of each of the 40 people every
 second photograph is used, 5. The people are split by chance: 20 to calibrate on, 20 that are fresh, with fresh noise.
@@ -13,7 +13,6 @@ bundled model, 20 steps, about 55,000 network calls for one image each.
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -115,15 +114,19 @@ def described(curve: Curve) -> dict[str, Any]:
     }
 
 
-def main(data: Annotated[Path, typer.Option()], weights: Annotated[Path, typer.Option()]) -> None:
+def main(
+    data: Annotated[Path, typer.Option()],
+    weights: Annotated[Path, typer.Option()],
+    cache: Annotated[Path, typer.Option(help="Where an interrupted search goes on.")],
+) -> None:
     """Calibrate, verify, and write results/calibrate.json."""
     model, faces = load_model(), orl(data)
     images = squares(faces, model.image.size)
     order = np.random.default_rng(0).permutation(sorted(set(faces.people))).tolist()
     first, second = (half(model, faces, images, set(some), weights, seed)
                      for seed, some in enumerate((order[:20], order[20:])))  # fmt: skip
-    with TemporaryDirectory() as folder:
-        found = calibrate(first, TARGETS, Path(folder) / "orl", settings={}, halvings=3)
+    cache.mkdir(parents=True, exist_ok=True)
+    found = calibrate(first, TARGETS, cache / "orl", settings={}, resume=True, halvings=3)
     curves = {name: described(curve) for name, curve in found.curves.items()}
     rows = [judged(target, found, second) for target in TARGETS]
     typer.echo("\n".join(map(str, rows)))

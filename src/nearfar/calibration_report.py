@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nearfar.calibration import KINDS, Curve, isotonic
+from nearfar.calibration import KINDS, Curve, Found, Target, isotonic
 from nearfar.calibration_file import Calibration
 from nearfar.page import heading, page, paragraph, plot, table
 from nearfar.representation_report import shown, write_page
@@ -33,13 +33,22 @@ def verdict(calibration: Calibration) -> str:
     """What was found, in a sentence."""
     found, asked = calibration.found, calibration.asked
     if found.strength is None:
-        reached = [f"{target}: {'no strength' if at is None else f'{at:g}'}" for target, at in found.limits.items()]
-        tried = ", ".join(f"{point.strength:g}" for point in next(iter(found.curves.values())))
-        return f"No strength meets {asked} ({'; '.join(reached)}), of {tried}. More images would narrow the bounds."
+        reached = "; ".join(limit(target, found) for target in calibration.targets)
+        return f"No strength meets {asked} ({reached}). More images would narrow the bounds."
     if found.strength == 0:
         return f"The originals themselves meet {asked}: nothing need be done for it."
     word = "Smallest" if any(target.kind.safe_when_strong for target in calibration.targets) else "Largest"
     return f"{word} strength that meets {asked}: {found.strength:g}."
+
+
+def limit(target: Target, found: Found) -> str:
+    """How far one target can be met, or how near the safest strength comes to it."""
+    curve, at = found.curves[target.measure], found.limits[str(target)]
+    if at is not None:
+        return f"{target} {'from' if target.kind.safe_when_strong else 'up to'} {at:g}"
+    safest = curve[-1 if target.kind.safe_when_strong else 0]
+    bounds = f"{shown(safest.value)}, between {shown(safest.low)} and {shown(safest.high)}"
+    return f"{target} nowhere: at strength {safest.strength:g} it is {bounds}"
 
 
 def account(calibration: Calibration) -> str:

@@ -1,8 +1,9 @@
 """Folder jobs whose strength comes from a calibration: one for all images, or to each image only what it needs.
 
-The latter halves the interval in which each image's strength lies, all images of a batch at once, each at its own, and
-keeps the output of the smallest strength that met the image's own target. That very output was tested, by that
-network: another network, or other noise at the same strength, need not agree, the less as the luckiest was taken.
+The latter halves the interval in which the square root of each image's strength lies (few images need high ones), all
+images of a batch at once, each at its own, and keeps the output of the smallest that met the image's own target. That
+very output was tested, by that network: another network, or other noise at the same strength, need not agree, the less
+as the luckiest was taken.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def calibrated_job(model: FrozenModel, calibration: Calibration, need: Need | No
     """
     steps, solver = options.get("steps", STEPS), options.get("solver", SOLVER)
     found = calibration.strength_for(method_settings(model, steps, solver, options.get("fit", FitMode.PAD)))
-    least = found if need is None else need.most / 2**HALVINGS
+    least = found if need is None else need.most / 4**HALVINGS
     job = anonymize_job(model, **{**options, "strength": least, "sigma": None})
     job = replace(job, settings={**job.settings, "calibration": calibration.digest})
     return job if need is None else per_image_job(job, model, need, steps, solver)
@@ -86,16 +87,16 @@ def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solv
         return outputs, need.score(as_written(outputs), images).float()
 
     def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Tensor:
-        low, high = torch.zeros(len(images)), torch.full((len(images),), need.most)
-        best, scores = attempt(images, items, high, on_step)
+        low, high = torch.zeros(len(images)), torch.ones(len(images))
+        best, scores = attempt(images, items, need.most * high**2, on_step)
         met = need.met(scores)
         for turn in range(1, 1 + HALVINGS):
-            strength = torch.where(met, (low + high) / 2, high)
-            outputs, found = attempt(images, items, strength, later(on_step, turn * steps))
+            root = torch.where(met, (low + high) / 2, high)
+            outputs, found = attempt(images, items, need.most * root**2, later(on_step, turn * steps))
             good = met & need.met(found)
             best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, found, scores)
-            low, high = torch.where(good, low, strength), torch.where(good, strength, high)
-        planes = torch.stack([torch.where(met, high, -1.0), scores], 1)
+            low, high = torch.where(good, low, root), torch.where(good, root, high)
+        planes = torch.stack([torch.where(met, need.most * high**2, -1.0), scores], 1)
         return torch.cat([best, planes[:, :, None, None].expand(-1, -1, *best.shape[2:])], 1)
 
     return transform
