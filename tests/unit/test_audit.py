@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
+from scipy.spatial.distance import pdist
 
 from nearfar.anonymize import anonymize_folder
 from nearfar.audit.audit import audit_folders
@@ -44,7 +46,8 @@ def test_every_part_of_an_audit_is_measured(found, model):
 
 def test_the_bound_is_the_distance_over_the_noise_of_the_record(found):
     figures = {figure.name: figure.value for figure in found.sections["What is proven"]}
-    apart = torch.pdist(found.pairs.originals.double().flatten(1)).mean().item()
+    pixels = [np.array(Image.open(item.path)).flatten() / 127.5 for item in found.pairs.items]
+    apart = pdist(pixels).mean()
     assert figures["Gaussian mechanism, mu at the mean distance"] == pytest.approx(apart / found.settings["sigma"])
 
 
@@ -76,7 +79,6 @@ def test_the_page_and_its_json_say_the_same_and_pass_no_verdict(found, tmp_path)
         for figure in some:
             assert f"<td>{figure['name']}</td><td>{figure['value']:.4g}</td>" in page
     assert len(content["outputs"]) == 24
-    assert html(found) == page
 
 
 def test_folders_without_classes_record_or_partner_are_audited_and_told(folders, model, smooth, tmp_path):

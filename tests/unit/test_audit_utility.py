@@ -5,13 +5,15 @@ import torch
 from scipy import stats
 
 from nearfar.audit.utility import (
+    Classifier,
     Examples,
-    class_names,
+    classes_in,
     drawn_of_each_class,
     logistic,
     numbered,
     small_cnn,
     student_interval,
+    top_folders,
     utility,
 )
 from nearfar.errors import UsageError
@@ -25,7 +27,7 @@ def clouds(count, seed, gap=2.0):
 
 
 def figures(before, after, of, test, **options):
-    found = utility(before, after, of, test, logistic, name="logistic regression", **options)
+    found = utility(before, after, of, test, Classifier("logistic", True, logistic), **options)
     return {figure.name: figure for figure in found}
 
 
@@ -54,7 +56,9 @@ def test_without_test_images_those_that_were_not_drawn_are_asked():
 
     numbers = torch.arange(20.0)[:, None]
     before, of = Examples(numbers, torch.arange(20) % 2), torch.arange(20).repeat_interleave(2)
-    found = utility(before, Examples(numbers[of], before.labels[of]), of, None, learner, name="none", seeds=3)
+    found = utility(
+        before, Examples(numbers[of], before.labels[of]), of, None, Classifier("none", True, learner), seeds=3
+    )
     assert len(seen) == 9
     assert all(not learnt & judged and len(learnt) == 16 and len(judged) == 4 for learnt, judged in seen)
     assert found[0].count == 4
@@ -68,10 +72,24 @@ def test_each_class_is_drawn_from():
     assert torch.bincount(labels[drawn]).tolist() == [8, 1, 1]
 
 
-def test_the_class_is_the_top_folder():
-    assert class_names(["cat/x/1.png", "dog/2.png"]) == ["cat", "dog"]
-    assert class_names(["cat/1.png", "cat/2.png"]) is None
-    assert class_names(["cat/1.png", "2.png"]) is None
+def test_people_are_the_top_folders():
+    assert top_folders(["ann/x/1.png", "bob/2.png"]) == ["ann", "bob"]
+    assert top_folders(["ann/1.png", "ann/2.png"]) is None
+    assert top_folders(["ann/1.png", "2.png"]) is None
+
+
+def test_classes_are_folders_or_what_metadata_say(tmp_path):
+    names = ["cat/1.png", "dog/2.png", "cow/3.png"]
+    assert classes_in(tmp_path, names, names[:2]) == ["cat", "dog"]
+    assert classes_in(tmp_path, names, names[:1]) is None
+    assert classes_in(tmp_path, ["1.png", "2.png"], ["1.png", "2.png"]) is None
+    (tmp_path / "1.png").touch()
+    (tmp_path / "2.png").touch()
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,hen\n2.png,owl\n")
+    assert classes_in(tmp_path, ["1.png", "2.png"], ["2.png", "1.png"]) == ["owl", "hen"]
+
+
+def test_classes_are_numbered_and_strange_ones_refused():
     assert numbered(["dog", "cat"], ["cat", "dog", "dog"]).tolist() == [1, 0]
     with pytest.raises(UsageError, match="test images have the class 'cow', BEFORE has cat, dog"):
         numbered(["cow"], ["dog", "cat"])
@@ -93,4 +111,4 @@ def test_the_small_network_learns_and_repeats_itself():
     labels = torch.arange(40) % 2
     found = small_cnn(images[:28], labels[:28], images[28:], 0)
     assert torch.equal(found, labels[28:])
-    assert torch.equal(small_cnn(images[:8], labels[:8], images, 1), small_cnn(images[:8], labels[:8], images, 1))
+    assert torch.equal(small_cnn(images[:4], labels[:4], images, 1), small_cnn(images[:4], labels[:4], images, 1))

@@ -23,13 +23,14 @@ from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels, similarities
 from nearfar.errors import UsageError
 from nearfar.faces import FaceDetector, FaceRecogniser, Points, embed_faces
-from nearfar.feature_networks import BATCH, FeatureNetwork, model_features, pixel_features
+from nearfar.feature_networks import BATCH, FeatureNetwork, pixel_features
+from nearfar.fitting import FitMode, fit
 from nearfar.images import read_picture
 from nearfar.model import FrozenModel
 from nearfar.sources import Item
 
 PIXELS = 64
-"""Pixels of a side at which pixels are compared."""
+"""Pixels of a side at which pixels are compared, and at which images are kept at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +138,11 @@ def formal_bound(model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any]) 
     """Of the run that made the outputs, where its record names this model and a noise level."""
     if settings.get("model") != model.provenance.sha256 or not settings.get("sigma"):
         return []
-    images = model_features(model).seen(pairs.originals)
+    mode, contract = FitMode(settings.get("fit", "pad")), model.image
+    images = [fit(read_picture(item.path), contract.size, contract.channels, mode) for item in pairs.items]
     with torch.inference_mode():
-        latents = [model.latent_space.encode(some.to(model.device)).cpu() for some in torch.split(images, BATCH)]
+        parts = torch.split(torch.stack(images).to(model.device), BATCH)
+        latents = [model.latent_space.encode(some).cpu() for some in parts]
     return bound(torch.cat(latents), float(settings["sigma"]))
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.attacks import Faces, Others, attack_views, formal_bound, nearest_originals, views
+from nearfar.audit.attacks import PIXELS, Faces, Others, attack_views, formal_bound, nearest_originals, views
 from nearfar.audit.fidelity import fidelity, library, pair_distances, set_figures
 from nearfar.audit.figure import Figure
 from nearfar.audit.pairs import Pairing, Pairs, Watch, pair_folders, read_images, read_pairs, unwatched
-from nearfar.audit.utility import LEARNERS, SEEDS, Examples, class_names, numbered, utility
+from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, top_folders, utility
 from nearfar.audit.view import View
 from nearfar.errors import UsageError
 from nearfar.feature_networks import BATCH, FeatureNetwork, feature_network
@@ -62,8 +62,8 @@ class Choices:
             raise UsageError(f"an audit needs at least 2 originals, got a limit of {self.limit}")
         if self.seeds < 1:
             raise UsageError(f"a classifier needs at least 1 seed, got {self.seeds}")
-        if self.classifier not in LEARNERS:
-            raise UsageError(f"classifier must be one of {', '.join(LEARNERS)}, got {self.classifier!r}")
+        if self.classifier not in CLASSIFIERS:
+            raise UsageError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ def audit_folders(
 
     before, after: folders; outputs are matched by name (`photo.png`, or `photo~1.png`, ... of several). model: whose
     features are used, and whose size, the bundled one unless given. choices: the fields of `Choices`. watch: told of
-    each stage. All images are held in memory at one size: the model's or the feature network's, at most 224 pixels.
+    each stage. All images are held in memory at one size: the model's or the feature network's, 64 to 224 pixels.
     Cost: three network calls for each 32 images, two more for each face. Everything random follows from `seed`.
     Files that cannot be read are listed in `rejected`. Raises UsageError for what cannot be meant.
     """
@@ -123,7 +123,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     choices.check()
     faces = Faces.load(choices.detector, choices.recogniser)
     network = feature_network(choices.features, model)
-    size = min(max(model.image.size, network.size), LARGEST)
+    size = min(max(model.image.size, network.size, PIXELS), LARGEST)
     pairing = pair_folders(folders.before, folders.after)
     pairs = read_pairs(pairing.some(choices.limit, choices.seed), size, watch)
     rejected = list(pairs.rejected)
@@ -131,16 +131,14 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     distance = pair_distances(pairs, network)
     stranger = read_others(folders.others, network, size, rejected, watch)
     eyes = views(pairs, features, stranger, network, faces, watch)
-    real = (
-        None if folders.reference is None else seen(network, read_images(folders.reference, size, rejected)[1], watch)
-    )
+    real = read_others(folders.reference, network, size, rejected, watch)
     settings = settings_of(folders.after)
     sections = {
         "What was lost, output by output": fidelity(pairs, distance, network),
-        "All outputs beside real images": set_figures(*features, pairs.of, real, network.name),
+        "All outputs beside real images": set_figures(*features, pairs.of, real and real[1], network.name),
         "What attackers find": attack_views(eyes, people_of(pairs, choices), watch),
         "What is proven": formal_bound(model, pairs, settings),
-        "What a classifier learns": learnt(folders, choices, pairs, features, network, rejected, watch),
+        "What a classifier learns": learnt(folders, choices, pairing, pairs, features, network),
     }
     counts = counted(pairing, pairs, rejected)
     rows = rows_of(pairs, distance, eyes)
@@ -169,49 +167,38 @@ def people_of(pairs: Pairs, choices: Choices) -> list[str] | None:
     """Whose picture each original is, if the top folders say that."""
     if not choices.people:
         return None
-    found = class_names([item.name for item in pairs.items])
+    found = top_folders([item.name for item in pairs.items])
     if found is None:
         raise UsageError("BEFORE has no top folders, or only one, that could be people: leave out people")
     return found
 
 
 def learnt(
-    folders: Folders,
-    choices: Choices,
-    pairs: Pairs,
-    features: Features,
-    network: FeatureNetwork,
-    rejected: list[Rejected],
-    watch: Watch,
+    folders: Folders, choices: Choices, pairing: Pairing, pairs: Pairs, features: Features, network: FeatureNetwork
 ) -> list[Figure]:
-    """Utility, where top folders are classes (and not people of whom the outputs shall know nothing)."""
-    classes = class_names([item.name for item in pairs.items])
+    """Utility, where BEFORE has classes that are not people."""
+    every = [*(item.name for item, _ in pairing.outputs), *pairing.lost]
+    classes = None if choices.people else classes_in(folders.before, every, [item.name for item in pairs.items])
     if classes is None or (folders.test is None and len(classes) < 2 * len(set(classes))):
         return []
-    by_features = choices.classifier == "logistic"
-    inputs, outputs = features if by_features else (pairs.originals, pairs.outputs)
-    labels = numbered(classes, classes)
+    labels, kind = numbered(classes, classes), CLASSIFIERS[choices.classifier]
+    inputs, outputs = features if kind.by_features else (pairs.originals, pairs.outputs)
     test = None
     if folders.test is not None:
-        items, images = read_images(folders.test, pairs.originals.shape[-1], rejected, watch)
-        names = class_names([item.name for item in items])
-        if names is None:
-            raise UsageError(f"{folders.test} must have a folder for each class, as BEFORE: cat/1.png, dog/2.png")
-        test = Examples(seen(network, images, watch) if by_features else images, numbered(names, classes))
-    name = "logistic regression on features" if by_features else "small CNN from scratch at 32 pixels"
-    watch("classifiers", 0, 1)
-    found = utility(
-        Examples(inputs, labels),
-        Examples(outputs, labels[pairs.of]),
-        pairs.of,
-        test,
-        LEARNERS[choices.classifier],
-        name=name,
-        network=network.name if by_features else "",
-        seeds=choices.seeds,
-    )
-    watch("classifiers", 1, 1)
-    return found
+        images, tested = read_test(folders.test, pairs.originals.shape[-1], classes)
+        test = Examples(network(images) if kind.by_features else images, tested)
+    before, after = Examples(inputs, labels), Examples(outputs, labels[pairs.of])
+    return utility(before, after, pairs.of, test, kind, network=network.name, seeds=choices.seeds)
+
+
+def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Test images and their classes, which BEFORE must have too."""
+    items, images = read_images(folder, size, [])
+    names = [item.name for item in items]
+    found = classes_in(folder, names, names)
+    if found is None:
+        raise UsageError(f"{folder} must have a folder for each class, as BEFORE: cat/1.png, dog/2.png")
+    return images, numbered(found, classes)
 
 
 def with_library(sections: dict[str, list[Figure]]) -> dict[str, list[Figure]]:

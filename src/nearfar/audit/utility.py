@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from statistics import fmean, stdev
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nearfar.annotations import read_annotations
 from nearfar.audit.figure import Figure
 from nearfar.errors import UsageError
 
@@ -38,11 +39,30 @@ class Examples:
         return Examples(*(torch.cat(both) for both in pairs))
 
 
-def class_names(names: Sequence[str]) -> list[str] | None:
-    """The class of each image: its top folder. Nothing if some lie in none, or all in one."""
+@dataclass(frozen=True)
+class Classifier:
+    """name: as it stands beside figures. by_features: its inputs are a network's vectors, else images."""
+
+    name: str
+    by_features: bool
+    learn: Learner
+
+
+def top_folders(names: Sequence[str]) -> list[str] | None:
+    """The top folder of each image. Nothing if some lie in none, or all in one."""
     parts = [PurePosixPath(name).parts for name in names]
     found = [each[0] for each in parts if len(each) > 1]
     return found if len(found) == len(parts) and len(set(found)) > 1 else None
+
+
+def classes_in(folder: Path, every: Sequence[str], names: Sequence[str]) -> list[str] | None:
+    """The class of each named image: its folder, or what annotations say. Nothing unless each has one, and not all one.
+
+    every: all images below the folder. Raises UsageError for annotations that contradict themselves.
+    """
+    labels = read_annotations(folder, every).labels
+    found = [labels[name][0] for name in names if len(labels.get(name, ())) == 1]
+    return found if len(found) == len(names) and len(set(found)) > 1 else None
 
 
 def numbered(classes: Sequence[str], known: Sequence[str]) -> Labels:
@@ -59,9 +79,8 @@ def utility(
     after: Examples,
     of: Int64[Tensor, " outputs"],
     test: Examples | None,
-    learner: Learner,
+    kind: Classifier,
     *,
-    name: str,
     network: str = "",
     seeds: int = SEEDS,
 ) -> list[Figure]:
@@ -72,10 +91,11 @@ def utility(
     the same seed); they hold for other draws of what is learnt from, not for other test images. Chance: the largest
     class of the test images. Cost: three trainings for each seed.
     """
-    rows = [one_seed(before, after, of, test, learner, seed) for seed in range(seeds)]
+    rows = [one_seed(before, after, of, test, kind.learn, seed) for seed in range(seeds)]
     columns = dict(zip(("BEFORE", "AFTER", "both"), zip(*(row[:3] for row in rows), strict=True), strict=True))
     tested, floor = rows[0][3], fmean(row[4] for row in rows)
-    note = f"{name}; {tested} test images{'' if test else ', other originals for each seed'}; {seeds} seeds"
+    note = f"{kind.name}; {tested} test images{'' if test else ', other originals for each seed'}; {seeds} seeds"
+    network = network if kind.by_features else ""
     found = [
         figure(f"accuracy, learnt from {key}", values, tested, floor, network, note) for key, values in columns.items()
     ]
@@ -166,4 +186,7 @@ def convolutions(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
-LEARNERS: dict[str, Learner] = {"logistic": logistic, "cnn": small_cnn}
+CLASSIFIERS = {
+    "logistic": Classifier("logistic regression on features", True, logistic),
+    "cnn": Classifier("small CNN from scratch at 32 pixels", False, small_cnn),
+}
