@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nearfar.errors import UsageError, first_line
 
@@ -33,6 +33,7 @@ class Made:
         return self.name != self.origin
 
 
+@runtime_checkable
 class Layout(Protocol):
     """Annotations as they were found in IN, in one of the ways of writing them."""
 

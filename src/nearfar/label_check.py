@@ -131,7 +131,7 @@ def deal(labels: Sequence[str]) -> NDArray[np.intp]:
     return np.array(folds)
 
 
-def regression(features: Vectors, labels: NDArray[np.str_]) -> Any:
+def regression(features: Vectors, labels: NDArray[Any]) -> Any:
     """Standardised features, L2-regularised logistic regression."""
     try:
         from sklearn.linear_model import LogisticRegression

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ AnyImage = Any
 """PIL; a tensor (channels, height, width) or an array (height, width[, channels]), uint8 or floats in [0, 1]."""
 
 
+@runtime_checkable
 class Base(Protocol):
     """A data set with a length whose items are (image, label, ...) or {"image": ..., ...}."""
 
@@ -82,7 +83,7 @@ class CopyCache:
 
     def make(self, wanted: Sequence[tuple[Pixels, int]]) -> None:
         """Make these copies in one batch and store them."""
-        frames = [Frame(*pixels.shape[:2], pixels.shape[2], 8, None, "PNG", {}) for pixels, _ in wanted]
+        frames = [frame_of(pixels) for pixels, _ in wanted]
         pictures = [Picture(pixels, frame) for (pixels, _), frame in zip(wanted, frames, strict=True)]
         squares = torch.stack([fit(picture, self.image.size, self.image.channels) for picture in pictures])
         paths = [self.path(pixels, variant) for pixels, variant in wanted]
@@ -123,6 +124,11 @@ def copy_cache(
 
     settings = json.dumps([model.provenance.sha256, model.settings, span, steps, solver_name(solver)])
     return CopyCache(Path(cache), model.image, span, key, settings, sample, model.device.type)
+
+
+def frame_of(pixels: Pixels) -> Frame:
+    height, width, channels = pixels.shape
+    return Frame(height, width, channels, 8, None, "PNG", {})
 
 
 def store(path: Path, content: bytes) -> None:
@@ -233,10 +239,8 @@ class NearTransform:
         self.cache = copy_cache(model, cache, strength, seed, steps, solver)
         self.batch_size = default_batch_size(model)
 
-    def __call__(self, image: AnyImage = None, /, **fields: Any) -> Any:
-        if image is None:
-            return {**fields, "image": self.draw(fields["image"])}
-        return self.draw(image)
+    def __call__(self, only: AnyImage = None, /, **fields: Any) -> Any:
+        return {**fields, "image": self.draw(fields["image"])} if only is None else self.draw(only)
 
     def draw(self, image: AnyImage) -> AnyImage:
         """One of the copies, or the image itself."""

@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from nearfar.augment import Augmentation, Wanted, augment_job, augmentation
 from nearfar.data_sets import pack_data_set, unpack_data_set
 from nearfar.errors import UsageError
-from nearfar.manifest import Manifest, Record, manifest_path, read_manifest
+from nearfar.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.model import FrozenModel
 from nearfar.plan import Job, Plan, check_places, check_same_run, header, plan_run
 from nearfar.run import Progress, run
@@ -102,7 +103,7 @@ def augment_units(
     job, total = augment_job(model, wanted, {}, {}, out, **options), Progress(0)
     earlier, counts = read_manifest(manifest_path(out)), Counter[str]()
     check_same_run(job, out, earlier)
-    with Manifest(manifest_path(out), header(job)) as manifest:
+    with Manifest(manifest_path(out), header(job)) as manifest, nothing_left_of_a_refusal(out, earlier):
         for unit in units:
             record = earlier.records.get(unit.name)
             if record and is_done(record, unit, out, job):
@@ -123,6 +124,18 @@ def augment_units(
             write_whole(out / "dataset_dict.json", (source / "dataset_dict.json").read_bytes())
     total.total = total.done + total.kept + len(total.failed)
     return Outcome(total, job, counts)
+
+
+@contextmanager
+def nothing_left_of_a_refusal(out: Path, earlier: Earlier) -> Iterator[None]:
+    """Where the first unit is refused, the next attempt finds things as they were."""
+    try:
+        yield
+    except UsageError:
+        if not earlier.header and not (out.is_dir() and any(out.iterdir())):
+            manifest_path(out).unlink(missing_ok=True)
+            shutil.rmtree(work_folder(out), ignore_errors=True)
+        raise
 
 
 def unpacked(

@@ -28,13 +28,14 @@ Record = dict[str, bytes]
 
 def unpack_shard(shard: Path, folder: Path) -> None:
     """The images of a shard as files, and `metadata.jsonl` with their labels, from `cls` or `label` of `json`."""
-    rows = []
+    rows, seen = [], set[str]()
     for key, record in records(shard):
         name = f"{key}.{image_field(key, record)}"
         if not storable(name) or name.startswith("/") or ".." in name.split("/"):
             raise UsageError(f"{shard.name} has the key {key[:60]!r}, which is no safe file name: rename it")
-        if (folder / name).exists():
+        if key in seen:
             raise UsageError(f"{shard.name} has the key {key} twice: keys must differ")
+        seen.add(key)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(record[posixpath.basename(name).partition(".")[2]])
         rows.append({"file_name": name} | label_of(key, record))
