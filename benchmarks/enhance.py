@@ -53,8 +53,12 @@ from nearfar.tiles import starts
 
 FACES, OTHERS, CROP, FEW = 64, 200, 96, 16
 CANVAS, SEAM_SCALE = 1024, 8
-SIGMAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-"""Levels of the sweep."""
+LEVELS = {
+    8: (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 15.0, 100.0),
+    4: (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 15.0, 100.0),
+    2: (0.125, 0.25, 0.5, 1.0, 2.0, 5.0),
+}
+"""Of the sweep, as noise to signal; above 5 with consistency only, for nothing of the image is left."""
 
 Method = Callable[[Tensor, int], Tensor]
 """Small images `(batch, 3, height, width)` and a scale -> large images."""
@@ -263,10 +267,10 @@ def levels(folder: Data, steps: int = 12, images: int = FACES) -> None:
     model = load_model()
     original, others = faces(folder, model.image.size)
     known, rows = efficientnet_features()(others), []
-    for scale in (8, 4, 2):
+    for scale, sigmas in LEVELS.items():
         table = Table("faces", original[:images], scale, known)
-        for sigma in SIGMAS:
-            for consistency in (True, False):
+        for sigma in sigmas:
+            for consistency in (True, False) if sigma <= 5 else (True,):
                 add_level(table, model, steps, sigma, 1, consistency)
         rows += table.rows
     write_result("enhance_levels", {"model": model.provenance.sha256, "rows": rows})
