@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from jaxtyping import Bool, Float64, Int64, Shaped
@@ -77,8 +78,8 @@ def unit(vectors: Vectors) -> Float64[Tensor, "_ _"]:
 
 def pixels(images: Shaped[Tensor, "images channel height width"]) -> Float64[Tensor, "_ _"]:
     """Images as vectors, scaled so that a distance is a root mean square difference."""
-    flat: Tensor = images.double().flatten(1)
-    return flat / float(flat.shape[1]) ** 0.5
+    flat = images.double().flatten(1)
+    return flat / sqrt(flat.shape[1])
 
 
 def similarities(queries: Vectors, candidates: Vectors) -> Scores:

@@ -1,0 +1,114 @@
+"""An attacker that has learnt what local sampling does, from outputs of other people beside their originals.
+
+For each fold of people he learns from all others and attacks the outputs of the fold, so that every output is attacked
+once by somebody who has never seen its person. He takes off what all outputs share and what all originals share, keeps
+the principal axes, and learns how the pictures of one person differ there: the axes in which outputs still tell people
+apart count, others do not. Candidates are told apart by the distance in that metric (the likelihood of a Gaussian
+difference) or by the cosine (within-class covariance normalisation, Hatch et al., Interspeech 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from nearfar.audit.figure import Figure
+from nearfar.audit.view import Mask, Scores, View, chance, hits, same_person, share, similarities, unit
+from nearfar.errors import UsageError
+
+FOLDS, FEWEST, SHRINKAGE = 5, 20, 0.3
+"""Parts of the people; the fewest people to learn from; how far the metric is drawn towards the plain one."""
+
+AXES = {"distance": 30, "cosine": 100}
+"""The attackers, and how many principal axes each keeps."""
+
+Matrix = Float64[Tensor, "_ _"]
+Numbers = Int64[Tensor, " _"]
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Outputs and originals in coordinates in which two pictures of one person differ alike in all directions."""
+
+    after_mean: Float64[Tensor, " _"]
+    before_mean: Float64[Tensor, " _"]
+    weights: Matrix
+
+    @classmethod
+    def learn(cls, after: Matrix, before: Matrix, pairs: tuple[Numbers, Numbers], count: int) -> Metric:
+        """From outputs and originals of one person (rows `pairs`), on at most `count` principal axes."""
+        outputs, originals = (torch.unique(some) for some in pairs)
+        means = after[outputs].mean(0), before[originals].mean(0)
+        axes = principal_axes(torch.cat([after[outputs] - means[0], before[originals] - means[1]]), count)
+        apart = (after[pairs[0]] - means[0] - before[pairs[1]] + means[1]) @ axes
+        moments = apart.T @ apart / len(apart)
+        plain = moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+        lengths, turns = torch.linalg.eigh((1 - SHRINKAGE) * moments + SHRINKAGE * plain)
+        return cls(*means, axes @ turns / lengths.clamp(min=1e-12).sqrt())
+
+    def scores(self, after: Matrix, before: Matrix, kind: str) -> Scores:
+        queries, candidates = (after - self.after_mean) @ self.weights, (before - self.before_mean) @ self.weights
+        if kind == "cosine":
+            queries, candidates = unit(queries), unit(candidates)
+        return similarities(queries, candidates)
+
+
+def trained_attack(view: View, people: Sequence[object] | None = None, seed: int = 0) -> list[Figure]:
+    """Rank-1 of the trained attackers beside the untrained one, on the same question.
+
+    With people the right candidate is another picture of the output's person and he learns from such pairs; without, it
+    is the output's own original. seed: of the folds. No network is called. Raises UsageError for fewer than 20 people.
+    """
+    found = {"untrained": similarities(view.after, view.before), **trained_scores(view, people, seed)}
+    right, allowed = question(view, people)
+    asked = "own original" if people is None else "same person, another picture"
+    guess = chance(right, 1, allowed)
+    return [
+        share(f"re-identified, {asked}, rank 1, {name} attacker", hits(scores, right, 1, allowed), guess, view)
+        for name, scores in found.items()
+    ]
+
+
+def question(view: View, people: Sequence[object] | None) -> tuple[Mask, Mask]:
+    """Which candidates are right for each output, and which are asked at all."""
+    if people is None:
+        return view.own, torch.ones_like(view.own)
+    return view.whose(people) & ~view.own, ~view.own
+
+
+def trained_scores(view: View, people: Sequence[object] | None = None, seed: int = 0) -> dict[str, Scores]:
+    """Scores of every output against every original, each by an attacker who learnt from other people."""
+    before, after = view.before.double(), view.after.double()
+    folds = folds_of(list(range(len(before))) if people is None else people, len(before), seed)
+    right, _ = question(view, people)
+    found = {f"trained ({kind})": torch.zeros(len(after), len(before), dtype=torch.float64) for kind in AXES}
+    for fold in range(FOLDS):
+        attacked = (folds == fold)[view.owner]
+        outputs, originals = (right & ~attacked[:, None] & (folds != fold)).nonzero(as_tuple=True)
+        for kind, count in AXES.items() if len(outputs) else ():
+            metric = Metric.learn(after, before, (outputs, originals), count)
+            found[f"trained ({kind})"][attacked] = metric.scores(after[attacked], before, kind)
+    return found
+
+
+def folds_of(people: Sequence[object], count: int, seed: int) -> Numbers:
+    """The fold of each original; all pictures of a person are in one."""
+    person = same_person(people, count).int().argmax(1)
+    kinds, whose = torch.unique(person, return_inverse=True)
+    if len(kinds) < FEWEST:
+        raise UsageError(f"an attacker learns from at least {FEWEST} people, got {len(kinds)}: give more images")
+    return (torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed)) % FOLDS)[whose]
+
+
+def principal_axes(centred: Matrix, count: int) -> Matrix:
+    """The first principal axes as columns of unit length, through the smaller of the two Gram matrices."""
+    small = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    lengths, places = torch.linalg.eigh(small)
+    if len(small) == centred.shape[1]:
+        return torch.as_tensor(places[:, -count:])
+    kept = int((lengths[-count:] > 1e-9 * lengths[-1]).sum())
+    return torch.as_tensor(centred.T @ places[:, -kept:] / lengths[-kept:].sqrt())
