@@ -6,9 +6,10 @@ Every image keeps one noise at all strengths, so that its scores move smoothly; 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,15 @@ class Measuring:
     batch_size: int
     seed: int = 0
 
+    def name(self, pair: Pair) -> str:
+        """Of its record."""
+        return f"{self.sample.names[pair[0]]}@{pair[1]:g}"
+
     def cost(self, targets: int, grid: Sequence[float] = GRID, halvings: int = HALVINGS) -> int:
         """The most network calls, each for a batch, that the search makes."""
         count, levels = len(self.sample.names), sum(strength > 0 for strength in grid)
-        batches = math.ceil(count * levels / self.batch_size) + halvings * targets * math.ceil(count / self.batch_size)
-        return batches * self.solver.calls(self.steps)
+        whole = math.ceil(count * levels / self.batch_size) + halvings * targets * math.ceil(count / self.batch_size)
+        return whole * self.solver.calls(self.steps)
 
     def outputs(self, pairs: Sequence[Pair], on_step: OnStep | None) -> Images:
         """A local sample for each pair, in one batch; at strength 0 the image itself."""
@@ -147,8 +152,8 @@ def calibrate(
     check_same_settings(settings, record, earlier)
     known = {name: entry.figures for name, entry in earlier.records.items()}
     with Manifest(path, {"run": settings}) as manifest:
-        found = search(partial(measured, work, known, manifest, on_step), targets, work.sample.groups.numpy(), grid,
-                       halvings)  # fmt: skip
+        scores_at = partial(measured, work, known, manifest, on_step)
+        found = search(scores_at, targets, work.sample.groups.numpy(), grid, halvings)
     path.unlink()
     return found
 
@@ -161,21 +166,24 @@ def measured(
     strengths: Sequence[float],
 ) -> dict[str, dict[float, NDArray[np.float64]]]:
     """Scores by measure and strength; what is not known yet is measured and recorded, batch by batch."""
-    name: Callable[[Pair], str] = lambda pair: f"{work.sample.names[pair[0]]}@{pair[1]:g}"  # noqa: E731
     pairs = [(number, strength) for strength in sorted(strengths) for number in range(len(work.sample.names))]
-    for some in ([pair for pair in pairs if not pair[1]], [pair for pair in pairs if pair[1]]):
-        todo = [pair for pair in some if name(pair) not in known]
-        for first in range(0, len(todo), work.batch_size):
-            batch = todo[first : first + work.batch_size]
-            for pair, scores in zip(batch, work.scores(batch, on_step), strict=True):
-                known[name(pair)] = dict(scores)
-                manifest.add(Record(name(pair), "done", figures=dict(scores)))
-            manifest.commit()
-    return {
-        measure: {at: np.array([known[name((number, at))][measure] for number, each in pairs if each == at])
-                  for at in strengths}
-        for measure in work.scorer.measures
-    }  # fmt: skip
+    for batch in batches([pair for pair in pairs if work.name(pair) not in known], work.batch_size):
+        for pair, scores in zip(batch, work.scores(batch, on_step), strict=True):
+            known[work.name(pair)] = {**scores}
+            manifest.add(Record(work.name(pair), "done", figures={**scores}))
+        manifest.commit()
+
+    def scored(measure: str, at: float) -> NDArray[np.float64]:
+        return np.array([known[work.name(pair)][measure] for pair in pairs if pair[1] == at])
+
+    return {measure: {at: scored(measure, at) for at in strengths} for measure in work.scorer.measures}
+
+
+def batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    """In order; originals apart, which need no sampling."""
+    for _, some in groupby(pairs, key=lambda pair: pair[1] > 0):
+        group = list(some)
+        yield from (group[first : first + size] for first in range(0, len(group), size))
 
 
 def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:
