@@ -1,6 +1,7 @@
 """Copies where a network is trained: every kind of image, the cache, worker processes."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,12 @@ def test_options_that_cannot_be_are_refused(model, tmp_path):
         NearTransform(model, cache=tmp_path, p=2.0)
     with pytest.raises(UsageError, match="copies must be at least 1"):
         NearDataset([], model, cache=tmp_path, copies=0)
+
+
+def test_the_code_of_the_page_runs(model, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "augment.md").read_text("utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    names = {"model": model, "base": [base[number][:2] for number in range(2)]}
+    exec(code, names)
+    assert (len(names["larger"]), names["changed"].shape) == (8, (3, 16, 16))
