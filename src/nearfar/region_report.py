@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from nearfar.audit.audit import with_library
 from nearfar.audit.figure import Figure
 from nearfar.audit.reidentification import reidentification
+from nearfar.audit.report import section, sheet
 from nearfar.audit.view import View, pixels, wilson
 from nearfar.crops import Region, coverage, crop, face_landmarks, square_places, widen
 from nearfar.errors import ImageError
@@ -29,12 +29,13 @@ from nearfar.page import heading, page, paragraph, picture, table
 from nearfar.plan import Job, Plan
 from nearfar.region_job import Search
 from nearfar.representation import psnr
-from nearfar.representation_report import shown, to_pil, write_page
-from nearfar.sheet import contact_sheet
+from nearfar.representation_report import write_page
 from nearfar.sources import Item
 
-SHOWN, ABREAST, AUDITED, SIZE, AROUND = 60, 4, 2000, 112, 0.4
-"""Regions on the sheet and in each of its rows, those that are attacked, their size, and what is shown around them."""
+SHOWN, AUDITED, SIZE, AROUND = 60, 500, 112, 0.4
+"""Regions on the sheet, those that are attacked, their size in pixels, and what is shown around them."""
+
+ATTACKS = "What an attacker makes of them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +60,15 @@ def write_region_report(
     records = read_manifest(manifest_path(out)).records
     known = [records[name] for name in names if name in records]
     some = list(replaced(known, search, source, out))
-    figures = audit(some, search.settings["regions"], recogniser)
+    found = with_library({ATTACKS: attacked(some, search.settings["regions"], recogniser)})[ATTACKS]
     content = {
         "regions": counted(known, job.image.size),
         "settings": job.settings,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": [asdict(figure) for figure in found],
         "images": [{"name": record.name, **record.figures} for record in known if record.status == "done"],
         "failed": [{"name": record.name, "reason": record.reason} for record in known if record.status == "failed"],
     }
-    write_page(path, content, html(content, figures, some))
+    write_page(path, content, html(content, found, some))
     return {"regions": content["regions"], "report": str(path)}
 
 
@@ -102,7 +103,7 @@ def compared(region: Region, before: Picture, after: Picture, found: Sequence[Re
     return Replaced(region, squares[0], squares[1], (wide[0], wide[1]), again)
 
 
-def audit(some: Sequence[Replaced], kind: str, recogniser: FaceRecogniser | None) -> list[Figure]:
+def attacked(some: Sequence[Replaced], kind: str, recogniser: FaceRecogniser | None) -> list[Figure]:
     """How much regions changed, whether each leads back to its own original, and whether faces are found again."""
     if not some:
         return []
@@ -139,30 +140,14 @@ def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Repl
             "outline may name a person whose face does not, and what was not found was not replaced: look the results "
             "through. This page shows originals: keep it with them."
         ),
-        heading("What an attacker makes of them"),
         paragraph(
-            f"Of {len(some)} regions as they lie in the results, seams included. Re-identified: how often the original "
-            "that looks most like a replaced region is its own, among all originals here: by all pixels of its square, "
-            "whose corners are old, and by those that are wholly new."
+            f"Measured on {len(some)} regions as they lie in the results, seams included. Re-identified: how often the "
+            "original that looks most like a replaced region is its own, among all originals here. By all pixels of "
+            "its square, whose corners are old, and by those that are wholly new."
         ),
-        table(["", "value", "95 % interval", "by chance", "of", "seen by"], map(row, figures)),
+        *section(ATTACKS, figures),
         heading(f"Before and after, the first {min(SHOWN, len(some))}"),
-        picture(sheet(some[:SHOWN]), "Regions before and after, with what is around them"),
+        picture(sheet([each.around for each in some[:SHOWN]], ["before", "after"]), "Regions before and after"),
         heading("Images that failed"),
         table(["image", "reason"], [[each["name"], each["reason"]] for each in content["failed"]]),
     )
-
-
-def row(figure: Figure) -> list[str]:
-    interval = "" if figure.low is None or figure.high is None else f"{shown(figure.low)} to {shown(figure.high)}"
-    chance = "" if figure.chance is None else shown(figure.chance)
-    return [figure.name, shown(figure.value), interval, chance, str(figure.count), figure.network]
-
-
-def sheet(some: Sequence[Replaced]) -> Image.Image:
-    """Pairs of regions with what is around them."""
-    pairs = [[to_pil(image) for image in each.around] for each in some]
-    blank = Image.new("RGB", (1, 1), "white")
-    rows = [list(chain(*pairs[n : n + ABREAST])) for n in range(0, len(pairs), ABREAST)]
-    whole = [each + [blank] * (2 * ABREAST - len(each)) for each in rows]
-    return contact_sheet(whole, ["before", "after"] * ABREAST, cell=SIZE)

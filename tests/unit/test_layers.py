@@ -12,7 +12,7 @@ LAYERS = [
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
         *("cloud", "gaussianity", "two_clouds", "values"),
         *("spread", "spectral", "structured", "parents", "regions", "shell"),
-        *("back_projection"),
+        "back_projection",
     },  # mathematics
     {
         *("tiles", "tiling", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
