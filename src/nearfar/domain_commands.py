@@ -242,11 +242,13 @@ class Fitting:
         from nearfar.pilot import CANDIDATES, COUNT, LIMIT, pilot
 
         steps = len(CANDIDATES) * self.batches(COUNT) * self.steps
-        say("pilot", f"{COUNT} samples for each of at most {len(CANDIDATES)} ways of mixing: {steps} network calls")
+        say("pilot", f"of {len(CANDIDATES)} ways of mixing the first with at most {LIMIT:.0%} copies is taken")
+        say("", f"{COUNT} samples for each that is tried: at most {steps} network calls")
         with stepping("pilot", steps, self.batch_size) as tick:
             chosen, trials = pilot(self.model, fitted, seed=self.seed + 1, batch_size=self.batch_size, on_step=tick)
         for trial in trials:
-            found = f"{trial.copies:.0%} copies, {trial.rates['captured']:.0%} captured (copies wanted: {LIMIT:.0%})"
+            rates = {"copies": trial.copies, "captured": trial.rates["captured"], "flagged": trial.rates["flag"]}
+            found = ", ".join(f"{rate:.0%} {name}" for name, rate in rates.items())
             say("", f"{trial.mixing['parents']} parents, margin {trial.mixing['margin']:g}: {found}")
         return chosen
 

@@ -15,6 +15,7 @@ from nearfar.spread import Latent
 from nearfar.tensors import Latents, per_image
 
 Parents = Int64[Tensor, "mixtures parents"]
+Neighbours = Int64[Tensor, "latents neighbours"]
 Weights = Float64[Tensor, "mixtures parents"]
 Mixed = Float[Tensor, "mixtures places rows columns"]
 
@@ -65,11 +66,29 @@ def choose(
     available: int, count: int, parents: int, concentration: float, generator: Generator
 ) -> tuple[Parents, Weights]:
     """Different parents for each mixture, and their Dirichlet weights."""
-    if not 1 <= parents <= available:
-        raise UsageError(f"parents must be from 1 to the {available} latents there are, got {parents}")
+    check_parents(parents, available)
     if not concentration > 0:
         raise UsageError(f"concentration must be above 0, got {concentration}")
     chosen = torch.stack([torch.randperm(available, generator=generator)[:parents] for _ in range(count)])
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     weights = np.random.default_rng(seed).dirichlet([concentration] * parents, count)
     return chosen, torch.from_numpy(weights)
+
+
+def others(count: int) -> Neighbours:
+    """Of each of `count` latents all the others."""
+    places = torch.arange(count)
+    return places.expand(count, count)[places[:, None] != places].view(count, count - 1)
+
+
+def choose_alike(neighbours: Neighbours, count: int, parents: int, generator: Generator) -> Parents:
+    """The first parent of each mixture from all latents, the others from its neighbours, all of them different."""
+    check_parents(parents, neighbours.shape[1] + 1)
+    first = torch.randint(len(neighbours), (count, 1), generator=generator)
+    order = torch.rand(count, neighbours.shape[1], generator=generator).argsort(1)[:, : parents - 1]
+    return torch.cat([first, neighbours[first, order]], 1)
+
+
+def check_parents(parents: int, available: int) -> None:
+    if not 1 <= parents <= available:
+        raise UsageError(f"parents must be from 1 to the {available} latents there are, got {parents}")

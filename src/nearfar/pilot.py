@@ -55,7 +55,8 @@ def pilot(
     An output is a copy in clean latents or in features if it is nearer to a fitted image than the 5 % quantile of the
     fitted images' distances to one another, so new images of the domain reach about 0.05. limit: in (0, 1), for either.
     Candidates after the first that cannot be made (too few images, or none of 10,000 mixtures far enough away) are
-    passed over. Warns if no candidate keeps the limit, and takes the one that copies least.
+    passed over. Warns if no candidate keeps the limit, and takes the one that copies least; warns also if the guards
+    flag most of what it makes.
     Cost: the domain's `steps` network calls, and one for the guards, for each batch of each candidate that is tried.
     """
     tried: list[Trial] = []
@@ -75,4 +76,7 @@ def pilot(
             f"however images are mixed, more than {limit:.0%} of the outputs are copies ({chosen.copies:.0%} at least)"
         )
         warnings.warn(f"{text}: give more images, or keep what the guards keep", ModelWarning, stacklevel=2)
+    if chosen.rates["flag"] > 0.5:
+        text = f"the guards flag {chosen.rates['flag']:.0%} of the outputs, mostly for layout or detail"
+        warnings.warn(f"{text}: look at a few, or try less pull or the family parents", ModelWarning, stacklevel=2)
     return replace(domain, mixing=chosen.mixing), tuple(tried)

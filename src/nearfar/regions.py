@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float64
 from torch import Generator, Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from nearfar.errors import UsageError
-from nearfar.parents import Mixed, Parents, choose
+from nearfar.parents import Mixed, Neighbours, Parents, choose_alike, others
 from nearfar.spectral import cosine_basis
 from nearfar.spread import Latent
 from nearfar.tensors import Latents
 
-REACH, SHARPNESS = 0.13, 6.0
-"""Blur of the regions as a share of the image's side, and how sharply one parent gives way to another."""
+REACH, SHARPNESS, GRID = 0.13, 6.0, 4
+"""Blur of the regions as a share of the image's side, how sharply one parent gives way to another, and cells a side of
+the averages by which parents are alike."""
 
 WeightMaps = Float64[Tensor, "mixtures parents rows columns"]
 
@@ -43,19 +45,31 @@ def mix_regions(
     parents: int = 3,
     reach: float = REACH,
     sharpness: float = SHARPNESS,
+    alike: Neighbours | None = None,
 ) -> RegionMixtures:
     """`count` mixtures of `parents` different latents each, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
-    by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. See `combine_regions` for
-    what is made of them.
+    by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: of each latent
+    those that may be mixed with it (see `neighbours`), all others unless given. See `combine_regions` for what is made
+    of them.
     """
     if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
         raise UsageError(f"reach must be above 0 and sharpness at least 0, got {reach:g} and {sharpness:g}")
-    chosen, _ = choose(len(latents), count, parents, 1.0, generator)
+    chosen = choose_alike(others(len(latents)) if alike is None else alike, count, parents, generator)
     fields = smooth_fields(count, parents, latents.shape[2], latents.shape[3], reach, generator)
     weights = (sharpness * fields).softmax(dim=1)
     return RegionMixtures(combine_regions(latents, mean, chosen, weights), chosen, weights)
+
+
+def neighbours(latents: Latents, count: int, grid: int = GRID) -> Neighbours:
+    """Of each latent the `count` others that are nearest in averages over `grid x grid` cells, nearest first.
+
+    Regions of images alike in layout and colours fit together; those of a shoe and a shirt make neither.
+    """
+    coarse = adaptive_avg_pool2d(latents.double(), grid).flatten(1)
+    away = torch.cdist(coarse, coarse, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    return away.argsort(1)[:, : min(count, len(latents) - 1)]
 
 
 def combine_regions(latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps) -> Mixed:

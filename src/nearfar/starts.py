@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from nearfar.domain import Domain
 from nearfar.errors import UsageError
 from nearfar.parents import mix, mix_on_sphere
-from nearfar.regions import RegionMixtures, combine_regions, mix_regions
+from nearfar.regions import RegionMixtures, combine_regions, mix_regions, neighbours
 from nearfar.shell import Shell, accept, picks
 from nearfar.spectral import Spectral
 from nearfar.spread import Covariance, Diagonal, Latent, LowRank, Scalar, draw, shrunk_mean, spread_about, white_noise
@@ -31,13 +31,15 @@ SPREADS: dict[str, Callable[[Latents], Covariance]] = {
     "shrinkage": LowRank.fit,
 }
 MIXTURES = {
-    "regions": ("parents", "margin", "reach", "sharpness"),
+    "regions": ("parents", "margin", "alike", "reach", "sharpness"),
     "parents": ("parents", "concentration"),
     "sphere": ("concentration",),
 }
 """Families that mix latents, and their options."""
 FAMILIES = (*MIXTURES, *SPREADS)
 FAMILY = "regions"
+ALIKE, FEWEST_ALIKE = 0.2, 8
+"""The share of the fitted images that one of them may be mixed with by region, and how many at least."""
 MOST_ATTEMPTS = 10_000
 
 Parents = Int64[Tensor, " parents"]
@@ -87,11 +89,18 @@ def check_family(family: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"options of {family} are {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def regional(domain: Domain, margin: float = 0.0, **options: Any) -> Draw:
-    """Mixtures by region, each of them `novel`."""
+def regional(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **options: Any) -> Draw:
+    """Mixtures by region, each of them `novel`.
+
+    alike: each fitted image is mixed with those of this share of all that are most like it; at least 8 of them.
+    """
     if not 0 <= margin < math.inf:
         raise UsageError(f"margin must be at least 0, got {margin:g}")
-    mixing = partial(mix_regions, domain.latents, domain.latents.mean(0), 1, **options)
+    if not 0 < alike <= 1:
+        raise UsageError(f"alike must be above 0 and at most 1, got {alike:g}")
+    near = max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1)
+    mean, others = domain.latents.mean(0), neighbours(domain.clean, near)
+    mixing = partial(mix_regions, domain.latents, mean, 1, alike=others, **options)
     return partial(novel, domain, mixing, margin)
 
 

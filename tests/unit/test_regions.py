@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nearfar.errors import UsageError
-from nearfar.parents import combine
-from nearfar.regions import combine_regions, mix_regions, smooth_fields
+from nearfar.parents import choose_alike, combine, others
+from nearfar.regions import combine_regions, mix_regions, neighbours, smooth_fields
 
 SHAPE = (3, 6, 8)
 
@@ -160,3 +160,26 @@ def test_fields_that_cannot_be_had_are_refused(wrong):
 def test_numbers_of_parents_that_cannot_be_had_are_refused(parents):
     with pytest.raises(UsageError, match=f"parents must be from 1 to the 5 latents there are, got {parents}"):
         mix_regions(noise(5), noise(1)[0], 2, generator(), parents=parents)
+
+
+def test_neighbours_are_the_nearest_in_coarse_averages():
+    """Fine noise that averages out does not count: each of 9 grey levels has the next ones as neighbours."""
+    levels, signs = torch.tensor([5.0, 1, 8, 2, 0, 7, 3, 6, 4]), torch.tensor([1.0, -1]).repeat(4)
+    fine = 50 * signs * signs[:, None] * torch.tensor([1.0, -1, 1, 1, -1, 1, -1, -1, 1])[:, None, None]
+    latents = (levels[:, None, None] + fine)[:, None]
+    for number, row in enumerate(neighbours(latents, 2)):
+        assert (levels[row] - levels[number]).abs().sum() == (3 if levels[number] in (0, 8) else 2)
+    assert neighbours(latents, 99).shape == (9, 8)
+
+
+def test_the_others_of_each_latent_are_all_but_itself():
+    assert others(3).tolist() == [[1, 2], [0, 2], [0, 1]]
+
+
+def test_parents_alike_are_different_and_all_met():
+    near = torch.tensor([[1, 2, 3], [2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2]])
+    chosen = choose_alike(near, 600, 3, generator())
+    assert all(row[1] != row[2] and set(row[1:].tolist()) < set(near[row[0]].tolist()) for row in chosen)
+    pairs = torch.stack([chosen[:, 0], chosen[:, 1]], 1).unique(dim=0, return_counts=True)[1]
+    assert len(pairs) == 15
+    assert pairs.min() > 20  # 40 are expected

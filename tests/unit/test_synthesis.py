@@ -16,6 +16,7 @@ from nearfar.errors import UsageError
 from nearfar.inversion import reconstruct
 from nearfar.local_sampling import WARP
 from nearfar.noise import NoiseStream, SecretKey
+from nearfar.regions import neighbours
 from nearfar.shell import Shell, Target, Targets
 from nearfar.solver import SOLVERS, solve
 from nearfar.spread import Scalar, shrunk_mean
@@ -267,7 +268,7 @@ def test_a_steered_latent_keeps_mean_and_covariance():
         ({"guidance": 1.5}, r"guidance must be in \[0, 1\], got 1.5"),
         ({"count": 0}, "count must be at least 1, got none"),
         ({"family": "sphere", "parents": 3}, "^options of sphere are concentration, got parents$"),
-        ({"colour": 3}, "^options of regions are parents, margin, reach, sharpness, got colour$"),
+        ({"colour": 3}, "^options of regions are parents, margin, alike, reach, sharpness, got colour$"),
         ({"family": "scalar", "parents": 2}, "scalar draws take no options, got parents: these are for mixtures"),
         ({"parents": COUNT + 1}, f"parents must be from 1 to the {COUNT} latents there are, got {COUNT + 1}"),
     ],
@@ -315,3 +316,16 @@ def test_one_parent_alone_is_never_novel(monkeypatch):
         drawing(fitted(), parents=1, margin=1.0)(generator_of(0, 0))
     with pytest.raises(UsageError, match=r"^margin must be at least 0, got -1$"):
         drawing(fitted(), margin=-1.0)
+
+
+def test_parents_by_region_are_those_most_alike():
+    """A share of 0.75 leaves each of 16 images 12 that it may be mixed with, 0.1 at least 8 or all that are needed."""
+    domain = fitted()
+    order = neighbours(domain.clean, COUNT)
+    for alike, near in ((0.75, 12), (0.1, 8)):
+        starts = [drawing(domain, alike=alike)(generator_of(0, number)) for number in range(40)]
+        ranks = [(order[start.parents[0]] == one).nonzero().item() for start in starts for one in start.parents[1:]]
+        assert max(ranks) == near - 1
+    assert len(drawing(domain, alike=0.1, parents=COUNT)(generator_of(0, 0)).parents.unique()) == COUNT
+    with pytest.raises(UsageError, match=r"^alike must be above 0 and at most 1, got 0$"):
+        drawing(domain, alike=0.0)
