@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -55,10 +56,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the regions of a picture are; the picture itself is read again when they are pasted."""
+    """Where the regions of a picture are; the picture itself, of this checksum, is read again when they are pasted."""
 
     item: Item
     regions: Sequence[Region]
+    checksum: int
 
 
 def face_search(
@@ -137,8 +139,9 @@ def read_regions(item: Item, search: Search, contract: ImageContract) -> Reading
     regions = search.regions(item, picture)
     squares = [crop(picture.pixels, region, contract.size, contract.channels) for region in regions]
     empty = torch.zeros(0, contract.channels, contract.size, contract.size)
+    found = Found(item, regions, crc32(picture.pixels.tobytes()))
     reduced = any(region.side > contract.size for region in regions)
-    return Reading(torch.stack(squares) if squares else empty, picture.frame, Found(item, regions), reduced)
+    return Reading(torch.stack(squares) if squares else empty, picture.frame, found, reduced)
 
 
 def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool) -> bytes:
@@ -157,7 +160,7 @@ def read_again(reading: Reading) -> Picture:
         picture = read_picture(item.path)
     except ImageError as error:
         raise RunError(f"{item.name} was changed while it was processed ({error}): go on with --resume") from None
-    if picture.pixels.shape[:2] != (reading.frame.height, reading.frame.width):
+    if crc32(picture.pixels.tobytes()) != reading.context.checksum:
         raise RunError(f"{item.name} was changed while it was processed: go on with --resume")
     return picture
 

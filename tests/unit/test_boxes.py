@@ -1,0 +1,72 @@
+"""Boxes from annotations: in pixels or in shares, of COCO and YOLO files, and what is refused."""
+
+import json
+
+import pytest
+
+from nearfar.boxes import Box, digest, read_boxes
+from nearfar.errors import ImageError, UsageError
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Two images with YOLO's labels; only their names matter here."""
+    for name in ("images/a.png", "images/b.png"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.25 0.2 0.1\n0 0.1 0.2 0.5 0.4 0.3 0.9\n")
+    (tmp_path / "data.yaml").write_text("names: [plate, car]\n")
+    return tmp_path
+
+
+NAMES = ("images/a.png", "images/b.png")
+
+
+def coco(annotations):
+    images = [{"id": 1, "file_name": "images/b.png"}]
+    return json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "cell"}]})
+
+
+def test_yolos_boxes_and_polygons_are_shares_of_the_picture(source):
+    car, plate = read_boxes(source, NAMES)["images/a.png"]
+    assert (car.kind, plate.kind) == ("car", "plate")
+    assert car.within(100, 200) == pytest.approx((80, 20, 40, 10))
+    assert plate.within(100, 200) == pytest.approx((20, 20, 80, 70))  # what encloses the three corners
+
+
+def test_a_coco_file_elsewhere_takes_the_place_of_what_is_in_the_folder(source, tmp_path):
+    path = tmp_path / "cells.json"
+    path.write_text(coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [3, 4, 5, 6]}]))
+    found = read_boxes(source, NAMES, path)
+    assert found == {"images/b.png": [Box(3.0, 4.0, 5.0, 6.0, "cell")]}
+    assert digest(found) != digest(read_boxes(source, NAMES, path, ["cell"]) | {"images/a.png": []})
+
+
+def test_boxes_are_cut_at_the_border_and_must_cover_something():
+    assert Box(-5.0, 90.0, 20.0, 20.0).within(100, 200) == (0, 90, 15, 10)
+    for box in (Box(200.0, 0.0, 5.0, 5.0), Box(5.0, 5.0, 0.0, 5.0), Box(5.0, 5.0, float("nan"), 5.0)):
+        with pytest.raises(ImageError, match="covers nothing of 200 x 100 pixels: mend the annotation"):
+            box.within(100, 200)
+
+
+def test_only_classes_that_are_there_can_be_chosen(source):
+    assert [len(each) for each in read_boxes(source, NAMES, kinds=["car"]).values()] == [1]
+    with pytest.raises(UsageError, match="no box is of class 'dog': choose from car, plate"):
+        read_boxes(source, NAMES, kinds=["dog"])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (coco([{"id": 1, "image_id": 1, "category_id": 7}]), "annotation 1 needs a bbox of 4 numbers"),
+        (coco([]), "holds no boxes of these images: name a file with --boxes"),
+        ("{}", "must be a COCO file, with images and annotations"),
+        ("[", "is not valid JSON"),
+    ],
+)
+def test_files_without_usable_boxes_are_refused(source, tmp_path, content, sentence):
+    path = tmp_path / "boxes.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=sentence):
+        read_boxes(source, NAMES, path)

@@ -1,0 +1,67 @@
+"""Reading regions of a picture and putting results back, without a model."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nearfar.boxes import Box
+from nearfar.errors import RunError
+from nearfar.model import ImageContract
+from nearfar.region_job import box_search, figures, picture_with, read_regions
+from nearfar.sources import Item
+
+CONTRACT = ImageContract(8, 3)
+
+
+@pytest.fixture
+def item(tmp_path, smooth):
+    smooth(0, (80, 60)).save(tmp_path / "x.png")
+    return Item(tmp_path / "x.png", "x.png")
+
+
+def read(item, *boxes, **options):
+    return read_regions(item, box_search({"x.png": boxes}, **options), CONTRACT)
+
+
+def test_small_regions_lie_over_large_ones_whatever_the_order_of_the_boxes(item):
+    small, large = Box(30.0, 20.0, 10.0, 10.0), Box(10.0, 10.0, 40.0, 30.0)
+    for boxes in ((small, large), (large, small)):
+        reading = read(item, *boxes)
+        assert [region.side for region in reading.context.regions] == [60, 15]
+        outputs = torch.full((2, 3, 8, 8), 0.2)
+        outputs[1] = reading.squares[1]
+        found = np.asarray(Image.open(BytesIO(picture_with(outputs, reading, False)))).astype(int)
+        before = np.asarray(Image.open(item.path)).astype(int)
+        # The large one is one grey; in its midst lies the small one, still as it was read, to the model's resolution.
+        assert np.ptp(found[12:18, 12:28], axis=(0, 1)).max() <= 1
+        assert np.abs(found[22:28, 32:38] - before[22:28, 32:38]).max() < 30
+
+
+def test_each_region_is_counted_with_what_was_done_to_it(item):
+    reading = read(item, Box(30.0, 20.0, 4.0, 4.0), Box(10.0, 10.0, 40.0, 30.0))
+    found = figures(reading.squares + 0.2, reading)
+    assert found == pytest.approx(
+        {"regions": 2, "enlarged": 1, "least_side": 6, "least_score": 1, "psnr": 10 * np.log10(4 / 0.04)}
+    )
+    assert reading.reduced
+
+
+def test_a_picture_without_regions_comes_out_as_it_is_where_that_is_allowed(item):
+    reading = read(item, keep_unmatched=True)
+    assert reading.squares.shape == (0, 3, 8, 8)
+    found = Image.open(BytesIO(picture_with(reading.squares, reading, False)))
+    assert (np.asarray(found) == np.asarray(Image.open(item.path))).all()
+    assert figures(reading.squares, reading) == {"regions": 0}
+
+
+def test_a_picture_that_changes_meanwhile_stops_the_run(item, smooth):
+    reading = read(item, Box(30.0, 20.0, 10.0, 10.0))
+    smooth(1, (80, 60)).save(item.path)
+    with pytest.raises(RunError, match=r"x\.png was changed while it was processed: go on with --resume"):
+        picture_with(reading.squares, reading, False)
+    item.path.unlink()
+    with pytest.raises(RunError, match=r"x\.png was changed while it was processed \(x\.png is not there"):
+        picture_with(reading.squares, reading, False)
