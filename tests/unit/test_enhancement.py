@@ -11,8 +11,10 @@ from nearfar.back_projection import AreaDownsampling, enlargement
 from nearfar.enhancement import ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of
 from nearfar.errors import UsageError
 from nearfar.latent_space import PatchSpace, PixelSpace, UnitRange
+from nearfar.loading import load_model
 from nearfar.noise import SecretKey
 from nearfar.solver import Heun
+from tiny_models import FAMILIES
 
 KEY = SecretKey.from_seed(0)
 
@@ -115,6 +117,16 @@ def test_behind_an_autoencoder_the_level_must_be_given_and_the_result_still_fits
         enhance(model, images, scale=4)
     large = enhance(model, images, scale=4, strength=0.4, steps=2)
     torch.testing.assert_close(AreaDownsampling(4).shrink(large), images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["ldm_kl_sampled", "stable_diffusion", "flux"])
+def test_latent_models_of_diffusers_enlarge_what_is_larger_than_they_are(family, tmp_path):
+    model = load_model(FAMILIES[family].at(tmp_path, family), "cpu", **FAMILIES[family].options)
+    images = drawn(2, 3, model.image.size // 4, model.image.size // 2 + 1) / 2
+    assert tiles_of(model, images.shape[1:], 4) == 3
+    large = enhance(model, images, scale=4, strength=0.3, steps=2, key=KEY, batch_size=3)
+    torch.testing.assert_close(AreaDownsampling(4).shrink(large), images, rtol=0, atol=1e-5)
+    assert (large - AreaDownsampling(4).enlarge(images)).abs().mean() > 0.01
 
 
 def test_small_images_go_on_as_their_mirror_image():
