@@ -33,6 +33,9 @@ class Comparisons:
     test: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Real images in class folders, for the classifier.")
     ] = None
+    members: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What the model was trained on (as --others was not).")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Measures:
         Path | None, typer.Option(metavar="ONNX", help="Face recogniser, such as SFace or MobileFaceNet.")
     ] = None
     people: Annotated[bool, typer.Option("--people", help="Each top folder of BEFORE is one person.")] = False
+    key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the run: walk outputs back.")] = None
     classifier: Annotated[str, typer.Option(help="logistic (on features) or cnn (small, from scratch).")] = "logistic"
     seeds: Annotated[int, typer.Option(help="Trainings of each classifier.")] = 5
     limit: Annotated[int, typer.Option(help="Originals at most, drawn by --seed.")] = 1000
@@ -76,7 +80,7 @@ def audit(
         from nearfar.audit.report import write_audit
         from nearfar.representation_report import check_page
 
-        folders = Folders(before, after, comparisons.reference, comparisons.others, comparisons.test)
+        folders = Folders(before, after, **vars(comparisons))
         check_folders(folders)
         page = report or after.resolve().with_name(after.resolve().name + ".audit.html")
         check_page(page, [folder for folder in (before, after) if folder.is_dir()])
@@ -95,6 +99,7 @@ def check_folders(folders: Folders) -> None:
     for path in (each for each in vars(folders).values() if each is not None):
         if not path.is_dir():
             raise UsageError(f"{path} must be a folder of images, got {'a file' if path.exists() else 'nothing'} there")
+    folders.check()
     if folders.before.resolve() == folders.after.resolve():
         raise UsageError(f"BEFORE and AFTER are one folder, {folders.before}: give originals and outputs")
 
@@ -126,6 +131,8 @@ class Stages:
 
 def finish(found: Audit, page: Path, as_json: bool) -> None:
     """Show the figures, and end with the exit code."""
+    from nearfar.audit.figure import grouped
+
     for entry in found.rejected:
         typer.echo(f"failed    {entry.name}: {entry.reason}", err=True)
     code = SOME_FAILED if found.rejected else DONE
@@ -134,8 +141,10 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
         typer.echo(json.dumps(found.content() | places))
     else:
         for name, figures in found.sections.items():
-            for line in [name, *(line_of(figure) for figure in figures)] if figures else []:
-                typer.echo(line)
+            for network, some in grouped(figures).items():
+                typer.echo(f"{name}, by {network}" if network else name)
+                for figure in some:
+                    typer.echo(line_of(figure))
         typer.echo(", ".join(f"{count} {name}" for name, count in found.counts.items()))
         typer.echo(f"report    {page}")
     raise typer.Exit(code)
@@ -144,5 +153,4 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
 def line_of(figure: Figure) -> str:
     interval = "" if figure.low is None or figure.high is None else f" ({figure.low:.3g} to {figure.high:.3g})"
     chance = "" if figure.chance is None else f", chance {figure.chance:.3g}"
-    network = f" [{figure.network}]" if figure.network else ""
-    return f"  {figure.name}: {figure.value:.4g}{interval}{chance}, n {figure.count}{network}"
+    return f"  {figure.name}: {figure.value:.4g}{interval}{chance}, n {figure.count}"

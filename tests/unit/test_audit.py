@@ -12,6 +12,7 @@ from nearfar.audit.audit import audit_folders
 from nearfar.audit.report import html, write_audit
 from nearfar.errors import UsageError
 from nearfar.feature_networks import feature_network
+from nearfar.noise import SecretKey
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,16 @@ def folders(tmp_path_factory, smooth, model):
             shade, file = number % 2, root / name / ("dark", "light")[number % 2] / f"{number:02}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             smooth(first + number).point(lambda value, shade=shade: value // 2 + 120 * shade).save(file)
-    anonymize_folder(model, root / "before", root / "after", strength=0.2, steps=2)
+    key = SecretKey.from_seed(0)
+    key.save(root / "key")
+    anonymize_folder(model, root / "before", root / "after", strength=0.2, steps=2, key=key)
     return root
 
 
 @pytest.fixture(scope="module")
 def found(folders, model):
     with_all = {"others": folders / "others", "reference": folders / "reference", "test": folders / "reference"}
+    with_all |= {"members": folders / "reference", "key_file": folders / "key"}
     return audit_folders(folders / "before", folders / "after", model=model, seeds=2, **with_all)
 
 
@@ -38,6 +42,11 @@ def test_every_part_of_an_audit_is_measured(found, model):
     assert {"PSNR, dB", "Fréchet distance", "accuracy, AFTER less BEFORE"} <= names
     assert {"re-identified, own original, rank 1", "re-identified, own original among others, rank 5"} <= names
     assert {"outputs and originals, equal error rate", "Gaussian mechanism, mu at the mean distance"} <= names
+    assert {
+        "membership by the nearest output, area under the curve",
+        "membership by the denoising loss at strength 0.3, area under the curve",
+        "correlation of pixels with the original, walked back with its noise",
+    } <= names
     assert all(figure.library and figure.count for some in found.sections.values() for figure in some)
     assert found.counts["originals"] == found.counts["outputs"] == 24
     assert found.settings["strength"] == 0.2
@@ -94,6 +103,8 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
         "What attackers find",
     ]
     assert "No record of the run" in page
+    with pytest.raises(UsageError, match="names no strength of this model"):
+        audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels", key_file=folders / "key")
     assert "AFTER/3.png: " in page
     assert (found.counts["originals without an output"], found.counts["outputs without an original"]) == (1, 1)
 
@@ -106,6 +117,8 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
         ({"classifier": "forest"}, "classifier must be one of logistic, cnn"),
         ({"detector": "yunet.onnx"}, "needs a detector and the other way round"),
         ({"features": "inception"}, "features must be"),
+        ({"members": "reference"}, "members need others"),
+        ({"key_file": "nowhere"}, "key file nowhere is not there"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(folders, model, options, sentence):

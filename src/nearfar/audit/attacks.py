@@ -16,21 +16,25 @@ from torch import Tensor
 from nearfar.audit.bound import bound
 from nearfar.audit.figure import Figure
 from nearfar.audit.linkage import linkage
+from nearfar.audit.membership import membership_by_loss, membership_by_outputs
 from nearfar.audit.pairs import Pairs, Watch
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.trained_attacker import FEWEST, trained_attack
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels, similarities
+from nearfar.audit.walk_back import walked_back
 from nearfar.errors import UsageError
 from nearfar.faces import FaceDetector, FaceRecogniser, Points, embed_faces
 from nearfar.feature_networks import BATCH, FeatureNetwork, pixel_features
 from nearfar.fitting import FitMode, fit
 from nearfar.images import read_picture
 from nearfar.model import FrozenModel
+from nearfar.noise import SecretKey
 from nearfar.sources import Item
 
-PIXELS = 64
-"""Pixels of a side at which pixels are compared, and at which images are kept at least."""
+PIXELS, WALKED = 64, 32
+"""Pixels of a side at which pixels are compared, and at which images are kept at least; outputs that are
+walked back, in 100 network calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,16 +138,55 @@ def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: W
     return found
 
 
+def membership(
+    seen: Sequence[View], model: FrozenModel, members: Sequence[Item], others: Others | None
+) -> list[Figure]:
+    """Whether originals, and what the model was trained on, can be told from pictures that are neither."""
+    if others is None:
+        return []
+    found = [membership_by_outputs(v.name, v.after, v.before, v.others, v.note) for v in seen if v.others is not None]
+    if not members:
+        return found
+    trained, strange = (as_noised(model, some, FitMode.PAD) for some in (members, others.items))
+    return [*found, *membership_by_loss(model, trained, strange)]
+
+
+def walk_back(
+    model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any], key: SecretKey | None, watch: Watch
+) -> list[Figure]:
+    """Of the first outputs, by one who has the key of the run that made them."""
+    if key is None:
+        return []
+    if not made_by(model, settings) or not settings.get("strength"):
+        raise UsageError("the record beside AFTER names no strength of this model: leave out the key, or give --model")
+    first = sorted({original: number for number, original in reversed(list(enumerate(pairs.of.tolist())))}.items())
+    first, mode = first[:WALKED], FitMode(settings.get("fit", "pad"))
+    before = as_noised(model, [pairs.items[original] for original, _ in first], mode)
+    after = as_noised(model, [pairs.output_items[number] for _, number in first], mode)
+    watch("walk back", 0, 1)
+    found = walked_back(model, before, after, float(settings["strength"]), key)
+    watch("walk back", 1, 1)
+    return found
+
+
 def formal_bound(model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any]) -> list[Figure]:
     """Of the run that made the outputs, where its record names this model and a noise level."""
-    if settings.get("model") != model.provenance.sha256 or not settings.get("sigma"):
+    if not made_by(model, settings) or not settings.get("sigma"):
         return []
-    mode, contract = FitMode(settings.get("fit", "pad")), model.image
-    images = [fit(read_picture(item.path), contract.size, contract.channels, mode) for item in pairs.items]
+    images = as_noised(model, pairs.items, FitMode(settings.get("fit", "pad")))
     with torch.inference_mode():
-        parts = torch.split(torch.stack(images).to(model.device), BATCH)
-        latents = [model.latent_space.encode(some).cpu() for some in parts]
+        latents = [model.latent_space.encode(some.to(model.device)).cpu() for some in torch.split(images, BATCH)]
     return bound(torch.cat(latents), float(settings["sigma"]))
+
+
+def made_by(model: FrozenModel, settings: Mapping[str, Any]) -> bool:
+    return settings.get("model") == model.provenance.sha256
+
+
+def as_noised(model: FrozenModel, items: Sequence[Item], mode: FitMode) -> Tensor:
+    """Images as a run hands them to the model."""
+    contract = model.image
+    return torch.stack([fit(read_picture(item.path), contract.size, contract.channels, mode) for item in items])
 
 
 def nearest_originals(view: View, count: int = 2) -> Tensor:

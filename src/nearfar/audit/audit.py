@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.attacks import PIXELS, Faces, Others, attack_views, formal_bound, nearest_originals, views
+from nearfar.audit.attacks import (
+    PIXELS,
+    Faces,
+    Others,
+    attack_views,
+    formal_bound,
+    membership,
+    nearest_originals,
+    views,
+    walk_back,
+)
 from nearfar.audit.fidelity import fidelity, library, pair_distances, set_figures
 from nearfar.audit.figure import Figure
 from nearfar.audit.pairs import Pairing, Pairs, Watch, pair_folders, read_images, read_pairs, unwatched
@@ -21,6 +31,7 @@ from nearfar.feature_networks import BATCH, FeatureNetwork, feature_network
 from nearfar.loading import load_model
 from nearfar.manifest import manifest_path, read_manifest
 from nearfar.model import FrozenModel
+from nearfar.noise import SecretKey
 from nearfar.sources import Rejected
 
 LIMIT, LARGEST = 1000, 224
@@ -34,7 +45,8 @@ class Folders:
     """What is audited, and what it is compared with.
 
     reference: real images for the distances of sets, instead of the originals. others: pictures of people (or things)
-    that are not among the originals. test: real images in class folders, for the classifier.
+    that are not among the originals. test: real images in class folders, for the classifier. members: what the model
+    was trained on; then `others` must be pictures that it was not trained on.
     """
 
     before: Path
@@ -42,22 +54,34 @@ class Folders:
     reference: Path | None = None
     others: Path | None = None
     test: Path | None = None
+    members: Path | None = None
+
+    def check(self) -> None:
+        if self.members and not self.others:
+            raise UsageError("members need others to be told from, that the model was not trained on: give others too")
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How it is measured. people: each top folder of BEFORE holds the pictures of one person."""
+    """How it is measured.
+
+    people: each top folder of BEFORE holds the pictures of one person. key_file: of the run that made AFTER, for an
+    attacker who has got hold of it.
+    """
 
     features: str = "model"
     detector: str | Path | None = None
     recogniser: str | Path | None = None
     people: bool = False
+    key_file: str | Path | None = None
     classifier: str = "logistic"
     seeds: int = SEEDS
     limit: int = LIMIT
     seed: int = 0
 
     def check(self) -> None:
+        if self.key_file is not None and not Path(self.key_file).is_file():
+            raise UsageError(f"key file {self.key_file} is not there: name the one that the run was given")
         if self.limit < 2:
             raise UsageError(f"an audit needs at least 2 originals, got a limit of {self.limit}")
         if self.seeds < 1:
@@ -104,6 +128,7 @@ def audit_folders(
     reference: str | Path | None = None,
     others: str | Path | None = None,
     test: str | Path | None = None,
+    members: str | Path | None = None,
     watch: Watch = unwatched,
     **choices: Any,
 ) -> Audit:
@@ -115,12 +140,14 @@ def audit_folders(
     Cost: three network calls for each 32 images, two more for each face. Everything random follows from `seed`.
     Files that cannot be read are listed in `rejected`. Raises UsageError for what cannot be meant.
     """
-    given = (None if path is None else Path(path) for path in (reference, others, test))
+    given = (None if path is None else Path(path) for path in (reference, others, test, members))
     return run_audit(Folders(Path(before), Path(after), *given), Choices(**choices), model or load_model(), watch)
 
 
 def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Watch = unwatched) -> Audit:
     choices.check()
+    folders.check()
+    key = None if choices.key_file is None else SecretKey.load(Path(choices.key_file))
     faces = Faces.load(choices.detector, choices.recogniser)
     network = feature_network(choices.features, model)
     size = min(max(model.image.size, network.size, PIXELS), LARGEST)
@@ -133,10 +160,15 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     eyes = views(pairs, features, stranger, network, faces, watch)
     real = read_others(folders.reference, network, size, rejected, watch)
     settings = settings_of(folders.after)
+    trained = [] if folders.members is None else read_images(folders.members, model.image.size, rejected, watch)[0]
     sections = {
         "What was lost, output by output": fidelity(pairs, distance, network),
         "All outputs beside real images": set_figures(*features, pairs.of, real and real[1], network.name),
-        "What attackers find": attack_views(eyes, people_of(pairs, choices), watch),
+        "What attackers find": [
+            *attack_views(eyes, people_of(pairs, choices), watch),
+            *membership(eyes, model, trained, stranger and stranger[0]),
+            *walk_back(model, pairs, settings, key, watch),
+        ],
         "What is proven": formal_bound(model, pairs, settings),
         "What a classifier learns": learnt(folders, choices, pairing, pairs, features, network),
     }

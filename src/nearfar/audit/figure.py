@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,3 +25,11 @@ class Figure:
     network: str = ""
     library: str = ""
     note: str = ""
+
+
+def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """Figures by network, in the order in which they come."""
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.network, []).append(figure)
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nearfar.audit.attacks import nearest_originals
 from nearfar.audit.audit import Audit
-from nearfar.audit.figure import Figure
+from nearfar.audit.figure import Figure, grouped
 from nearfar.audit.view import View, similarities
 from nearfar.page import heading, page, paragraph, picture, plot, table
 from nearfar.representation_report import to_pil, write_page
@@ -65,14 +65,6 @@ def section(name: str, figures: Sequence[Figure]) -> list[str]:
         by = f"By {network}; measured" if network else "Measured"
         parts += [table(header, [row(figure) for figure in some]), paragraph(f"{by} by {'; '.join(libraries)}.")]
     return parts
-
-
-def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
-    """By network, in the order in which they come."""
-    found: dict[str, list[Figure]] = {}
-    for figure in figures:
-        found.setdefault(figure.network, []).append(figure)
-    return found
 
 
 def row(figure: Figure) -> list[object]:

@@ -29,7 +29,8 @@ def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
     assert result.exit_code == 0
     assert "PSNR, dB: " in result.stdout
     assert "re-identified, own original, rank 1: " in result.stdout
-    assert "chance 0.2, n 5 [pixels at 64x64]" in result.stdout
+    assert "What attackers find, by pixels at 64x64\n" in result.stdout
+    assert "chance 0.2, n 5\n" in result.stdout
     assert "attacks 6/6" in result.stderr
     assert (folder / "after.audit.html").read_text("utf-8").startswith("<!doctype html>")
     assert len(list(folder.rglob("*.png"))) == 10
@@ -56,6 +57,7 @@ def test_a_bad_file_is_told_and_ends_with_3_and_json_has_all(audit, run):
         (["--others", "nowhere"], "nowhere must be a folder of images, got nothing there"),
         (["--features", "inception"], "features must be model, efficientnet, pixels or a folder of a network"),
         (["--detector", "yunet.onnx"], "give both ONNX files"),
+        (["--members", "."], "members need others to be told from"),
         (["--people"], "could be people: leave out people"),
     ],
 )
