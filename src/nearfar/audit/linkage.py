@@ -8,7 +8,7 @@ import torch
 
 from nearfar.audit.figure import Figure
 from nearfar.audit.reidentification import ranked
-from nearfar.audit.view import View, hits, share, similarities
+from nearfar.audit.view import Numbers, Rows, View, hits, share, similarities
 
 
 def linkage(view: View, people: Sequence[object] | None = None) -> list[Figure]:
@@ -16,15 +16,17 @@ def linkage(view: View, people: Sequence[object] | None = None) -> list[Figure]:
 
     Outputs of one original are linked where there are several of them. Nothing is random.
     """
-    scores = similarities(view.after, view.after)
+    scores, group = similarities(view.after, view.after), view.groups(people)
     siblings = view.owner[:, None] == view.owner
     others = ~torch.eye(len(siblings), dtype=torch.bool)
     figures = []
     if (siblings & others).any():
-        figures += ranked("output to output, same original", scores, siblings, others, view, "linked")
+        figures += ranked("output to output, same original", scores, siblings, others, view, group, "linked")
     if people is not None:
         same = view.whose(people)[:, view.owner]
-        figures += ranked("output to output, same person, another picture", scores, same, ~siblings, view, "linked")
+        figures += ranked(
+            "output to output, same person, another picture", scores, same, ~siblings, view, group, "linked"
+        )
     return figures
 
 
@@ -34,14 +36,19 @@ def averaging(view: View, combined: Sequence[View]) -> list[Figure]:
     view: with several outputs of each original, averaged as vectors. combined: views of images that were averaged as
     images and looked at afterwards, one output for each original.
     """
-    found, counts = {}, view.owner.bincount(minlength=len(view.before))
+    found, counts = dict[str, tuple[Rows, Numbers]](), view.owner.bincount(minlength=len(view.before))
     sums = torch.zeros_like(view.before, dtype=torch.float64).index_add_(0, view.owner, view.after.double())
     used = counts > 0
     means = sums[used] / counts[used][:, None]
-    own = torch.eye(len(view.before), dtype=torch.bool)[used]
-    found["one output"] = hits(similarities(view.after, view.before), view.own, 1)
-    found[f"vectors of {counts.max()} outputs averaged"] = hits(similarities(means, view.before), own, 1)
+    numbers = torch.arange(len(view.before))
+    own = used.nonzero() == numbers
+    found["one output"] = hits(similarities(view.after, view.before), view.own, 1), view.owner
+    averages = f"vectors of {counts.max()} outputs averaged"
+    found[averages] = hits(similarities(means, view.before), own, 1), numbers[used]
     for each in combined:
-        found[f"{each.name}, images averaged"] = hits(similarities(each.after, each.before), each.own, 1)
+        found[f"{each.name}, images averaged"] = hits(similarities(each.after, each.before), each.own, 1), each.owner
     guess = 1 / len(view.before)
-    return [share(f"re-identified, own original, rank 1, {name}", hit, guess, view) for name, hit in found.items()]
+    return [
+        share(f"re-identified, own original, rank 1, {name}", hit, guess, view, group)
+        for name, (hit, group) in found.items()
+    ]

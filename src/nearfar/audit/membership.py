@@ -24,7 +24,7 @@ from nearfar.tensors import Images, per_image
 LEVELS, DRAWS, BATCH = (0.1, 0.3, 0.5), 2, 32
 """Strengths at which the model is asked, draws of noise at each, images of a call."""
 
-Signs = Float64[Tensor, " images"]
+Signs = Float64[Tensor, " _"]
 
 
 def membership_by_outputs(name: str, outputs: Vectors, members: Vectors, others: Vectors, note: str = "") -> Figure:

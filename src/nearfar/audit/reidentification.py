@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from nearfar.audit.figure import Figure
-from nearfar.audit.view import Mask, Scores, Vectors, View, chance, hits, same_person, share, similarities
+from nearfar.audit.view import Mask, Numbers, Scores, Vectors, View, chance, hits, same_person, share, similarities
 
 PLACES = (1, 5)
 
@@ -20,34 +20,40 @@ def reidentification(view: View, people: Sequence[object] | None = None) -> list
     end of what this eye can do. With `view.others`: the candidates are its own original and pictures of other people.
     Nothing is random and no network is called.
     """
-    scores = similarities(view.after, view.before)
-    figures = ranked("own original", scores, view.own, None, view)
+    scores, group = similarities(view.after, view.before), view.groups(people)
+    figures = ranked("own original", scores, view.own, None, view, group)
     if people is not None:
-        figures += ranked("same person, another picture", scores, view.whose(people), ~view.own, view)
+        figures += ranked("same person, another picture", scores, view.whose(people), ~view.own, view, group)
         same = same_person(people, len(view.before))
         untouched = similarities(view.before, view.before)
-        alone = ~torch.eye(len(same), dtype=torch.bool)
-        figures += ranked("untouched: same person, another picture", untouched, same, alone, view)
+        alone, whose = ~torch.eye(len(same), dtype=torch.bool), same.int().argmax(1)
+        figures += ranked("untouched: same person, another picture", untouched, same, alone, view, whose)
     if view.others is not None:
-        figures += ranked("own original among others", *among_others(view, view.others), view)
+        figures += ranked("own original among others", *among_others(view, view.others), None, view, group)
     return figures
 
 
 def ranked(
-    name: str, scores: Scores, right: Mask, allowed: Mask | None, view: View, found: str = "re-identified"
+    name: str,
+    scores: Scores,
+    right: Mask,
+    allowed: Mask | None,
+    view: View,
+    group: Numbers,
+    found: str = "re-identified",
 ) -> list[Figure]:
-    """The share found at each rank."""
+    """The share found at each rank. group: of each query, its person."""
     return [
-        share(f"{found}, {name}, rank {places}", hits(scores, right, places, allowed), by_chance, view)
+        share(f"{found}, {name}, rank {places}", hits(scores, right, places, allowed), by_chance, view, group)
         for places in PLACES
         for by_chance in [chance(right, places, allowed)]
     ]
 
 
-def among_others(view: View, others: Vectors) -> tuple[Scores, Mask, None]:
+def among_others(view: View, others: Vectors) -> tuple[Scores, Mask]:
     """Scores of each output's own original (first) and of the pictures of other people, and which of them is right."""
     own = -(view.after.double() - view.before.double()[view.owner]).norm(dim=1, keepdim=True)
     scores = torch.cat([own, similarities(view.after, others)], dim=1)
     right = torch.zeros_like(scores, dtype=torch.bool)
     right[:, 0] = True
-    return scores, right, None
+    return scores, right

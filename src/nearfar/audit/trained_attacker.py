@@ -11,23 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
 from nearfar.audit.view import Mask, Scores, View, chance, hits, same_person, share, similarities, unit
 from nearfar.errors import UsageError
 
-FOLDS, FEWEST, SHRINKAGE = 5, 20, 0.3
-"""Parts of the people; the fewest people to learn from; how far the metric is drawn towards the plain one."""
+FOLDS, FEWEST, KINDS = 5, 20, ("distance", "cosine")
+"""Parts of the people, the fewest people to learn from, and the attackers."""
 
-AXES = {"distance": 30, "cosine": 100}
-"""The attackers, and how many principal axes each keeps."""
+SETTINGS = tuple(product((30, 100), (0.001, 0.03, 0.3)))
+"""Principal axes that are kept, and how far the metric is drawn towards the plain one: chosen on people held out."""
 
 Matrix = Float64[Tensor, "_ _"]
+Chosen = Bool[Tensor, " originals"]
 Numbers = Int64[Tensor, " _"]
+Rows = tuple[Numbers, Numbers]
+"""Of outputs and of originals that belong together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +43,15 @@ class Metric:
     weights: Matrix
 
     @classmethod
-    def learn(cls, after: Matrix, before: Matrix, pairs: tuple[Numbers, Numbers], count: int) -> Metric:
-        """From outputs and originals of one person (rows `pairs`), on at most `count` principal axes."""
+    def learn(cls, after: Matrix, before: Matrix, pairs: Rows, count: int, shrinkage: float) -> Metric:
+        """From outputs and originals of one person (`pairs`), on at most `count` principal axes."""
         outputs, originals = (torch.unique(some) for some in pairs)
         means = after[outputs].mean(0), before[originals].mean(0)
         axes = principal_axes(torch.cat([after[outputs] - means[0], before[originals] - means[1]]), count)
-        apart = (after[pairs[0]] - means[0] - before[pairs[1]] + means[1]) @ axes
+        apart = (after @ axes)[pairs[0]] - (before @ axes)[pairs[1]] - (means[0] - means[1]) @ axes
         moments = apart.T @ apart / len(apart)
         plain = moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
-        lengths, turns = torch.linalg.eigh((1 - SHRINKAGE) * moments + SHRINKAGE * plain)
+        lengths, turns = torch.linalg.eigh((1 - shrinkage) * moments + shrinkage * plain)
         return cls(*means, axes @ turns / lengths.clamp(min=1e-12).sqrt())
 
     def scores(self, after: Matrix, before: Matrix, kind: str) -> Scores:
@@ -68,7 +72,13 @@ def trained_attack(view: View, people: Sequence[object] | None = None, seed: int
     asked = "own original" if people is None else "same person, another picture"
     guess = chance(right, 1, allowed)
     return [
-        share(f"re-identified, {asked}, rank 1, {name} attacker", hits(scores, right, 1, allowed), guess, view)
+        share(
+            f"re-identified, {asked}, rank 1, {name} attacker",
+            hits(scores, right, 1, allowed),
+            guess,
+            view,
+            view.groups(people),
+        )
         for name, scores in found.items()
     ]
 
@@ -85,14 +95,35 @@ def trained_scores(view: View, people: Sequence[object] | None = None, seed: int
     before, after = view.before.double(), view.after.double()
     folds = folds_of(list(range(len(before))) if people is None else people, len(before), seed)
     right, _ = question(view, people)
-    found = {f"trained ({kind})": torch.zeros(len(after), len(before), dtype=torch.float64) for kind in AXES}
+    found = {f"trained ({kind})": torch.zeros(len(after), len(before), dtype=torch.float64) for kind in KINDS}
     for fold in range(FOLDS):
-        attacked = (folds == fold)[view.owner]
-        outputs, originals = (right & ~attacked[:, None] & (folds != fold)).nonzero(as_tuple=True)
-        for kind, count in AXES.items() if len(outputs) else ():
-            metric = Metric.learn(after, before, (outputs, originals), count)
+        learning, inner = folds != fold, folds == (fold + 1) % FOLDS
+        attacked = ~learning[view.owner]
+        for kind in KINDS if attacked.any() else ():
+            count, shrinkage = choose(view, right, learning & ~inner, inner, kind)
+            metric = Metric.learn(after, before, pairs_among(right, view.owner, learning), count, shrinkage)
             found[f"trained ({kind})"][attacked] = metric.scores(after[attacked], before, kind)
     return found
+
+
+def choose(view: View, right: Mask, learning: Chosen, inner: Chosen, kind: str) -> tuple[int, float]:
+    """The settings that find most of the people held out, among themselves."""
+    before, after = view.before.double(), view.after.double()
+    pairs, asked = pairs_among(right, view.owner, learning), inner[view.owner]
+    answer = right[asked][:, inner]
+    allowed = answer | ~view.own[asked][:, inner]
+
+    def rate(setting: tuple[int, float]) -> float:
+        scores = Metric.learn(after, before, pairs, *setting).scores(after[asked], before[inner], kind)
+        return hits(scores, answer, 1, allowed).nanmean().item()
+
+    return max(SETTINGS, key=rate)
+
+
+def pairs_among(right: Mask, owner: Numbers, some: Chosen) -> Rows:
+    """The pairs of which both images belong to some of the originals."""
+    outputs, originals = (right & some[owner][:, None] & some).nonzero(as_tuple=True)
+    return outputs, originals
 
 
 def folds_of(people: Sequence[object], count: int, seed: int) -> Numbers:

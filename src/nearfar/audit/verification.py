@@ -27,6 +27,11 @@ class PairScores:
     genuine: Bool[Tensor, " _"]
     group: Tensor
 
+    def ordered(self) -> PairScores:
+        """The highest score first."""
+        order = self.scores.argsort(descending=True)
+        return PairScores(self.scores[order], self.genuine[order], self.group[order])
+
 
 @dataclass(frozen=True, eq=False)
 class Roc:
@@ -37,11 +42,14 @@ class Roc:
     true: Values
 
     @classmethod
-    def of(cls, pairs: PairScores, weights: Values | None = None) -> Roc:
-        """The curve as scikit-learn's `roc_curve` has it, all points kept. weights: of each group."""
-        order = pairs.scores.argsort(descending=True)
-        scores, genuine = pairs.scores[order], pairs.genuine[order]
-        each = torch.ones_like(scores) if weights is None else weights[pairs.group[order]]
+    def of(cls, pairs: PairScores) -> Roc:
+        """The curve as scikit-learn's `roc_curve` has it, all points kept."""
+        return cls.of_ordered(pairs.ordered(), torch.ones(int(pairs.group.max()) + 1, dtype=torch.float64))
+
+    @classmethod
+    def of_ordered(cls, pairs: PairScores, weights: Values) -> Roc:
+        """Of pairs in descending order. weights: of each group."""
+        scores, genuine, each = pairs.scores, pairs.genuine, weights[pairs.group]
         last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
         true, false = ((each * some).cumsum(0)[last] for some in (genuine, ~genuine))
         start = torch.zeros(1, dtype=torch.float64)
@@ -92,7 +100,16 @@ def verification(view: View, people: Sequence[object] | None = None) -> Verifica
     threshold, _ = Roc.of(untouched).operating_point()
     passed = (pairs.scores[pairs.genuine] >= threshold).double()
     note = f"the threshold lets {FALSE_RATE:g} of untouched impostor pairs pass; pairs are not independent"
-    figures.append(share("accepted as the same person, at the threshold of untouched images", passed, None, view, note))
+    figures.append(
+        share(
+            "accepted as the same person, at the threshold of untouched images",
+            passed,
+            None,
+            view,
+            pairs.group[pairs.genuine],
+            note,
+        )
+    )
     return Verification(figures + errors("untouched", untouched, view), pairs, untouched)
 
 
@@ -137,10 +154,9 @@ def resampled(pairs: PairScores) -> list[Roc]:
     draws = torch.randint(len(groups), (REPEATS, len(groups)), generator=generator)
     weights = torch.zeros(REPEATS, int(groups.max()) + 1, dtype=torch.float64)
     weights.scatter_add_(1, groups[draws], torch.ones_like(draws, dtype=torch.float64))
-    usable = [
-        row for row in weights if row[pairs.group[pairs.genuine]].any() and row[pairs.group[~pairs.genuine]].any()
-    ]
-    return [Roc.of(pairs, row) for row in usable]
+    ordered = pairs.ordered()
+    holding = [torch.unique(pairs.group[some]) for some in (pairs.genuine, ~pairs.genuine)]
+    return [Roc.of_ordered(ordered, row) for row in weights if all(row[some].any() for some in holding)]
 
 
 def interval(name: str, value: float, drawn: list[float], chance: float, view: View, note: str) -> Figure:

@@ -17,6 +17,7 @@ Vectors = Shaped[Tensor, "_ _"]
 Scores = Float64[Tensor, "queries candidates"]
 Mask = Bool[Tensor, "queries candidates"]
 Rows = Float64[Tensor, " queries"]
+Numbers = Int64[Tensor, " queries"]
 
 NORMAL = 1.959964
 """Of a 95 % interval."""
@@ -66,6 +67,10 @@ class View:
     def own(self) -> Mask:
         """Which original each output was made from."""
         return self.owner[:, None] == torch.arange(len(self.before))
+
+    def groups(self, people: Sequence[object] | None) -> Int64[Tensor, " outputs"]:
+        """The number of each output's person, or of its original where people are not known."""
+        return self.owner if people is None else self.whose(people).int().argmax(1)
 
     def whose(self, people: Sequence[object]) -> Mask:
         """Which originals show the person of each output. people: one for each original."""
@@ -121,16 +126,29 @@ def chance(right: Mask, places: int, allowed: Mask | None = None) -> float:
     return float((1 - missed)[good > 0].mean())
 
 
-def share(name: str, found: Rows, by_chance: float | None, view: View, note: str = "") -> Figure:
-    """The mean of what was found, as a figure with Wilson's interval (1927)."""
-    asked = found[~found.isnan()]
-    value = asked.mean().item() if len(asked) else float("nan")
-    low, high = wilson(value, len(asked))
+def share(name: str, found: Rows, by_chance: float | None, view: View, group: Numbers, note: str = "") -> Figure:
+    """The mean of what was found, as a figure with Wilson's interval (1927). group: of each query, its person."""
+    asked = ~found.isnan()
+    some = found[asked]
+    value = some.mean().item() if len(some) else float("nan")
+    low, high = wilson(value, independent(some, group[asked]))
     remark = "; ".join(text for text in (note, view.note) if text)
-    return Figure(name, value, len(asked), low, high, by_chance, view.name, note=remark)
+    return Figure(name, value, len(some), low, high, by_chance, view.name, note=remark)
 
 
-def wilson(value: float, count: int) -> tuple[float, float]:
+def independent(found: Rows, group: Numbers) -> float:
+    """How many independent queries tell as much as these, which are alike within a group (Kish's effective size)."""
+    groups, whose = torch.unique(group, return_inverse=True)
+    if len(groups) == len(found) or len(groups) < 2:
+        return float(len(found))
+    value = found.mean()
+    sums = torch.zeros(len(groups), dtype=torch.float64).index_add_(0, whose, found - value)
+    between = sums.square().sum() * len(groups) / (len(groups) - 1) / len(found) ** 2
+    spread = (value * (1 - value)).item()
+    return min(float(len(found)), spread / between.item()) if spread > 0 and between > 0 else float(len(groups))
+
+
+def wilson(value: float, count: float | int) -> tuple[float, float]:
     """The 95 % interval of a share of `count` independent trials."""
     if count == 0:
         return 0.0, 1.0
