@@ -51,7 +51,7 @@ class Annotations:
         for name, content in files.items():
             with writing(out / name):
                 write_whole(out / name, content)
-        for path in out.rglob("labels/**/*.txt"):
+        for path in out.rglob("labels/**/*~*.txt"):
             if path.relative_to(out).as_posix() not in files:
                 path.unlink()
 

@@ -58,7 +58,7 @@ def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> None
     """The images of a data set as files 00000000.png, ..., and `metadata.jsonl` with their labels."""
     rows = open_data_set(path)
     image, label = image_column(rows, path), column or "label"
-    named = getattr(rows.features.get(label), "int2str", str)
+    named, none = getattr(rows.features.get(label), "int2str", str), (None, -1)  # -1: a ClassLabel's unknown
     if column and column not in rows.features:
         raise UsageError(f"{path} has no column {column}: it has {', '.join(rows.features)[:200]}")
     lines = []
@@ -67,7 +67,7 @@ def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> None
         name = f"{number:08}{suffix_of(content)}"
         (folder / name).write_bytes(content)
         given = row.get(label)
-        lines.append({"file_name": name} | ({} if given is None else {label: named(given)}))
+        lines.append({"file_name": name} | ({} if given in none else {label: named(given)}))
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 

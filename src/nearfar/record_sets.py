@@ -77,6 +77,8 @@ def check_wishes(units: Sequence[Unit], wanted: Wanted) -> None:
     """Refuse what a shard alone cannot answer."""
     if wanted.only != "*":
         raise UsageError("--only is for folders of images: give the shards or splits that are wanted as IN")
+    if wanted.label_column and units[0].path.suffix == ".tar":
+        raise UsageError("labels of shards are .cls, or `label` in .json: leave out --label-column")
     if len(units) > 1 and units[0].path.is_file() and wanted.needs_all_images:
         raise UsageError(f"{len(units)} files are augmented one by one: choices that need all images, and a classifier "
                          "trained on them, are for folders and single files")  # fmt: skip
@@ -163,21 +165,23 @@ def augment_unit(
     plan = plan_run(augmented.job, images, made, manifest_path(made).is_file())
     progress = run_job(augmented.job, images, made, plan)
     counts = augmented.finish(images, made)
-    rows = [json.loads(line) for line in (made / "metadata.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (made / "metadata.jsonl").read_text("utf-8").split("\n") if line]
     packed, target = work / f"packed{unit.path.suffix}", out / unit.name
     with writing(target):
         unit.pack(made, rows, packed)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)  # an earlier run's, which no longer stands
+        if target.is_dir() and any(target.iterdir()):
+            raise UsageError(
+                f"{target} is not what an earlier run made of this input: move it away or choose another OUT"
+            )
         packed.replace(target)
     records = read_manifest(manifest_path(made)).records.values()
     return progress, counts, [replace(record, name=f"{unit.name}/{record.name}") for record in records]
 
 
 def work_folder(out: Path) -> Path:
-    """Where the unit under way is unpacked: beside OUT."""
-    return out.resolve().with_name(out.resolve().name + ".work")
+    """Where the unit under way is unpacked: beside OUT, under a name that nobody else gives."""
+    return out.resolve().with_name(f".{out.resolve().name}.nearfar-work")
 
 
 def unit_record(unit: Unit, out: Path, job: Job, images: int) -> Record:

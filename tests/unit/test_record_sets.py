@@ -106,7 +106,9 @@ def test_an_interrupted_run_goes_on_with_the_shard_that_is_missing(augment, shar
     found, cut = augment(shards, "cut", resume=True, copies=2)
     assert contents(cut) == contents(whole)
     assert (found.progress.done, found.progress.kept) == (0, 8)
-    assert not cut.with_name("cut.work").exists()
+    assert sorted(path.name for path in cut.parent.iterdir()) == [
+        *("cut", "cut.manifest.jsonl", "in", "whole", "whole.manifest.jsonl")
+    ]
     assert augment(shards, "cut", resume=True, copies=2)[0].progress.kept == 8
     with pytest.raises(UsageError, match="made with other settings"):
         augment(shards, "cut", resume=True, seed=1, strengths=Strengths((0.5, 0.5)))
@@ -157,6 +159,8 @@ def test_choices_that_need_all_images_are_not_for_shards(augment, shards):
         augment(shards, select="rarest")
     with pytest.raises(UsageError, match="--only is for folders of images"):
         augment(shards, only="a*")
+    with pytest.raises(UsageError, match="leave out --label-column"):
+        augment(shards, label_column="kind")
 
 
 def test_a_saved_data_set_comes_back_with_its_features(augment, data_set, tmp_path):
@@ -172,6 +176,17 @@ def test_a_saved_data_set_comes_back_with_its_features(augment, data_set, tmp_pa
     assert read["inherited_from"][4] == "00000000.png"
     assert read[0]["image"].tobytes() == data_set[0]["image"].tobytes() != read[4]["image"].tobytes()
     assert read[4]["mask"].tobytes() == data_set[0]["mask"].tobytes()
+
+
+def test_files_that_others_put_into_a_data_set_are_not_lost(augment, data_set, tmp_path):
+    data_set.save_to_disk(tmp_path / "in")
+    _, out = augment(tmp_path / "in")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not what an earlier run made of this input"):
+        augment(tmp_path / "in", resume=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert augment(tmp_path / "in", resume=True)[0].progress.kept == 4
 
 
 def test_every_split_is_augmented(augment, data_set, tmp_path):
