@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from nearfar.audit.pairs import pair_folders, read_pairs
+from nearfar.audit.pairs import compare_strangers, pair_folders, read_pairs
 from nearfar.errors import UsageError
 
 
@@ -99,3 +99,16 @@ def test_outputs_of_another_size_and_of_grey_are_compared_all_the_same(folder):
     assert found.resized == 1
     assert 20 < found.psnr[0] < 100
     assert 10 < found.psnr[1] < 40
+
+
+def test_strangers_are_compared_at_their_own_size(folder):
+    names = [f"{number}.png" for number in range(4)]
+    before = folder("before", {name: number for number, name in enumerate(names)}, (40, 30))
+    after = folder("after", {name: 10 + number for number, name in enumerate(names)}, (40, 30))
+    peak, structure = compare_strangers(read_pairs(pair_folders(before, after), 16))
+    x, y = ([np.array(Image.open(each / name)) / 127.5 - 1 for name in names] for each in (before, after))
+    expected = [peak_signal_noise_ratio(x[(n + 2) % 4], y[n], data_range=2) for n in range(4)]
+    assert peak == pytest.approx(np.mean(expected), abs=1e-4)
+    assert 0 < structure < 0.5
+    one = read_pairs(pair_folders(before, folder("single", {"0.png": 0})), 16)
+    assert compare_strangers(one) is None

@@ -23,7 +23,16 @@ from nearfar.audit.attacks import (
 )
 from nearfar.audit.fidelity import fidelity, library, pair_distances, set_figures
 from nearfar.audit.figure import Figure
-from nearfar.audit.pairs import Pairing, Pairs, Watch, pair_folders, read_images, read_pairs, unwatched
+from nearfar.audit.pairs import (
+    Pairing,
+    Pairs,
+    Watch,
+    compare_strangers,
+    pair_folders,
+    read_images,
+    read_pairs,
+    unwatched,
+)
 from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, top_folders, utility
 from nearfar.audit.view import View
 from nearfar.errors import UsageError
@@ -162,7 +171,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     settings = settings_of(folders.after)
     trained = [] if folders.members is None else read_images(folders.members, model.image.size, rejected, watch)[0]
     sections = {
-        "What was lost, output by output": fidelity(pairs, distance, network),
+        "What was lost, output by output": fidelity(pairs, distance, network, compare_strangers(pairs)),
         "All outputs beside real images": set_figures(*features, pairs.of, real and real[1], network.name),
         "What attackers find": [
             *attack_views(eyes, people_of(pairs, choices), watch),

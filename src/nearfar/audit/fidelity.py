@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
@@ -10,10 +9,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
-from nearfar.audit.pairs import Pairs
+from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.audit.set_distances import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
 from nearfar.feature_networks import FeatureNetwork, perceptual_distance
-from nearfar.representation import psnr, ssim
 
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
 """Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""
@@ -22,19 +20,25 @@ Vectors = Float64[Tensor, "_ numbers"]
 Values = Float64[Tensor, " outputs"]
 
 
-def fidelity(pairs: Pairs, distance: Values | None, network: FeatureNetwork) -> list[Figure]:
+def fidelity(
+    pairs: Pairs, distance: Values | None, network: FeatureNetwork, strange: tuple[float, float] | None
+) -> list[Figure]:
     """PSNR and SSIM at the originals' own sizes, and the perceptual distance of each pair, where the network has any.
 
-    distance: as `pair_distances` gives it. The chance is what outputs reach with an original that is not theirs.
+    distance: as `pair_distances` gives it. strange: as `compare_strangers` does. The chance is what outputs reach with
+    an original that is not theirs.
     """
-    other = unrelated(pairs)
+    peak, structure = strange or (None, None)
+    note = f"{pairs.resized} outputs had another size and were resized" if pairs.resized else ""
     figures = [
-        of_pairs("PSNR, dB", pairs.psnr, pairs.of, chance(psnr, pairs, other), note_on(pairs)),
-        of_pairs("SSIM", pairs.ssim, pairs.of, chance(ssim, pairs, other), note_on(pairs)),
+        of_pairs("PSNR, dB", pairs.psnr, pairs.of, peak, note),
+        of_pairs("SSIM", pairs.ssim, pairs.of, structure, note),
     ]
     if distance is None:
         return figures
-    floor = None if other is None else perceptual_distance(network, *strangers(pairs, other)).mean().item()
+    other = unrelated(pairs)
+    apart = None if other is None else perceptual_distance(network, pairs.originals[other], pairs.outputs)
+    floor = None if apart is None else apart.mean().item()
     note = "0 (seen the same) to 4; unit feature vectors at several depths; not LPIPS"
     return [*figures, of_pairs("perceptual distance", distance, pairs.of, floor, note, network.name)]
 
@@ -44,28 +48,6 @@ def pair_distances(pairs: Pairs, network: FeatureNetwork) -> Values | None:
     if not network.look(network.seen(pairs.originals[:1])).maps:
         return None
     return perceptual_distance(network, pairs.originals[pairs.of], pairs.outputs)
-
-
-def note_on(pairs: Pairs) -> str:
-    return f"{pairs.resized} outputs had another size and were resized" if pairs.resized else ""
-
-
-def unrelated(pairs: Pairs) -> Int64[Tensor, " outputs"] | None:
-    """For each output an original that is not its own: the next one; nothing if there is one original only."""
-    count = len(pairs.originals)
-    return (pairs.of + 1) % count if count > 1 else None
-
-
-def strangers(pairs: Pairs, other: Int64[Tensor, " outputs"]) -> tuple[Tensor, Tensor]:
-    return pairs.originals[other], pairs.outputs
-
-
-def chance(measure: Callable[..., Tensor], pairs: Pairs, other: Int64[Tensor, " outputs"] | None) -> float | None:
-    """The mean of a measure over outputs with originals that are not theirs, at the audit's size."""
-    if other is None:
-        return None
-    parts = zip(torch.split(other, 64), torch.split(pairs.outputs, 64), strict=True)
-    return torch.cat([measure(pairs.originals[some], outputs) for some, outputs in parts]).mean().item()
 
 
 def of_pairs(

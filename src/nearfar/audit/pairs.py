@@ -20,6 +20,9 @@ from nearfar.sources import Item, Rejected, list_folder
 COPY = re.compile(r"(.+)~[0-9]+")
 """The stem of one of several outputs of an original: `photo~1.png`, `photo~2.png`, ... of `photo.png`."""
 
+STRANGERS = 200
+"""Outputs from which it is measured what any two images have in common."""
+
 Watch = Callable[[str, int, int], None]
 """Told of a stage of the work, how much of it is done, and how much there is."""
 
@@ -203,6 +206,22 @@ def compare(original: Picture, output: Picture) -> tuple[float, float, bool]:
     if resized:
         y = torch.nn.functional.interpolate(y, x.shape[2:], mode="bicubic", antialias=True).clamp(-1, 1)
     return psnr(x, y).item(), ssim(x, y).item(), resized
+
+
+def unrelated(pairs: Pairs) -> Int64[Tensor, " outputs"] | None:
+    """For each output an original that is not its own, half of the originals away; nothing if there is but one."""
+    count = len(pairs.originals)
+    return (pairs.of + count // 2) % count if count > 1 else None
+
+
+def compare_strangers(pairs: Pairs) -> tuple[float, float] | None:
+    """Mean PSNR and SSIM of the first outputs with originals that are not theirs; each file is read again."""
+    other = unrelated(pairs)
+    if other is None:
+        return None
+    chosen = list(zip(pairs.output_items, other.tolist(), strict=True))[:STRANGERS]
+    found = [compare(read_picture(item.path), read_picture(pairs.items[number].path)) for item, number in chosen]
+    return sum(each[0] for each in found) / len(found), sum(each[1] for each in found) / len(found)
 
 
 def as_batch(picture: Picture) -> Tensor:

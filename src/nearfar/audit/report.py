@@ -86,7 +86,7 @@ def similarity_plot(view: View) -> Drawing:
     figure = Drawing(figsize=(8, 2.6), layout="constrained")
     axes = figure.subplots()
     for name, values in (("their own original", scores[own]), ("other originals", scores[~own])):
-        axes.hist(values.numpy(), bins=60, density=True, alpha=0.6, label=name)
+        axes.hist(values.numpy(), bins=40, density=True, alpha=0.6, label=name)
     axes.set(xlabel=f"minus the distance by {view.name}", ylabel="density")
     axes.legend(fontsize="small")
     return figure
