@@ -143,8 +143,9 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
         for name, figures in found.sections.items():
             for network, some in grouped(figures).items():
                 typer.echo(f"{name}, by {network}" if network else name)
-                for figure in some:
-                    typer.echo(line_of(figure))
+                notes = dict.fromkeys(f"  note: {figure.note}" for figure in some if figure.note)
+                for line in [*map(line_of, some), *notes]:
+                    typer.echo(line)
         typer.echo(", ".join(f"{count} {name}" for name, count in found.counts.items()))
         typer.echo(f"report    {page}")
     raise typer.Exit(code)
