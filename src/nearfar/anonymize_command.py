@@ -54,7 +54,7 @@ def anonymize(
         job = found.job(model, calibration, key=key, keep_metadata=keep_metadata, **options)
         job = region_job(job, search, keep_metadata) if search else job
         report = parts.after(job, search, source, out)
-        more, keep = found.lines(calibration), lambda: keep_key(key, key_file)
+        more, keep = [*found.lines(calibration), *parts.lines()], lambda: keep_key(key, key_file)
         carry_out(job, model, source, out, progress, before=keep, say_more=lambda _: more, after=report)
 
 

@@ -84,6 +84,11 @@ class RegionChoice:
         if self.margin is not None and not least <= self.margin <= 2:
             raise UsageError(f"margin must be in [{least:g}, 2], got {self.margin:g}")
 
+    def lines(self) -> list[str]:
+        """What is said before a run."""
+        text = f"regions   only {self.regions} are replaced: all else stays as it is, and the bound does not cover it"
+        return [text] if self.regions else []
+
     def after(self, job: Job, search: Search | None, source: Path, out: Path) -> Callable[..., dict[str, Any]]:
         """What is done when the run is over: the report, where regions were replaced. Checked before it begins."""
         if search is None:
