@@ -9,7 +9,6 @@ guards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from baselines import BATCH, Made, Make
 from domains import NO_UPRIGHT, symmetric_copies
 from nearfar.domain import OWN_SAMPLES, STRENGTH, Domain
+from nearfar.guidance import GUIDANCE
 from nearfar.local_sampling import STEPS, local_sample
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
@@ -31,7 +31,9 @@ RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
 """Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    **{f"regions guidance {weight:g}": {"guidance": weight} for weight in (0.0, 0.3)},
+    **{f"regions guidance {weight:g}": {"pull": weight} for weight in (0.0, 0.3)},
+    "regions inverted without": {"pull": 0.0, "guidance": GUIDANCE},
+    "regions of any parents": {"alike": 1.0},
     **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
     **{family: {"family": family} for family in FAMILIES if family != FAMILY},
 }
@@ -41,8 +43,10 @@ def far_generators(domain: str) -> dict[str, Make]:
     """All of them by name, for a domain of `domains.py`."""
     made: dict[str, Make] = {name: partial(drawn, domain=domain, **settings) for name, settings in SETTINGS.items()}
     made = {"nearfar": partial(default, domain=domain), **made}
-    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", guidance=1.0)
-    made["structured guidance 1"] = partial(drawn, domain=domain, strength=HIGH, family="structured", guidance=1.0)
+    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", pull=0.0, guidance=1.0)
+    made["structured guidance 1"] = partial(
+        drawn, domain=domain, strength=HIGH, family="structured", pull=0.0, guidance=1.0
+    )
     made["regions symmetric"] = partial(drawn, domain=domain, copies=True)
     made["regions short return"] = partial(returned, domain=domain)
     made["regions guards"] = partial(guarded, domain=domain)
@@ -66,10 +70,11 @@ def drawn(
     domain: str,
     strength: float = STRENGTH,
     copies: bool = False,
+    pull: float = GUIDANCE,
     **settings: Any,
 ) -> Made:
-    """Outputs of `synthesise`."""
-    found = fitted(model, fit, domain, strength, copies)
+    """Outputs of `synthesise`. pull: the guidance of the fit."""
+    found = fitted(model, fit, domain, strength, copies, pull)
     made = synthesise(model, found, count, seed=seed, batch_size=BATCH, **settings)
     return Made(made.images, found.steps + fit_calls(found) / count, made.acceptance)
 
@@ -77,7 +82,7 @@ def drawn(
 def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
     """Outputs noised a little and brought back by the guided model."""
     found, before = fitted(model, fit, domain, STRENGTH, False), drawn(model, fit, count, seed, domain=domain)
-    guided, key = replace(model, denoiser=synthesiser(model, found).denoiser), SecretKey.from_seed(seed)
+    guided, key = found.guided(model), SecretKey.from_seed(seed)
     after = [local_sample(guided, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
     return Made(torch.cat(after), before.calls + STEPS)
 
@@ -96,11 +101,13 @@ def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: s
 
 
 @lru_cache(maxsize=4)
-def fitted(model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool) -> Domain:
+def fitted(
+    model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool, pull: float = GUIDANCE
+) -> Domain:
     """The domain of the images, or of these and their symmetric copies."""
     symmetry = "none" if copies else "turn" if domain in NO_UPRIGHT else "mirror"
     images = symmetric_copies(fit, domain) if copies else fit
-    return Domain.fit(model, images, own=own(model), strength=strength, symmetry=symmetry)
+    return Domain.fit(model, images, own=own(model), strength=strength, guidance=pull, symmetry=symmetry)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.guards import Guards, encoded
-from nearfar.guidance import Gaussian
+from nearfar.guidance import GUIDANCE, Gaussian, guided
 from nearfar.inversion import INVERTER, STEPS, denoise, traced_inversion
-from nearfar.local_sampling import start_times
+from nearfar.local_sampling import WARP, start_times
 from nearfar.model import FrozenModel
 from nearfar.own_domain import BATCH, own_samples
 from nearfar.representation import psnr
@@ -43,6 +43,7 @@ class Domain:
     guards: judge of new images. diagnostics: figures of the fit, by name.
     preprocessing: how files became images, kept for those who make files of new images.
     mixing: how latents are mixed by region unless told otherwise, see `pilot`.
+    guidance: weight of the density ratio on the way there, and on the way back unless told otherwise.
     From `latents` the fitted images can be had back: a domain is as confidential as they are.
     """
 
@@ -58,6 +59,7 @@ class Domain:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     mixing: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 0.0
 
     @classmethod
     def fit(
@@ -67,6 +69,7 @@ class Domain:
         *,
         strength: float = STRENGTH,
         steps: int = STEPS,
+        guidance: float = GUIDANCE,
         own: OwnImages | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
@@ -77,6 +80,7 @@ class Domain:
         """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
 
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
+        guidance: in [0, 1]; images are inverted with the guided model, so that the way back, guided too, ends at them.
         own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
         of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
         `guards.SYMMETRIES`.
@@ -84,12 +88,15 @@ class Domain:
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
         check_images(model, images)
-        parts = [found(model, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
+        model.schedule.grid(start_times(model.schedule, 1, strength, None), steps, WARP)  # refuses what is no level
         if own is None:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
-        there, encodings, figures = zip(*parts, strict=True)
-        latents, clean = (torch.cat(some).half().float() for some in (there, encodings))
+        clean, its_own = encoded(model, images, batch_size).half().float(), encoded(model, own, batch_size)
+        toward = replace(model, denoiser=guided(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), guidance))
+        parts = [found(toward, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
+        there, figures = zip(*parts, strict=True)
+        latents = torch.cat(there).half().float()
         generator = torch.Generator().manual_seed(seed)
         return cls(
             model=model.provenance.sha256,
@@ -97,13 +104,19 @@ class Domain:
             steps=steps,
             latents=latents,
             clean=clean,
-            own=Gaussian.fit(encoded(model, own, batch_size)),
+            own=Gaussian.fit(its_own),
             targets=measure(latents, generator),
             guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
             diagnostics=level_of(model, strength) | diagnose(latents, figures),
             preprocessing=preprocessing or {},
             settings=bound(model),
+            guidance=guidance,
         )
+
+    def guided(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
+        """The model with density-ratio guidance to this domain, of the domain's own weight unless another is given."""
+        weight = self.guidance if weight is None else weight
+        return replace(model, denoiser=guided(model.denoiser, Gaussian.fit(self.clean), self.own, weight))
 
     def check(self, model: FrozenModel) -> None:
         """Refuse another model than the one that the domain was found in, or the same with another prompt or size."""
@@ -140,8 +153,8 @@ def check_images(model: FrozenModel, images: Images) -> None:
 
 def found(
     model: FrozenModel, images: Images, strength: float, steps: int, on_step: OnStep | None
-) -> tuple[Latents, Latents, dict[str, Tensor]]:
-    """Latents at the level and at the clean end, on the CPU, and figures of each image's way there and back."""
+) -> tuple[Latents, dict[str, Tensor]]:
+    """Latents at the level, on the CPU, and figures of each image's way there and back."""
     way = traced_inversion(model, images, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
     again = denoise(model, way.latents, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
     figures = {
@@ -150,7 +163,7 @@ def found(
         "fell_back": way.fell_back.sum(1),
         "calls": way.calls.sum(1),
     }
-    return way.latents.cpu(), encoded(model, images, len(images)), figures
+    return way.latents.cpu(), figures
 
 
 def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

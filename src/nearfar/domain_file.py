@@ -22,8 +22,8 @@ from nearfar.sinks import write_whole, writing
 from nearfar.spectral import Spectral
 from nearfar.structured import Structured
 
-KEY, FORMAT = "nearfar domain", 1
-WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing")
+KEY, FORMAT = "nearfar domain", 2
+WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "guidance")
 """Fields that JSON holds as they are."""
 
 

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from nearfar.denoiser import Denoiser
+from nearfar.errors import UsageError
 from nearfar.schedule import NoiseSchedule
 from nearfar.spread import Covariance, Latent, posterior_mean
 from nearfar.structured import Structured
 from nearfar.tensors import Images, Latents, Times
+
+GUIDANCE = 0.15
+"""Weight of the density ratio."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,5 +61,7 @@ class Guided:
 
 
 def guided(denoiser: Denoiser, domain: Gaussian, own: Gaussian, weight: float) -> Denoiser:
-    """The denoiser with guidance, or as it is at weight 0."""
+    """The denoiser with guidance of a weight in [0, 1], or as it is at weight 0."""
+    if not 0 <= weight <= 1:
+        raise UsageError(f"guidance must be in [0, 1], got {weight:g}")
     return Guided(denoiser, domain, own, weight) if weight else denoiser

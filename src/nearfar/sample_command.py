@@ -45,8 +45,12 @@ class SampleChoice:
         str, typer.Option(help="free, projected onto the domain's shell, or tested: drawn until it lies there.")
     ] = "free"
     pull: Annotated[
-        float, typer.Option(help="Weight of the density ratio, from the model's own domain to this one; 0 to 1.")
-    ] = 0.15
+        float | None,
+        typer.Option(
+            help="Weight of the density ratio, from the model's own domain to this one; 0 to 1. "
+            "[default: what the domain was fitted with]"
+        ),
+    ] = None
     eta: Annotated[
         str, typer.Option(help="Fresh noise on the way down, 0 to 1, or auto: the most that stays in the domain.")
     ] = "0"
@@ -64,7 +68,7 @@ class SampleChoice:
         one_of(self.geometry, "geometry", GEOMETRIES)
         if self.amount is not None and self.near is None:
             raise UsageError("--amount is how far variations go: give --near IMAGE too")
-        for name, value in (("pull", self.pull), ("amount", self.amount or 0.0), ("eta", self.eta_given or 0.0)):
+        for name, value in (("pull", self.pull or 0.0), ("amount", self.amount or 0.0), ("eta", self.eta_given or 0.0)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} must be in [0, 1], got {value:g}")
 
@@ -77,7 +81,7 @@ class SampleChoice:
             family=self.family,
             geometry=self.geometry,
             guidance=self.pull,
-            eta=measured_eta(model, domain, batch_size, self.seed) if eta is None else eta,
+            eta=measured_eta(domain.guided(model, self.pull), domain, batch_size, self.seed) if eta is None else eta,
             seed=self.seed,
             parents=self.parents,
             near=None if self.near is None else image_at(self.near, model, domain),
@@ -175,7 +179,7 @@ def batch_for(model: FrozenModel, given: int | None, count: int, earlier: Mappin
 
 
 def measured_eta(model: FrozenModel, domain: Domain, batch_size: int, seed: int) -> float:
-    """The largest eta with which the model alone keeps the domain's own latents in the domain."""
+    """The largest eta with which the guided model keeps the domain's own latents in the domain."""
     from nearfar.bandwidth import ETAS, bandwidth
     from nearfar.run import within_memory
 

@@ -33,7 +33,7 @@ from nearfar.run import NOT_FINITE, Progress, ahead, within_memory, worker_pool
 from nearfar.sinks import has_content, remove_parts
 from nearfar.solver import OnStep
 from nearfar.starts import FAMILY, Start, generator_of
-from nearfar.synthesis import GUIDANCE, Synthesis, Synthesiser, synthesiser, varying
+from nearfar.synthesis import Synthesis, Synthesiser, synthesiser, varying
 from nearfar.tensors import Images
 from nearfar.values import ValueTransform
 
@@ -86,14 +86,14 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What samples are made of; the fields are those of `synthesise`.
+    """What samples are made of; the fields are those of `synthesise`, a guidance of None is the domain's own.
 
     near, amount: an image that samples are variations of, and how far from it (`starts.steer`).
     """
 
     family: str = FAMILY
     geometry: str = "free"
-    guidance: float = GUIDANCE
+    guidance: float | None = None
     eta: float = 0.0
     seed: int = 0
     parents: int | None = None
@@ -127,6 +127,7 @@ def sampling(
     """How samples of a domain are made: pictures (`.png`), or arrays of physical values of a suffix and a dtype."""
     values = values_of(domain)
     check_format(suffix, dtype, values)
+    recipe = replace(recipe, guidance=domain.guidance) if recipe.guidance is None else recipe
     making = recipe.synthesiser(model, domain)
     making.draw(generator_of(recipe.seed, FIRST))
     settings = {

@@ -10,10 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.denoiser import Denoiser
 from nearfar.domain import Domain
 from nearfar.errors import UsageError
-from nearfar.guidance import Gaussian, guided
 from nearfar.inversion import invert
 from nearfar.local_sampling import WARP, start_times
 from nearfar.model import FrozenModel
@@ -22,8 +20,6 @@ from nearfar.own_domain import BATCH
 from nearfar.solver import DDIM, OnStep, solve
 from nearfar.starts import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
 from nearfar.tensors import Images, Latents
-
-GUIDANCE = 0.15
 
 Image = Float[Tensor, "channel height width"]
 
@@ -44,7 +40,7 @@ class Synthesis:
 
 @dataclass(frozen=True, eq=False)
 class Synthesiser:
-    """Everything that is settled once for all outputs: the draws, the guidance, the way down.
+    """Everything that is settled once for all outputs: the draws, the guided model, the way down.
 
     eta: 0 follows the deterministic trajectory, as the paper; above, fresh noise is added, up to 1 (see `bandwidth`).
     """
@@ -52,7 +48,6 @@ class Synthesiser:
     model: FrozenModel
     domain: Domain
     draw: Draw
-    denoiser: Denoiser
     eta: float
     seed: int
 
@@ -78,7 +73,7 @@ class Synthesiser:
         noise = NoiseStream(streams, model.latent_shape, model.device)
         start = start_times(model.schedule, len(latents), domain.strength, None)
         grid = model.schedule.grid(start, domain.steps, WARP)
-        clean = solve(self.denoiser, latents.to(model.device, torch.float32), grid, DDIM(self.eta), noise, on_step)
+        clean = solve(model.denoiser, latents.to(model.device, torch.float32), grid, DDIM(self.eta), noise, on_step)
         return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
 
@@ -88,7 +83,7 @@ def synthesiser(
     *,
     family: str = FAMILY,
     geometry: str = "free",
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     eta: float = 0.0,
     seed: int = 0,
     **options: Any,
@@ -99,11 +94,8 @@ def synthesiser(
         raise UsageError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
     if not 0 <= eta <= 1:
         raise UsageError(f"eta must be in [0, 1], got {eta:g}")
-    if not 0 <= guidance <= 1:
-        raise UsageError(f"guidance must be in [0, 1], got {guidance:g}")
     draw = GEOMETRIES[geometry](drawing(domain, family, **options), domain)
-    denoiser = guided(model.denoiser, Gaussian.fit(domain.clean), domain.own, guidance)
-    return Synthesiser(model, domain, draw, denoiser, eta, seed)
+    return Synthesiser(domain.guided(model, guidance), domain, draw, eta, seed)
 
 
 def synthesise(
@@ -114,7 +106,7 @@ def synthesise(
     first: int = 0,
     family: str = FAMILY,
     geometry: str = "free",
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     eta: float = 0.0,
     seed: int = 0,
     batch_size: int = BATCH,
@@ -125,7 +117,8 @@ def synthesise(
 
     family: of spread, see `starts.drawing`. geometry: "free" takes draws as they are, "projected" puts them onto the
     domain's shell, "tested" repeats them until they pass the paper's three tests.
-    guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`); 0 is the frozen model alone.
+    guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`), the domain's own unless given; 0 is the
+    frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
     eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
@@ -143,7 +136,7 @@ def vary(
     *,
     amount: float = 0.5,
     family: str = FAMILY,
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     seed: int = 0,
     batch_size: int = BATCH,
     on_step: OnStep | None = None,
@@ -151,8 +144,8 @@ def vary(
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
     amount: 0 gives the image back, 1 forgets it and is what `synthesise` makes: the image's latent and a draw are added
-    as in `starts.steer`, so that every mixture lies where latents of the domain lie. guidance: at amount 1; it grows
-    with the amount, for it is the frozen model alone that gives an image back.
+    as in `starts.steer`, so that every mixture lies where latents of the domain lie. guidance: of `synthesise`; the
+    image is inverted with it too.
     Cost: one inversion, and `steps` calls for each batch.
     """
     making = varying(model, domain, image, amount=amount, family=family, guidance=guidance, seed=seed, on_step=on_step)
@@ -165,13 +158,12 @@ def varying(
     image: Image,
     *,
     amount: float,
-    guidance: float = GUIDANCE,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Synthesiser:
     """Settle how variations of one image are made, as `vary` says; options: of `synthesiser`. Cost: one inversion."""
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
-    making = synthesiser(model, domain, guidance=amount * guidance, **options)
-    latent = invert(model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
+    making = synthesiser(model, domain, **options)
+    latent = invert(making.model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
     return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))

@@ -8,7 +8,7 @@ import torch
 from nearfar.domain import Domain, level_of
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.guidance import Gaussian
-from nearfar.inversion import invert, reconstruct, traced_inversion
+from nearfar.inversion import denoise, invert, reconstruct, traced_inversion
 from nearfar.latent_space import PatchSpace
 from nearfar.own_domain import own_samples
 from nearfar.representation import psnr
@@ -25,6 +25,17 @@ def test_latents_are_those_of_an_inversion_and_clean_ones_those_of_the_encoder()
     assert torch.equal(domain.latents, rounded(invert(model, unseen(), strength=0.6, steps=7)))
     assert torch.equal(domain.clean, rounded(unseen()))
     assert (domain.strength, domain.steps, domain.model) == (0.6, 7, model.provenance.sha256)
+
+
+def test_with_guidance_the_way_back_ends_at_the_fitted_images_guided_too():
+    domain, model = fitted(guidance=0.4), oracle()
+    assert domain.guidance == 0.4
+    assert not torch.equal(domain.latents, fitted().latents)
+    for weight, near in ((None, True), (0.0, False)):
+        again = denoise(domain.guided(model, weight), domain.latents, strength=0.5, steps=domain.steps)
+        assert ((again - unseen()).abs().max().item() < 2e-3) == near
+    with pytest.raises(UsageError, match=r"guidance must be in \[0, 1\], got 1.1"):
+        fitted(guidance=1.1)
 
 
 def test_behind_an_encoder_clean_latents_are_encoded():

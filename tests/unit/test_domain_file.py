@@ -142,7 +142,7 @@ NO_DOMAINS = {
     "empty": (empty, "is no domain file, or a damaged one"),
     "pickle": (pickled, "is no domain file, or a damaged one"),
     "torch file": (torch_pickled, "is no domain file, or a damaged one"),
-    "other tensors": (other, "is no domain file of format 1, got None: fit it again"),
+    "other tensors": (other, "is no domain file of format 2, got None: fit it again"),
     "folder": (lambda folder: (folder / "x").mkdir(), "must be a domain file, got a folder there"),
     "nothing": (lambda folder: None, "must be a domain file, got nothing there"),
 }
@@ -176,8 +176,8 @@ def rewritten(file, change):
 
 
 def test_files_of_a_later_format_are_refused(file):
-    rewritten(file, lambda about: about.update(format=2))
-    with pytest.raises(UsageError, match="is no domain file of format 1, got 2"):
+    rewritten(file, lambda about: about.update(format=3))
+    with pytest.raises(UsageError, match="is no domain file of format 2, got 3"):
         load_domain(file)
 
 
