@@ -284,7 +284,7 @@ def compare_faces(folder: Data, steps: int = 20, sheets: Sheets = None) -> None:
     known, rows = efficientnet_features()(others), []
     for scale in (8, 4):
         table = Table("faces", original, scale, known)
-        compare(table, model, steps, {True: (1, 2, 3), False: (1, 2, 3)})
+        compare(table, model, steps, {True: (1, 2), False: (1, 2, 3)})
         compare_few(table)
         rows += table.rows
         if sheets:
@@ -293,7 +293,7 @@ def compare_faces(folder: Data, steps: int = 20, sheets: Sheets = None) -> None:
 
 
 @app.command("photographs")
-def compare_photographs(folder: Data, steps: int = 12, sheets: Sheets = None) -> None:
+def compare_photographs(folder: Data, steps: int = 10, sheets: Sheets = None) -> None:
     """Every method on Set5 and Set14, which the model does not know; writes results/enhance_photographs.json."""
     model, original, rows = load_model(), photographs(folder), []
     for scale in (8, 4):
@@ -306,7 +306,7 @@ def compare_photographs(folder: Data, steps: int = 12, sheets: Sheets = None) ->
 
 
 @app.command()
-def seams(steps: int = 6, sheets: Sheets = None) -> None:
+def seams(steps: int = 4, sheets: Sheets = None) -> None:
     """Steps across the borders of tiles, in an image of 1,024 pixels; writes results/enhance_seams.json."""
     model, side = load_model(), load_model().latent_shape[1]
     photograph = as_tensor([Image.fromarray(data.astronaut())])

@@ -28,7 +28,7 @@ SCALES = range(2, 9)
 LOST = 1 / 12
 """Size of the strongest frequency that enlarging leaves out, over `scale ** 1.5`, for pixels in [-1, 1]."""
 
-HELD = 2.0
+HELD = 4.0
 """How much more noise there may be where data consistency, not the level, keeps the layout."""
 
 
@@ -127,8 +127,9 @@ def proposed_strength(model: FrozenModel, scale: int, consistency: bool = True) 
 
     An enlarged image lacks what lies above its old pixels' frequency, the more the lower that is. White noise of the
     size of the strongest frequency lost covers them all; measured on faces, Set5 and Set14 that is 0.16 to 0.32 at
-    scale 2, 0.46 to 0.68 at 4 and 1.3 to 1.6 at 8. With data consistency twice as much, which measured better
-    (benchmarks/enhance.py, docs/enhance.md). Raises UsageError behind an autoencoder, whose latents have other units.
+    scale 2, 0.46 to 0.68 at 4 and 1.3 to 1.6 at 8. With data consistency four times as much: faces still gain until
+    there, and little beyond (benchmarks/enhance.py, docs/enhance.md).
+    Raises UsageError behind an autoencoder, whose latents have other units.
     """
     if not rearranges(model.latent_space):
         raise UsageError("no strength is known for enlarging behind an autoencoder: give one, such as --strength 0.5")

@@ -140,7 +140,7 @@ def test_the_settings_name_the_level_that_was_proposed():
     job = enhance_job(gaussian(), scale=8, cascade=2, steps=3)
     assert job.steps == 6
     assert {"scale": 8, "cascade": 2, "consistency": True}.items() <= job.settings.items()
-    assert torch.isclose(torch.tensor(job.settings["sigma"]), torch.tensor(8**1.5 / 6), rtol=1e-3)
+    assert torch.isclose(torch.tensor(job.settings["sigma"]), torch.tensor(8**1.5 / 3), rtol=1e-3)
 
 
 def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypatch):
