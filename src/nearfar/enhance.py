@@ -109,13 +109,11 @@ def enlarged_file(results: Tensor, reading: Reading, scale: int, keep_metadata: 
     """The result as a file in the format of its original."""
     frame = reading.frame
     height, width = frame.height * scale, frame.width * scale
-    alpha = None if frame.alpha is None else enlarged_alpha(frame.alpha, width, height)
+    alpha = frame.alpha
+    if alpha is not None:
+        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
     larger = replace(frame, height=height, width=width, alpha=alpha)
     return encode(Picture(as_pixels(results, frame), larger), keep_metadata)
-
-
-def enlarged_alpha(alpha: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def as_pixels(squares: Tensor, frame: Frame) -> NDArray[Any]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nearfar.carry_out import KeepMetadata, Out, Source, carry_out
-from nearfar.errors import UsageError
 from nearfar.exits import reported_errors
 from nearfar.options import ModelChoice, RunChoice, grouped, one_of
-
-if TYPE_CHECKING:
-    from nearfar.plan import Plan
 
 
 @grouped
@@ -50,7 +45,6 @@ def enhance(
         from nearfar.sources import list_folder
 
         check_scale(scale, cascade)
-        check_way(strength, steps)
         way = SOLVERS[one_of(solver, "solver", SOLVERS)]
         check_places(source, out, progress.resume)
         model = choice.load()
@@ -68,17 +62,7 @@ def enhance(
             files=len(list_folder(source).items),
         )
 
-        def say(plan: Plan) -> Sequence[str]:
-            calls = cascade * way.calls(steps)
-            kept = "need not shrink to the images" if no_consistency else "shrink to the images again"
-            return [f"enlarge   {scale} times, results {kept}; {calls} network calls for each {job.batch_size} tiles"]
-
-        carry_out(job, model, source, out, progress, say_more=say)
-
-
-def check_way(strength: float | None, steps: int) -> None:
-    """Refuse what cannot be meant, before a model is loaded."""
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}")
-    if strength is not None and not 0 <= strength <= 1:
-        raise UsageError(f"strength must be in [0, 1], got {strength:g}")
+        calls, kept = cascade * way.calls(steps), "need not shrink" if no_consistency else "shrink"
+        tiles = f"{calls} network calls for each {job.batch_size} tiles"
+        line = f"enlarge   {scale} times, results {kept} to the images again; {tiles}"
+        carry_out(job, model, source, out, progress, say_more=lambda _: [line])
