@@ -228,6 +228,8 @@ def finish(work: Sampling, done: Progress, out: Path, content: dict[str, Any], p
         if row["status"] != "done" or row["verdict"] != "keep":
             say({"done": "flagged"}.get(row["status"], row["status"]), f"{row['name']}: {row['reason']}")
     written = sum(row["status"] == "done" for row in rows)
+    if 2 * content["counts"]["flagged"] > written:
+        say("note", f"{content['counts']['flagged']} of {written} are flagged: look at them before they are used")
     code = SOME_FAILED if content["failed"] or not written else DONE
     places = {"out": str(out), "manifest": str(manifest_path(out)), "report": str(page), "exit_code": code}
     run = {"done": done.done, "kept": done.kept, "seconds": round(done.seconds, 3), "batches": done.batches}

@@ -136,6 +136,12 @@ def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkey
     assert summary["reasons"] == {"a copy of fitted image 1": 3}
 
 
+def test_it_is_told_when_most_are_flagged(sample, monkeypatch):
+    odd = Judgement(1, 2.0, 2.0, -1.0, 3.0, ("layout or colours stronger than the domain's",), "flag")
+    monkeypatch.setattr("nearfar.guards.Guards.judge", lambda self, model, images, batch_size: [odd] * len(images))
+    assert "note      3 of 3 are flagged: look at them before they are used\n" in sample("--count", 3).stderr
+
+
 def test_variations_of_an_image(sample, tmp_path):
     """At amount 1 the image is forgotten, and they are samples like any other, but for a rounding."""
     image = pictures(tmp_path / "near", random_pixels(1)) / "0.png"
