@@ -53,7 +53,7 @@ class Measures:
     key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the run: walk outputs back.")] = None
     classifier: Annotated[str, typer.Option(help="logistic (on features) or cnn (small, from scratch).")] = "logistic"
     seeds: Annotated[int, typer.Option(help="Trainings of each classifier.")] = 5
-    limit: Annotated[int, typer.Option(help="Originals at most, drawn by --seed.")] = 1000
+    limit: Annotated[int, typer.Option(help="Originals at most, drawn by --seed.")] = 500
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0
 
 

@@ -29,7 +29,7 @@ def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
     assert result.exit_code == 0
     assert "PSNR, dB: " in result.stdout
     assert "re-identified, own original, rank 1: " in result.stdout
-    assert "What attackers find, by pixels at 64x64\n" in result.stdout
+    assert "What attackers find, by pixels at 16x16\n" in result.stdout
     assert "chance 0.2, n 5\n" in result.stdout
     assert "attacks 6/6" in result.stderr
     assert (folder / "after.audit.html").read_text("utf-8").startswith("<!doctype html>")

@@ -50,7 +50,7 @@ def test_every_part_of_an_audit_is_measured(found, model):
     assert all(figure.library and figure.count for some in found.sections.values() for figure in some)
     assert found.counts["originals"] == found.counts["outputs"] == 24
     assert found.settings["strength"] == 0.2
-    assert [view.name for view in found.views] == ["pixels at 64x64", feature_network("model", model).name]
+    assert [view.name for view in found.views] == ["pixels at 16x16", feature_network("model", model).name]
 
 
 def test_the_bound_is_the_distance_over_the_noise_of_the_record(found):
@@ -64,7 +64,7 @@ def test_rows_say_which_original_is_nearest(found):
     row = found.rows[3]
     assert row["name"] == row["original"] == found.pairs.output_items[3].name
     distances = (found.views[0].after[3] - found.views[0].before).norm(dim=1)
-    assert row["nearest"]["pixels at 64x64"] == found.pairs.items[distances.argmin()].name
+    assert row["nearest"]["pixels at 16x16"] == found.pairs.items[distances.argmin()].name
 
 
 def test_light_and_dark_are_learnt_from_outputs_too(found):

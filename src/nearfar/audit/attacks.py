@@ -19,7 +19,7 @@ from nearfar.audit.linkage import linkage
 from nearfar.audit.membership import membership_by_loss, membership_by_outputs
 from nearfar.audit.pairs import Pairs, Watch
 from nearfar.audit.reidentification import reidentification
-from nearfar.audit.trained_attacker import FEWEST, trained_attack
+from nearfar.audit.trained_attacker import FEWEST, teachers, trained_attack
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels, similarities
 from nearfar.audit.walk_back import walked_back
@@ -33,8 +33,8 @@ from nearfar.noise import SecretKey
 from nearfar.sources import Item
 
 PIXELS, WALKED = 64, 32
-"""Pixels of a side at which pixels are compared, and at which images are kept at least; outputs that are
-walked back, in 100 network calls."""
+"""Pixels of a side at which pixels are compared at most, and images kept at least; outputs that are walked back, in 100
+network calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +94,14 @@ def views(
     others: tuple[Others, Tensor] | None,
     network: FeatureNetwork,
     faces: Faces | None,
+    size: int,
     watch: Watch,
 ) -> list[View]:
     """Originals, outputs and pictures of other people by pixels, by a network's features, by their faces.
 
-    features: of the originals and of the outputs; others: with their features.
+    features: of the originals and of the outputs; others: with their features. size: at which pixels are compared.
     """
-    eye, (more, more_features) = pixel_features(PIXELS), others or (None, None)
+    eye, (more, more_features) = pixel_features(size), others or (None, None)
     before, after = (pixels(eye.seen(images)) for images in (pairs.originals, pairs.outputs))
     found = [View(eye.name, before, after, None if more is None else pixels(eye.seen(more.images)), of=pairs.of)]
     if not network.name.startswith("pixels"):
@@ -129,7 +130,7 @@ def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: W
         lambda view: verification(view, people).figures,
         lambda view: linkage(view, people),
     ]
-    if len(set(people or range(len(seen[0].before)))) >= FEWEST:
+    if teachers(seen[0], people) >= FEWEST:
         attacks.append(lambda view: trained_attack(view, people))
     found: list[Figure] = []
     for number, (view, attack) in enumerate(product(seen, attacks), 1):

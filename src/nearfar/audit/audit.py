@@ -43,7 +43,7 @@ from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.sources import Rejected
 
-LIMIT, LARGEST = 1000, 224
+LIMIT, LARGEST = 500, 224
 """Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""
 
 Features = tuple[Tensor, Tensor]
@@ -166,7 +166,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     features = seen(network, pairs.originals, watch), seen(network, pairs.outputs, watch)
     distance = pair_distances(pairs, network)
     stranger = read_others(folders.others, network, size, rejected, watch)
-    eyes = views(pairs, features, stranger, network, faces, watch)
+    eyes = views(pairs, features, stranger, network, faces, min(model.image.size, PIXELS), watch)
     real = read_others(folders.reference, network, size, rejected, watch)
     settings = settings_of(folders.after)
     trained = [] if folders.members is None else read_images(folders.members, model.image.size, rejected, watch)[0]
