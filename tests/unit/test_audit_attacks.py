@@ -166,6 +166,14 @@ def test_a_trained_attacker_never_learns_from_the_person_that_it_attacks():
         assert figure.value < 0.1
 
 
+def test_people_with_one_picture_each_have_no_other_to_be_found_by():
+    view = View("pixels", people(), people())
+    figures = [*reidentification(view, range(200)), *linkage(view, range(200)), *verification(view, range(200)).figures]
+    assert [figure.name[-6:] for figure in figures] == ["rank 1", "rank 5"]
+    with pytest.raises(UsageError, match="at least 20 people, got 0: give more images of each"):
+        trained_attack(view, range(200))
+
+
 def test_few_people_teach_nothing():
     with pytest.raises(UsageError, match="at least 20 people, got 4"):
         trained_attack(View("pixels", people()[:20], people()[:20]), PEOPLE[:20])

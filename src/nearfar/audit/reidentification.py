@@ -42,7 +42,9 @@ def ranked(
     group: Numbers,
     found: str = "re-identified",
 ) -> list[Figure]:
-    """The share found at each rank. group: of each query, its person."""
+    """The share found at each rank; nothing if no query has a right candidate. group: of each query, its person."""
+    if not (right if allowed is None else right & allowed).any():
+        return []
     return [
         share(f"{found}, {name}, rank {places}", hits(scores, right, places, allowed), by_chance, view, group)
         for places in PLACES

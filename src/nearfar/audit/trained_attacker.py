@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -24,7 +25,8 @@ from nearfar.errors import UsageError
 FOLDS, FEWEST, KINDS = 5, 20, ("distance", "cosine")
 """Parts of the people, the fewest people to learn from, and the attackers."""
 
-SETTINGS = tuple(product((30, 100), (0.001, 0.03, 0.3)))
+MOST_AXES = 100
+SETTINGS = tuple(product((30, MOST_AXES), (0.001, 0.03, 0.3)))
 """Principal axes that are kept, and how far the metric is drawn towards the plain one: chosen on people held out."""
 
 Matrix = Float64[Tensor, "_ _"]
@@ -35,24 +37,41 @@ Rows = tuple[Numbers, Numbers]
 
 
 @dataclass(frozen=True, eq=False)
+class Lesson:
+    """What outputs share, what originals share, principal axes (the last is the first), and on them how the two images
+    of each pair differ."""
+
+    after_mean: Float64[Tensor, " _"]
+    before_mean: Float64[Tensor, " _"]
+    axes: Matrix
+    apart: Matrix
+
+    @classmethod
+    def of(cls, after: Matrix, before: Matrix, pairs: Rows) -> Lesson:
+        """From outputs and originals of one person (`pairs`)."""
+        outputs, originals = (torch.unique(some) for some in pairs)
+        means = after[outputs].mean(0), before[originals].mean(0)
+        axes = principal_axes(torch.cat([after[outputs] - means[0], before[originals] - means[1]]), MOST_AXES)
+        apart = ((after - means[0]) @ axes)[pairs[0]] - ((before - means[1]) @ axes)[pairs[1]]
+        return cls(*means, axes, apart)
+
+    def metric(self, count: int, shrinkage: float) -> Metric:
+        """On at most `count` axes."""
+        apart = self.apart[:, -count:]
+        moments = apart.T @ apart / len(apart)
+        plain = moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+        lengths, turns = torch.linalg.eigh((1 - shrinkage) * moments + shrinkage * plain)
+        weights = self.axes[:, -count:] @ turns / lengths.clamp(min=1e-12).sqrt()
+        return Metric(self.after_mean, self.before_mean, weights)
+
+
+@dataclass(frozen=True, eq=False)
 class Metric:
     """Outputs and originals in coordinates in which two pictures of one person differ alike in all directions."""
 
     after_mean: Float64[Tensor, " _"]
     before_mean: Float64[Tensor, " _"]
     weights: Matrix
-
-    @classmethod
-    def learn(cls, after: Matrix, before: Matrix, pairs: Rows, count: int, shrinkage: float) -> Metric:
-        """From outputs and originals of one person (`pairs`), on at most `count` principal axes."""
-        outputs, originals = (torch.unique(some) for some in pairs)
-        means = after[outputs].mean(0), before[originals].mean(0)
-        axes = principal_axes(torch.cat([after[outputs] - means[0], before[originals] - means[1]]), count)
-        apart = (after @ axes)[pairs[0]] - (before @ axes)[pairs[1]] - (means[0] - means[1]) @ axes
-        moments = apart.T @ apart / len(apart)
-        plain = moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
-        lengths, turns = torch.linalg.eigh((1 - shrinkage) * moments + shrinkage * plain)
-        return cls(*means, axes @ turns / lengths.clamp(min=1e-12).sqrt())
 
     def scores(self, after: Matrix, before: Matrix, kind: str) -> Scores:
         queries, candidates = (after - self.after_mean) @ self.weights, (before - self.before_mean) @ self.weights
@@ -67,6 +86,9 @@ def trained_attack(view: View, people: Sequence[object] | None = None, seed: int
     With people the right candidate is another picture of the output's person and he learns from such pairs; without, it
     is the output's own original. seed: of the folds. No network is called. Raises UsageError for fewer than 20 people.
     """
+    if teachers(view, people) < FEWEST:
+        text = f"an attacker learns from at least {FEWEST} people, got {teachers(view, people)}: give more images"
+        raise UsageError(text + ("" if people is None else " of each"))
     found = {"untrained": similarities(view.after, view.before), **trained_scores(view, people, seed)}
     right, allowed = question(view, people)
     asked = "own original" if people is None else "same person, another picture"
@@ -81,6 +103,12 @@ def trained_attack(view: View, people: Sequence[object] | None = None, seed: int
         )
         for name, scores in found.items()
     ]
+
+
+def teachers(view: View, people: Sequence[object] | None = None) -> int:
+    """How many people have an output and a right candidate for it; an attacker needs 20."""
+    right, _ = question(view, people)
+    return len(torch.unique(view.groups(people)[right.any(1)]))
 
 
 def question(view: View, people: Sequence[object] | None) -> tuple[Mask, Mask]:
@@ -99,25 +127,28 @@ def trained_scores(view: View, people: Sequence[object] | None = None, seed: int
     for fold in range(FOLDS):
         learning, inner = folds != fold, folds == (fold + 1) % FOLDS
         attacked = ~learning[view.owner]
-        for kind in KINDS if attacked.any() else ():
-            count, shrinkage = choose(view, right, learning & ~inner, inner, kind)
-            metric = Metric.learn(after, before, pairs_among(right, view.owner, learning), count, shrinkage)
-            found[f"trained ({kind})"][attacked] = metric.scores(after[attacked], before, kind)
+        if not attacked.any():
+            continue
+        chosen = choose(view, right, learning & ~inner, inner)
+        lesson = Lesson.of(after, before, pairs_among(right, view.owner, learning))
+        for kind, setting in chosen.items():
+            found[f"trained ({kind})"][attacked] = lesson.metric(*setting).scores(after[attacked], before, kind)
     return found
 
 
-def choose(view: View, right: Mask, learning: Chosen, inner: Chosen, kind: str) -> tuple[int, float]:
-    """The settings that find most of the people held out, among themselves."""
+def choose(view: View, right: Mask, learning: Chosen, inner: Chosen) -> dict[str, tuple[int, float]]:
+    """For each attacker the settings that find most of the people held out, among themselves."""
     before, after = view.before.double(), view.after.double()
-    pairs, asked = pairs_among(right, view.owner, learning), inner[view.owner]
+    lesson, asked = Lesson.of(after, before, pairs_among(right, view.owner, learning)), inner[view.owner]
+    metrics = {setting: lesson.metric(*setting) for setting in SETTINGS}
     answer = right[asked][:, inner]
     allowed = answer | ~view.own[asked][:, inner]
 
-    def rate(setting: tuple[int, float]) -> float:
-        scores = Metric.learn(after, before, pairs, *setting).scores(after[asked], before[inner], kind)
+    def rate(setting: tuple[int, float], kind: str) -> float:
+        scores = metrics[setting].scores(after[asked], before[inner], kind)
         return hits(scores, answer, 1, allowed).nanmean().item()
 
-    return max(SETTINGS, key=rate)
+    return {kind: max(SETTINGS, key=partial(rate, kind=kind)) for kind in KINDS}
 
 
 def pairs_among(right: Mask, owner: Numbers, some: Chosen) -> Rows:
@@ -128,10 +159,7 @@ def pairs_among(right: Mask, owner: Numbers, some: Chosen) -> Rows:
 
 def folds_of(people: Sequence[object], count: int, seed: int) -> Numbers:
     """The fold of each original; all pictures of a person are in one."""
-    person = same_person(people, count).int().argmax(1)
-    kinds, whose = torch.unique(person, return_inverse=True)
-    if len(kinds) < FEWEST:
-        raise UsageError(f"an attacker learns from at least {FEWEST} people, got {len(kinds)}: give more images")
+    kinds, whose = torch.unique(same_person(people, count).int().argmax(1), return_inverse=True)
     return (torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed)) % FOLDS)[whose]
 
 

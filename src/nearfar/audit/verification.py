@@ -93,7 +93,7 @@ def verification(view: View, people: Sequence[object] | None = None) -> Verifica
     use = torch.ones_like(view.own) if people is None else ~view.own
     pairs = pairs_of(similarities(view.after, view.before), view.whose(known), use, group[view.owner])
     figures = errors("outputs and originals", pairs, view)
-    if people is None:
+    if people is None or not figures:
         return Verification(figures, pairs, None)
     alone = ~torch.eye(len(same), dtype=torch.bool)
     untouched = pairs_of(similarities(view.before, view.before), same, alone, group)
