@@ -11,7 +11,7 @@ the size of the model, so each is one tile.
 * psnr, ssim: against the original (scikit-image, 8-bit colours).
 * perceptual: `feature_networks.perceptual_distance` in EfficientNet-Lite0, unweighted and so not LPIPS.
 * kernel: kernel distance of its pooled features to 200 other test faces, and its deviation; faces only.
-* consistency: the largest difference, in grey levels, between the small image and the 8-bit result shrunk again.
+* consistency_error: the largest difference, in grey levels, between the small image and the 8-bit result shrunk again.
 
 The bundled model has seen nothing but faces: Set5 and Set14 are out of its domain, and their figures say what it does
 there. Deep Image Prior takes seconds for an image, so it is measured on the first 16 faces, with the others beside it.
@@ -131,7 +131,7 @@ def measure(output: Tensor, original: Tensor, scale: int, others: Tensor | None)
         "psnr": (20 * np.log10(255) - 10 * error.log10()).mean().item(),
         "ssim": float(np.mean(similarity)),
         "perceptual": perceptual_distance(network, output, original).mean().item(),
-        "consistency": left.abs().max().item(),
+        "consistency_error": left.abs().max().item(),
     }
     if others is not None:
         distance = kernel_distance(others, network(output))
