@@ -5,6 +5,8 @@
     cells    single blood cells of three kinds at 32 x 32 pixels, split by microscope field as the data folder has it
     cifar    CIFAR-10: 6,000 of the data folder's training part, its other 1,000, and its test part
 
+    python benchmarks/few_labels.py TASK OUT [DATA]        the images that a model of the task is trained on, as files
+
 Images are float32 `(count, 3, size, size)` in [-1, 1]. Cells and CIFAR-10 are for research only: none of them goes into
 the repository or into a release.
 """
@@ -17,9 +19,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 
@@ -124,3 +128,26 @@ def pictures(path: Path, rows: list[dict[str, str]], split: str, size: int) -> L
     with zipfile.ZipFile(path) as archive:
         images = as_tensor(read(archive, [row["file"] for row in wanted]), size)
     return Labelled(images, torch.tensor([names.index(row["class"]) for row in wanted]))
+
+
+def unlabelled(name: str, task: Task) -> Tensor:
+    """What a model of the task may see: the pool, of digits and CIFAR-10 the validation part too, in all quarter turns
+    where nothing is upright."""
+    images = task.pool.images if name == "cells" else torch.cat([task.pool.images, task.validation.images])
+    return torch.cat([images.rot90(k, (2, 3)) for k in range(4 if task.symmetry.turn else 1)])
+
+
+def main(
+    task: Annotated[str, typer.Argument(help="digits, cells or cifar.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write into.")],
+    data: Annotated[Path, typer.Argument(help="The folder with bloodcells.zip and cifar10.zip.")] = Path(),
+) -> None:
+    """Write a task's training images, without their labels, for recipes/train_ddpm.py."""
+    out.mkdir(parents=True, exist_ok=True)
+    levels = unlabelled(task, TASKS[task](data)).add(1).mul(127.5).round().to(torch.uint8)
+    for number, image in enumerate(levels.permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(image).save(out / f"{number:05}.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

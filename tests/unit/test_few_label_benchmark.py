@@ -1,6 +1,7 @@
 """The benchmark of augmentation: what the arms are shown, and how their accuracies are compared."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import augment
 import classifier
-from few_labels import Labelled, Symmetry, digits, few
+from few_labels import Labelled, Symmetry, Task, digits, few, unlabelled
 from nearfar.errors import UsageError
 
 
@@ -38,6 +39,13 @@ def test_the_parts_of_the_digits_are_apart():
     assert [len(part) for part in (task.pool, task.validation, task.test)] == [897, 300, 600]
     assert task.pool.images.shape[1:] == (3, 16, 16)
     assert task.classes == 10
+
+
+def test_a_model_sees_all_training_images_turned_where_nothing_is_upright():
+    task = Task(known(4), known(3), known(2), Symmetry(mirror=True, turn=True, shift=1))
+    assert len(unlabelled("cells", task)) == 16
+    upright = replace(task, symmetry=Symmetry(mirror=True, turn=False, shift=1))
+    assert torch.equal(unlabelled("cifar", upright), torch.cat([task.pool.images, task.validation.images]))
 
 
 def test_a_move_shifts_the_whole_image_and_repeats_its_edge():
