@@ -15,6 +15,8 @@ from nearfar.audit.view import View, same_person, share, similarities
 FALSE_RATE, REPEATS = 1e-3, 200
 """Share of impostor pairs that a threshold may let pass, and how often queries are drawn anew for an interval."""
 
+ACCEPTED = f"true rate at false rate {FALSE_RATE:g}"
+
 Values = Float64[Tensor, " _"]
 
 
@@ -118,32 +120,26 @@ def pairs_of(scores: Tensor, genuine: Tensor, use: Tensor, group: Tensor) -> Pai
 
 
 def errors(name: str, pairs: PairScores, view: View) -> list[Figure]:
-    """Equal error rate, true rate at the false rate, and the mean similarities."""
-    genuine, impostors = int(pairs.genuine.sum()), int((~pairs.genuine).sum())
+    """Equal error rate, true rate at the false rate, and mean distances.
+
+    Of unit vectors a distance is the root of 2 less twice the cosine.
+    """
+    kinds = {"genuine": pairs.scores[pairs.genuine], "impostor": pairs.scores[~pairs.genuine]}
+    genuine, impostors = (len(some) for some in kinds.values())
     if not genuine or not impostors:
         return []
     curve, drawn = Roc.of(pairs), resampled(pairs)
     note = f"{genuine} genuine and {impostors} impostor pairs"
     coarse = "" if impostors * FALSE_RATE >= 10 else f": too few for a false rate of {FALSE_RATE:g}"
-    accepted = f"{name}, true rate at false rate {FALSE_RATE:g}"
-    means = [
-        Figure(f"{name}, mean similarity of {kind} pairs (minus the distance)", some.mean().item(), len(some),
-               network=view.name)
-        for kind, some in (("genuine", pairs.scores[pairs.genuine]), ("impostor", pairs.scores[~pairs.genuine]))
-    ]  # fmt: skip
+    error = interval(curve.equal_error(), [roc.equal_error() for roc in drawn])
+    accepted = interval(curve.operating_point()[1], [roc.operating_point()[1] for roc in drawn])
+    rates = [("equal error rate", error, 0.5, note), (ACCEPTED, accepted, FALSE_RATE, note + coarse)]
     return [
-        interval(
-            f"{name}, equal error rate", curve.equal_error(), [roc.equal_error() for roc in drawn], 0.5, view, note
+        *(rate(f"{name}, {text}", found, chance, genuine, remark, view) for text, found, chance, remark in rates),
+        *(
+            Figure(f"{name}, mean distance of {kind} pairs", -some.mean().item(), len(some), network=view.name)
+            for kind, some in kinds.items()
         ),
-        interval(
-            accepted,
-            curve.operating_point()[1],
-            [roc.operating_point()[1] for roc in drawn],
-            FALSE_RATE,
-            view,
-            note + coarse,
-        ),
-        *means,
     ]
 
 
@@ -159,8 +155,12 @@ def resampled(pairs: PairScores) -> list[Roc]:
     return [Roc.of_ordered(ordered, row) for row in weights if all(row[some].any() for some in holding)]
 
 
-def interval(name: str, value: float, drawn: list[float], chance: float, view: View, note: str) -> Figure:
-    """The middle 95 % of what was drawn."""
+def interval(value: float, drawn: list[float]) -> tuple[float, float, float]:
+    """The value, and the middle 95 % of what was drawn."""
     low, high = torch.tensor(drawn, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    remark = "; ".join(text for text in (note, view.note) if text)
-    return Figure(name, value, int(note.split()[0]), low, high, chance, view.name, note=remark)
+    return value, low, high
+
+
+def rate(name: str, found: tuple[float, float, float], chance: float, count: int, note: str, view: View) -> Figure:
+    value, low, high = found
+    return Figure(name, value, count, low, high, chance, view.name, note="; ".join(filter(None, (note, view.note))))
