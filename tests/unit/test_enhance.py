@@ -107,7 +107,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bytes(source, out, tmp_path, m
 def test_only_so_many_images_go_together_that_their_tiles_fill_a_batch():
     job = enhance_job(gaussian(), scale=4, batch_size=12)
     shapes = [(3, 4, 4), (3, 5, 4), (3, 5, 5), (3, 16, 16)]
-    assert [job.capacity(shape, 12) for shape in shapes] == [12, 6, 3, 1]
+    assert [job.capacity(shape, 12) for shape in shapes] == [12, 4, 1, 1]
 
 
 def test_calls_are_no_larger_than_the_tiles_that_there_are(source, out, monkeypatch):

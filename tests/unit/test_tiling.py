@@ -1,4 +1,6 @@
-"""A tiled denoiser: where the denoiser looks no further than its pixel, tiles change nothing; where it does, no seam."""
+"""A tiled denoiser: where the denoiser looks no further than its pixel, tiles change nothing; else they do not show."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from nearfar.errors import UsageError
 from nearfar.oracle import GaussianDenoiser
 from nearfar.schedule import NoiseSchedule
-from nearfar.tiling import TiledDenoiser, tile_count
+from nearfar.tiling import SHIFTS, TiledDenoiser, starts, tile_count
 
 SCHEDULE = NoiseSchedule.variance_preserving(
     torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -56,14 +58,14 @@ def test_tiles_give_what_the_whole_canvas_gives(height, width, count, batch_size
     torch.testing.assert_close(tiled, GAUSSIAN(x_t, t), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "calls"), [(1, 18), (4, 5), (18, 1), (32, 1)])
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, 32), (5, 7), (32, 1), (40, 1)])
 def test_every_call_has_the_same_shape_and_each_tile_its_canvas_time(batch_size, calls):
     watched = Watched()
     TiledDenoiser(watched, (8, 8), batch_size)(noise(2, 3, 18, 20), times(2))
-    assert tile_count((18, 20), (8, 8)) == 9
+    assert tile_count((18, 20), (8, 8)) == 16
     assert [shape for shape, _ in watched.calls] == [(batch_size, 3, 8, 8)] * calls
-    asked = torch.cat([t for _, t in watched.calls])[:18]
-    assert asked.tolist() == [50.0] * 9 + [950.0] * 9
+    asked = torch.cat([t for _, t in watched.calls])[:32]
+    assert asked.tolist() == [50.0] * 16 + [950.0] * 16
 
 
 def test_a_canvas_does_not_depend_on_its_neighbours():
@@ -78,6 +80,21 @@ def test_what_a_tile_says_at_its_edge_has_next_to_no_weight():
     cut = OwnPlace()(noise(1, 1, tile, tile), times(1))[0, 0, 0].repeat(5)
     assert cut.diff().abs().max() == 2  # side by side: from 1 back to -1 in one pixel
     assert whole.diff().abs().max() < 1  # over the four pixels that tiles have in common
+
+
+@given(st.integers(0, 60), st.integers(2, 24), st.floats(0, 1, exclude_max=True))
+def test_tiles_cover_a_side_and_overlap_wherever_their_grid_lies(more, tile, shift):
+    begins = starts(tile + more, tile, shift)
+    assert begins[0] == 0
+    assert begins[-1] == more
+    assert all(0 <= after - before <= max(1, int(tile * 0.75)) for before, after in pairwise(begins))
+    assert len(begins) == len(starts(tile + more, tile, 0.0))
+
+
+def test_over_a_solvers_steps_every_place_is_an_edge_and_a_middle():
+    times = torch.linspace(0, 999, 20, dtype=torch.float64).tolist()
+    begins = torch.tensor([starts(1024, 32, time * SHIFTS[0] % 1)[20] % 24 for time in times])
+    assert len(begins.unique()) > 12
 
 
 def test_a_canvas_smaller_than_a_tile_is_refused():
