@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from nearfar.local_sampling import SOLVER, STEPS
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.plan import Job, Reading, nothing, plan_run
-from nearfar.run import Progress, run
+from nearfar.run import Progress, is_out_of_memory, run
 from nearfar.solver import OnStep, Solver
 from nearfar.sources import Item, list_folder
 from nearfar.tensors import Images
@@ -67,7 +67,9 @@ def enhance_job(
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
-        return enhance(model, images, solver=solver, key=key, batch_size=tiles, on_step=on_step, **way, **options)
+        how: dict[str, Any] = {"solver": solver, "key": key, "on_step": on_step, **way, **options}
+        work = partial(enhance, model, images, **how)
+        return work(batch_size=tiles) if batch_size else halving(work, tiles)
 
     job = make_job(
         model,
@@ -86,6 +88,16 @@ def enhance_job(
         workers=max(1, min(job.workers, files or job.workers)),
         capacity=lambda shape, size: max(1, size // tiles_of(model, shape, scale)),
     )
+
+
+def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:
+    """The work with as many tiles in one network call as the memory holds, from `tiles` down."""
+    try:
+        return work(batch_size=tiles)
+    except (RuntimeError, MemoryError) as error:
+        if tiles == 1 or not is_out_of_memory(error):
+            raise
+    return halving(work, tiles // 2)
 
 
 def read_small(item: Item, channels: int, scale: int) -> Reading:

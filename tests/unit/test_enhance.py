@@ -11,6 +11,7 @@ from PIL import Image
 from gaussian_models import gaussian
 from nearfar import enhance, run
 from nearfar.enhance import enhance_folder, enhance_job
+from nearfar.errors import RunError
 from nearfar.manifest import manifest_path, read_manifest
 
 SCALE = 3
@@ -164,3 +165,30 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
     call(source, out, scale=4, batch_size=16)  # each is 25 tiles, so it goes alone
     assert events.count(1) == events.count(-1) == 24
     assert max(accumulate(events)) <= 6
+
+
+def test_tiles_that_memory_does_not_hold_are_called_in_smaller_numbers(source, out, monkeypatch):
+    Image.fromarray(drawn(24, 24, 3)).save(source / "a.png")
+    held, tried = enhance.enhance, []
+
+    def tight(*args, batch_size, **options):
+        tried.append(batch_size)
+        if batch_size > 2:
+            raise torch.OutOfMemoryError("full")
+        return held(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(enhance, "enhance", tight)
+    assert enhance_folder(gaussian(), source, out, scale=2, steps=1).done == 1
+    assert tried[0] > 2
+    assert tried[-1] <= 2
+
+
+def test_a_number_of_tiles_that_was_asked_for_is_not_changed(source, out, monkeypatch):
+    Image.fromarray(drawn(24, 24, 3)).save(source / "a.png")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(enhance, "enhance", full)
+    with pytest.raises(RunError, match="give --batch-size 4"):
+        enhance_folder(gaussian(), source, out, scale=2, steps=1, batch_size=8)
