@@ -223,7 +223,8 @@ def table(result: dict[str, Any]) -> str:
         for strength, row in result[name]["rows"].items():
             cells = [percent(row[eye][asked]) for eye in ("pixels", "features", "faces")]
             cells += [percent(some) for some in (trained(row, asked), row["faces"][ERROR], row["faces"][ACCEPTED])]
-            lines.append(f"| {strength} | {row['psnr']:.1f} | {row['ssim']:.2f} | {' | '.join(cells)} |")
+            loss = "" if strength == "untouched" else f"{row['psnr']:.1f}"
+            lines.append(f"| {strength} | {loss} | {row['ssim']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
