@@ -86,7 +86,7 @@ def check_files(source: Path, file: Path | None, report: Path | None, overwrite:
         raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
     if file.exists() and not overwrite:
         raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
-    return file, page_beside(report, file, source)
+    return file, page_beside(report, file, source, keep=[file])
 
 
 def measuring(

@@ -86,6 +86,12 @@ def test_what_cannot_be_meant_is_refused(calibrate, options, sentence):
     assert sentence in refused.stderr
 
 
+def test_the_report_does_not_replace_the_calibration(calibrate, source):
+    refused = calibrate("--target", "rank1=0.1", "--report", source.with_name("c.html"))
+    assert refused.exit_code == 2
+    assert "would replace" in refused.stderr
+
+
 def test_per_image_strengths_need_a_score_of_each_image(calibrate, anonymize, source, tmp_path):
     assert "needs the --calibration" in anonymize(source, tmp_path / "out", "--per-image").stderr
     assert calibrate("--target", "rank1=0.9").exit_code in (0, 3)

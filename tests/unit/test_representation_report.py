@@ -15,6 +15,7 @@ from nearfar.model import ImageContract
 from nearfar.plan import Plan
 from nearfar.representation_report import (
     account,
+    check_page,
     check_report,
     cost,
     distribution,
@@ -123,6 +124,14 @@ def test_a_report_does_not_lie_with_the_images(tmp_path):
         check_report(tmp_path / "r.json", source, out, 32)
     with pytest.raises(UsageError, match="own samples must be at least 0, got -1"):
         check_report(None, source, out, -1)
+
+
+def test_a_report_does_not_replace_a_file_of_the_command(tmp_path):
+    own = tmp_path / "faces.json"
+    for page in (own.with_suffix(".html"), tmp_path / "." / "faces.htm"):
+        with pytest.raises(UsageError, match=r"would replace .*faces\.json: give the report another name"):
+            check_page(page, [], [tmp_path / "other", own])
+    check_page(tmp_path / "page.html", [], [own])
 
 
 @pytest.mark.parametrize(
