@@ -29,8 +29,9 @@ FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
 """What a region's square has more on each side: faces fill it as the bundled model knows them, boxes need a border."""
 
 
-LOOKS, LOOK_SIZE, AROUND, ENOUGH = 4, 240, 0.5, 0.1
-"""How often a tilted face is looked at again, at how many pixels, with what around it; radians that need no look."""
+LOOKS, LOOK_SIZE, AROUND, ENOUGH, ASTRAY = 4, 240, 0.5, 0.1, 0.25
+"""How often a tilted face is looked at again, at how many pixels, with what around it; radians that need no look; from
+how far off its first place, in sides, what is seen is another face."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def upright(pixels: Pixels, region: Region, detector: FaceDetector) -> Region:
 
     YuNet sees tilted faces, but calls a tilt of 45 degrees 28; looked at again it becomes 38, and 75 becomes 69.
     """
-    turn = region.tilt
+    turn, first = region.tilt, region
     for _ in range(LOOKS):
         wide = widen(region, AROUND)
         faces = detector.find(as_pictures(crop(pixels, wide, LOOK_SIZE, 3)[None])[0]) if abs(turn) > ENOUGH else []
@@ -95,6 +96,8 @@ def upright(pixels: Pixels, region: Region, detector: FaceDetector) -> Region:
         nearest = min(places, key=lambda each: abs(each.mean()))
         seen = nearest * wide.side * np.exp(1j * wide.tilt) + complex(wide.x, wide.y)
         straight = face_region(np.stack([seen.real, seen.imag], axis=1), region.score)
+        if abs(complex(straight.x - first.x, straight.y - first.y)) > ASTRAY * first.side:
+            break
         turn, region = straight.tilt - region.tilt, straight
     return region
 

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from nearfar.boxes import Box
+from nearfar.crops import face_region
 from nearfar.errors import RunError
+from nearfar.faces import FaceDetector
 from nearfar.model import ImageContract
-from nearfar.region_job import box_search, figures, picture_with, read_regions
+from nearfar.region_job import box_search, figures, picture_with, read_regions, upright
 from nearfar.sources import Item
 
 CONTRACT = ImageContract(8, 3)
@@ -65,3 +67,28 @@ def test_a_picture_that_changes_meanwhile_stops_the_run(item, smooth):
     item.path.unlink()
     with pytest.raises(RunError, match=r"x\.png was changed while it was processed \(x\.png is not there"):
         picture_with(reading.squares, reading, False)
+
+
+class Sees:
+    """A network that sees one face, at a place given in shares of whatever it is shown."""
+
+    def __init__(self, x, y):
+        self.place = np.array([x, y])
+
+    def setInputSize(self, size):  # noqa: N802
+        self.size = size[0]
+
+    def detect(self, picture):
+        points = self.place + np.array([[-0.1, -0.1], [0.1, -0.1], [0, 0], [-0.08, 0.1], [0.08, 0.1]])
+        return None, np.array([[0, 0, 9, 9, *(points * self.size).flat, 0.9]], np.float32)
+
+
+def test_a_second_look_that_sees_only_the_neighbour_does_not_take_it_instead(smooth):
+    pytest.importorskip("cv2", reason="needs the extra 'faces'")
+    pixels = np.asarray(smooth(0, (200, 200)))
+    tilted = np.array([[85.0, 80], [110, 95], [95, 100], [80, 110], [105, 120]])
+    first = face_region(tilted)
+    assert upright(pixels, first, FaceDetector(Sees(0.85, 0.5), "stub")) == first
+    again = upright(pixels, first, FaceDetector(Sees(0.5, 0.5), "stub"))
+    assert again != first
+    assert (again.x, again.y) == pytest.approx((first.x, first.y), abs=0.1 * first.side)
