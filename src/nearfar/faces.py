@@ -6,8 +6,10 @@ Nothing here is random. A detector and a recogniser may be shared by threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,8 +26,9 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 Points = Float64[np.ndarray, "5 2"]
 Embeddings = Float32[Tensor, "pictures numbers"]
 
-SMALL, LARGE, OVERLAP = 320, 1280, 0.3
-"""Longer sides, in pixels, at which a picture is searched, and the overlap at which two finds are one face."""
+SMALL, LARGE, OVERLAP, SHARED = 320, 1280, 0.3, 256
+"""Longer sides, in pixels, at which a picture is searched, the overlap at which two finds are one face, and how much
+tiles of the larger side have in common at least: what is cut by one of them, and smaller, is whole in the next."""
 
 SPHEREFACE = ((30.29, 51.70), (65.53, 51.50), (48.03, 71.74), (33.55, 92.37), (62.73, 92.20))
 ARCFACE = ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20))
@@ -64,17 +67,32 @@ class FaceDetector:
         return cls(network, path.name)
 
     def find(self, picture: Pixels) -> list[Face]:
-        """All faces, the surest first. Cost: one network call, two for pictures longer than 320 pixels.
+        """All faces, the surest first.
 
-        The picture is searched at 320 pixels for large faces, and at its own length (1280 at most) for small ones.
+        The picture is searched at 320 pixels for large faces, at its own length (1280 at most) for smaller ones, and
+        where it is longer in tiles of 1280 for the smallest. Cost: one network call, two for pictures longer than 320
+        pixels, and one for each tile (12 for 4000 x 3000 pixels, 0.1 s each on one core).
         """
         longer = max(picture.shape[:2])
         found = [face for side in {SMALL, min(max(longer, SMALL), LARGE)} for face in self.at(picture, side / longer)]
+        if longer > LARGE:
+            found += [face for y, x in product(*map(starts, picture.shape[:2])) for face in self.in_tile(picture, y, x)]
         kept: list[Face] = []
         for face in sorted(found, key=lambda face: (-face.score, face.box)):
             if all(overlap(face.box, other.box) < OVERLAP for other in kept):
                 kept.append(face)
         return kept
+
+    def in_tile(self, picture: Pixels, top: int, left: int) -> list[Face]:
+        """The faces that a tile with this corner shows whole."""
+        tile = picture[top : top + LARGE, left : left + LARGE]
+        ends = (left, top, left + tile.shape[1], top + tile.shape[0])
+        corner = np.array([left, top])
+        moved = [
+            Face((face.box[0] + left, face.box[1] + top, *face.box[2:]), face.landmarks + corner, face.score)
+            for face in self.at(tile, 1.0)
+        ]
+        return [face for face in moved if not is_cut(face.box, ends, picture.shape[:2])]
 
     def at(self, picture: Pixels, scale: float) -> list[Face]:
         """The faces of the picture enlarged by `scale`."""
@@ -202,6 +220,19 @@ def similarity(points: Points, reference: Points) -> Float64[np.ndarray, "2 3"]:
     factor = np.vdot(here - here.mean(), there - there.mean()) / np.vdot(here - here.mean(), here - here.mean())
     shift = there.mean() - factor * here.mean()
     return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+
+
+def starts(length: int) -> list[int]:
+    """Where tiles begin along a side."""
+    count = max(1, math.ceil((length - SHARED) / (LARGE - SHARED)))
+    return [round(number * (length - LARGE) / max(1, count - 1)) for number in range(count)]
+
+
+def is_cut(box: tuple[float, ...], ends: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
+    """Whether a border of the tile, left, upper, right and lower, that is none of the picture's cuts through a box."""
+    left, top, right, bottom = ends
+    across = (left > 0 and box[0] <= left) or (right < shape[1] and box[0] + box[2] >= right)
+    return across or (top > 0 and box[1] <= top) or (bottom < shape[0] and box[1] + box[3] >= bottom)
 
 
 def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:

@@ -98,7 +98,33 @@ def test_networks_of_another_size_are_refused(tmp_path):
         FaceRecogniser.load(onnx_file(tmp_path / "net.onnx", 160, 160))
 
 
-@pytest.mark.parametrize("height", [64, 320, 3000])
+class Blobs:
+    """Finds every wholly white square of at least ten pixels as a face."""
+
+    def setInputSize(self, size):  # noqa: N802
+        pass
+
+    def detect(self, picture):
+        cv2 = pytest.importorskip("cv2")
+        _, _, boxes, _ = cv2.connectedComponentsWithStats((picture[..., 0] > 250).astype(np.uint8))
+        rows = [[*box[:4], *np.tile(box[:2] + box[2:4] / 2, 5), 0.9] for box in boxes[1:] if min(box[2:4]) >= 10]
+        return None, np.array(rows, np.float32) if rows else None
+
+
+def test_small_faces_of_a_large_picture_are_found_once_also_where_tiles_meet():
+    image = np.zeros((1500, 4000, 3), np.uint8)
+    # In one tile, in the part that two have in common, cut by the border of one of them, in a corner; a large one.
+    wanted = {(100, 100, 14, 14), (1130, 700, 14, 14), (1273, 900, 14, 14), (3986, 1486, 14, 14), (1500, 200, 900, 900)}
+    for x, y, width, height in wanted:
+        image[y : y + height, x : x + width] = 255
+    found = FaceDetector(Blobs(), "stub").find(image)
+    assert len(found) == len(wanted)
+    for x, y, width, height in wanted:
+        (face,) = [face for face in found if overlap(face.box, tuple(map(float, (x, y, width, height)))) > 0.9]
+        assert face.landmarks[2] == pytest.approx((x + width / 2, y + height / 2), abs=4)
+
+
+@pytest.mark.parametrize("height", [64, 320, 600])
 def test_faces_are_told_in_the_pixels_of_the_picture_whatever_its_size(height):
     (face,) = FaceDetector(OneFace(), "stub").find(picture(height, 2 * height))
     np.testing.assert_allclose(face.box, np.array([0.9, 0.45, 0.2, 0.1]) * height, rtol=1e-2)
