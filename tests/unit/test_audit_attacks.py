@@ -1,6 +1,7 @@
 """Attacks against answers in closed form, and against scikit-learn and SciPy."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from nearfar.audit.linkage import averaging, linkage
 from nearfar.audit.membership import area, denoising_loss, membership_by_outputs
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.trained_attacker import trained_attack
-from nearfar.audit.verification import PairScores, Roc, verification
-from nearfar.audit.view import View, chance, hits, independent, wilson
+from nearfar.audit.verification import REPEATS, PairScores, Roc, resampled, verification
+from nearfar.audit.view import View, chance, hits
 from nearfar.audit.walk_back import walked_back
 from nearfar.errors import UsageError
 from nearfar.local_sampling import local_sample
@@ -52,13 +53,6 @@ def test_chance_is_hypergeometric():
     assert chance(right, 5) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("good", "count"), [(0, 10), (3, 40), (400, 400)])
-def test_wilson_is_that_of_scipy(good, count):
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(good, count).proportion_ci(method="wilson")
-    assert wilson(good / count, count) == pytest.approx(tuple(expected), abs=1e-6)
-
-
 def test_outputs_that_are_their_originals_are_found_and_unrelated_ones_by_chance():
     same = reidentification(View("pixels", people(), people()), PEOPLE)
     assert found(same, "re-identified, own original, rank 1").value == 1
@@ -76,15 +70,6 @@ def test_unrelated_outputs_are_found_as_often_as_chance_says():
         mean, guess = sum(figure.value for figure in each) / 10, each[0].chance
         assert mean == pytest.approx(guess, abs=4 * (guess / 2000) ** 0.5)  # four standard deviations
         assert sum(figure.low < guess < figure.high for figure in each) >= 8
-
-
-def test_pictures_of_one_person_that_are_alike_count_as_one():
-    groups = torch.arange(40).repeat_interleave(5)
-    found_or_not = (normal(40) > 0).double()
-    assert independent(found_or_not.repeat_interleave(5), groups) == pytest.approx(39, abs=0.1)
-    assert independent((normal(200) > 0).double(), groups) == pytest.approx(200, rel=0.25)
-    assert independent(torch.ones(200, dtype=torch.float64), groups) == 40
-    assert independent(found_or_not, torch.arange(40)) == 40
 
 
 def test_outputs_are_told_from_pictures_of_other_people():
@@ -132,6 +117,22 @@ def test_the_curve_is_that_of_scikit_learn():
     weighted = Roc.of_ordered(PairScores(scores, genuine, torch.arange(500)).ordered(), weights)
     expected = metrics.auc(*metrics.roc_curve(genuine, scores, sample_weight=weights.numpy())[:2])
     assert torch.trapezoid(weighted.true, weighted.false).item() == pytest.approx(expected)
+
+
+def test_of_curves_drawn_anew_no_more_than_two_numbers_are_kept(monkeypatch):
+    alive, most, of = weakref.WeakSet(), [], Roc.of_ordered
+
+    def counted(*given):
+        curve = of(*given)
+        alive.add(curve)
+        most.append(len(alive))
+        return curve
+
+    monkeypatch.setattr(Roc, "of_ordered", counted)
+    drawn = resampled(PairScores(normal(400), normal(400, seed=1) > 0, torch.arange(400) // 10))
+    assert len(drawn) == len(most) == REPEATS
+    assert max(most) <= 2
+    assert len(set(drawn)) > REPEATS / 2
 
 
 def test_verification_tells_outputs_that_kept_the_person_from_those_that_did_not():

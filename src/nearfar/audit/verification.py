@@ -131,8 +131,8 @@ def errors(name: str, pairs: PairScores, view: View) -> list[Figure]:
     curve, drawn = Roc.of(pairs), resampled(pairs)
     note = f"{genuine} genuine and {impostors} impostor pairs"
     coarse = "" if impostors * FALSE_RATE >= 10 else f": too few for a false rate of {FALSE_RATE:g}"
-    error = interval(curve.equal_error(), [roc.equal_error() for roc in drawn])
-    accepted = interval(curve.operating_point()[1], [roc.operating_point()[1] for roc in drawn])
+    error = interval(curve.equal_error(), [each for each, _ in drawn])
+    accepted = interval(curve.operating_point()[1], [each for _, each in drawn])
     rates = [("equal error rate", error, 0.5, note), (ACCEPTED, accepted, FALSE_RATE, note + coarse)]
     return [
         *(rate(f"{name}, {text}", found, chance, genuine, remark, view) for text, found, chance, remark in rates),
@@ -143,8 +143,8 @@ def errors(name: str, pairs: PairScores, view: View) -> list[Figure]:
     ]
 
 
-def resampled(pairs: PairScores) -> list[Roc]:
-    """The curve of groups drawn with replacement, many times."""
+def resampled(pairs: PairScores) -> list[tuple[float, float]]:
+    """Equal error rate and accepted genuine pairs of groups drawn with replacement, many times; one curve at a time."""
     groups = torch.unique(pairs.group)
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(len(groups), (REPEATS, len(groups)), generator=generator)
@@ -152,7 +152,8 @@ def resampled(pairs: PairScores) -> list[Roc]:
     weights.scatter_add_(1, groups[draws], torch.ones_like(draws, dtype=torch.float64))
     ordered = pairs.ordered()
     holding = [torch.unique(pairs.group[some]) for some in (pairs.genuine, ~pairs.genuine)]
-    return [Roc.of_ordered(ordered, row) for row in weights if all(row[some].any() for some in holding)]
+    curves = (Roc.of_ordered(ordered, row) for row in weights if all(row[some].any() for some in holding))
+    return [(curve.equal_error(), curve.operating_point()[1]) for curve in curves]
 
 
 def interval(value: float, drawn: list[float]) -> tuple[float, float, float]:
