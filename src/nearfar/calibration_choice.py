@@ -81,8 +81,8 @@ class CalibrationChoice:
             return None
         if how.strength is not None or how.sigma is not None:
             raise UsageError("the strength comes from --calibration: leave --strength and --sigma out")
-        if self.per_image and regions:
-            raise UsageError("--per-image is for whole images: leave --regions out, or --per-image")
+        if regions:
+            raise UsageError("--calibration was measured on whole images: with --regions give --strength instead")
         return load_calibration(self.calibration)
 
     def job(self, model: FrozenModel, calibration: Calibration | None, **options: Any) -> Job:
