@@ -49,7 +49,7 @@ def anonymize(
         calibration = found.read(how, parts.regions)
         check_places(source, out, progress.resume)
         key = open_key(key_file, source, out)
-        search = parts.search(source)
+        search = parts.search(source, how.fit)
         model = choice.load()
         job = found.job(model, calibration, key=key, keep_metadata=keep_metadata, **options)
         job = region_job(job, search, keep_metadata) if search else job

@@ -31,7 +31,9 @@ class RegionChoice:
     detector: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For faces: OpenCV's YuNet (ONNX), which finds them.")
     ] = None
-    least_score: Annotated[float, typer.Option(help="For faces: what the detector must give one, in [0, 1].")] = 0.6
+    least_score: Annotated[
+        float | None, typer.Option(help="For faces: what the detector must give one, in [0, 1]. [default: 0.6]")
+    ] = None
     boxes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="For boxes: a COCO file. [default: COCO and YOLO files in IN]")
     ] = None
@@ -50,9 +52,9 @@ class RegionChoice:
         Path | None, typer.Option(metavar="FILE", help="The regions' report, not in OUT. [default: OUT.report.html]")
     ] = None
 
-    def search(self, source: Path) -> Search | None:
+    def search(self, source: Path, fit: str) -> Search | None:
         """What to look for in images; nothing where they are replaced as a whole. Options must fit together."""
-        self.check()
+        self.check(fit)
         if self.regions is None:
             return None
         from nearfar.boxes import read_boxes
@@ -61,25 +63,32 @@ class RegionChoice:
 
         margin = (FACE_MARGIN if self.detector else BOX_MARGIN) if self.margin is None else self.margin
         if self.detector:
-            return face_search(self.detector, self.least_score, margin, self.keep_unmatched)
+            return face_search(self.detector, self.score, margin, self.keep_unmatched)
         names = {item.name for item in list_folder(source).items}
         kinds = [kind.strip() for kind in self.box_classes.split(",")] if self.box_classes else []
         return box_search(read_boxes(source, names, self.boxes, kinds), margin, self.keep_unmatched)
 
-    def check(self) -> None:
+    @property
+    def score(self) -> float:
+        """What a face needs."""
+        return 0.6 if self.least_score is None else self.least_score
+
+    def check(self, fit: str) -> None:
         """Refuse options that would have no effect, and values out of range."""
-        of_kind = {"faces": {"detector", "recogniser"}, "boxes": {"boxes", "box_classes"}}
+        if self.regions and fit != "pad":
+            raise UsageError("--fit is for whole images: leave it out with --regions")
+        of_kind = {"faces": {"detector", "recogniser", "least_score"}, "boxes": {"boxes", "box_classes"}}
         if self.regions is not None:
             one_of(self.regions, "regions", KINDS)
         foreign = set().union(*(names for kind, names in of_kind.items() if kind != self.regions))
         foreign |= set() if self.regions else {"margin", "keep_unmatched", "report"}
-        if given := sorted(name for name in foreign if getattr(self, name)):
+        if given := sorted(name for name in foreign if getattr(self, name) is not getattr(type(self), name)):
             needed = next((kind for kind, names in of_kind.items() if given[0] in names), "faces or boxes")
             raise UsageError(f"--{given[0].replace('_', '-')} goes with --regions {needed}: give both, or neither")
         if self.regions == "faces" and self.detector is None:
             raise UsageError("--regions faces needs --detector: name a YuNet ONNX file from OpenCV's model zoo")
-        if not 0 <= self.least_score <= 1:
-            raise UsageError(f"least score must be in [0, 1], got {self.least_score:g}")
+        if not 0 <= self.score <= 1:
+            raise UsageError(f"least score must be in [0, 1], got {self.score:g}")
         least = 0 if self.regions == "faces" else 1e-3
         if self.margin is not None and not least <= self.margin <= 2:
             raise UsageError(f"margin must be in [{least:g}, 2], got {self.margin:g}")
@@ -97,7 +106,8 @@ class RegionChoice:
         from nearfar.region_report import write_region_report
         from nearfar.representation_report import page_beside
 
-        path = page_beside(self.report, out, source)
+        given = [file for file in (self.boxes, self.detector, self.recogniser) if file]
+        path = page_beside(self.report, out, source, keep=given)
         recogniser = FaceRecogniser.load(self.recogniser) if self.recogniser else None
 
         def report(plan: Plan, _: Progress) -> dict[str, Any]:

@@ -100,6 +100,9 @@ def test_only_the_classes_that_were_asked_for_and_unmatched_images_where_allowed
         (["--regions", "hands"], "regions must be one of faces, boxes, got 'hands'"),
         (["--keep-unmatched"], "--keep-unmatched goes with --regions faces or boxes"),
         (["--regions", "boxes", "--detector", "x.onnx"], "--detector goes with --regions faces"),
+        (["--regions", "boxes", "--least-score", 0], "--least-score goes with --regions faces"),
+        (["--regions", "boxes", "--fit", "cover"], "--fit is for whole images: leave it out with --regions"),
+        (["--regions", "boxes", "--calibration", "c.json"], "--calibration was measured on whole images"),
         (["--regions", "boxes", "--margin", 0], "margin must be in [0.001, 2], got 0"),
         (["--regions", "boxes", "--box-classes", "dog"], "no box is of class 'dog': choose from 0, cell, plate"),
         (["--regions", "boxes", "--report", "{out}/page.html"], "must not lie in"),
@@ -110,6 +113,14 @@ def test_options_that_do_not_fit_are_refused(source, out, anonymize, options, se
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert not out.exists()
+
+
+def test_the_report_does_not_replace_the_boxes_with_its_own_json(source, out, anonymize):
+    boxes = out.parent / "street.json"
+    boxes.write_bytes((source / "images" / "boxes.json").read_bytes())
+    result = anonymize(source, out, "--regions", "boxes", "--boxes", boxes, "--report", boxes.with_suffix(".html"))
+    assert result.exit_code == 2
+    assert f"would replace {boxes}" in result.stderr
 
 
 @pytest.mark.skipif(not DETECTOR.is_file(), reason="YuNet's file is not beside the repository")
