@@ -15,17 +15,13 @@ from itertools import takewhile
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 
 from nearfar.errors import UsageError
+from nearfar.intervals import Groups, Scores, bootstrap, independent, wilson
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 HALVINGS, CONFIDENCE, LEAST_IMAGES, RESAMPLES = 4, 0.95, 20, 4000
-
-Scores = Float64[np.ndarray, " images"]
-Groups = Int[np.ndarray, " images"]
-"""Images that belong together (of one person, say) have one number: they tell less than as many independent ones."""
 
 ScoresAt = Callable[[Sequence[float]], Mapping[str, Mapping[float, NDArray[np.float64]]]]
 """Strengths -> by measure, by strength: one score for each image, at strength 0 that of the original itself."""
@@ -167,43 +163,13 @@ def smallest(targets: Sequence[Target], limits: Mapping[str, float | None]) -> f
 
 
 def estimate(strength: float, scores: Scores, groups: Groups, rate: bool, confidence: float = CONFIDENCE) -> Point:
-    """Mean score with its bounds: Wilson's for a rate, a bootstrap over groups for a mean."""
-    low, high = (wilson if rate else bootstrap)(scores, groups, confidence)
-    return Point(strength, float(scores.mean()), low, high)
-
-
-def wilson(scores: Scores, groups: Groups, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's bounds of a rate (JASA 22, 1927), one-sided, for as many images as the groups are worth.
-
-    That is their number over the design effect, the variance between groups to that of independent images (Kish,
-    Survey Sampling, 1965, 8.2), which is 1 or more here.
-    """
-    rate, z = float(scores.mean()), NormalDist().inv_cdf(confidence)
-    count = len(scores) / design_effect(scores, groups)
-    centre, spread = rate + z**2 / (2 * count), z * (rate * (1 - rate) / count + (z / (2 * count)) ** 2) ** 0.5
-    return max(0.0, (centre - spread) / (1 + z**2 / count)), min(1.0, (centre + spread) / (1 + z**2 / count))
-
-
-def design_effect(scores: Scores, groups: Groups) -> float:
-    """How much the variance of the mean is greater than for independent images, at least 1."""
-    off = scores - scores.mean()
-    sums, _ = totals(off, groups)
-    independent, between = (float(each @ each) * len(each) / max(len(each) - 1, 1) for each in (off, sums))
-    return max(1.0, between / independent) if independent else 1.0
-
-
-def bootstrap(scores: Scores, groups: Groups, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Percentile bounds of a mean over 4000 resamples of the groups, always the same ones (Efron, 1979)."""
-    sums, counts = totals(scores, groups)
-    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
-    low, high = np.quantile((drawn @ sums) / (drawn @ counts), (1 - confidence, confidence))
-    return float(low), float(high)
-
-
-def totals(scores: Scores, groups: Groups) -> tuple[Float64[np.ndarray, " groups"], Float64[np.ndarray, " groups"]]:
-    """Sum of the scores and number of the images of each group."""
-    _, places = np.unique(groups, return_inverse=True)
-    return np.bincount(places, scores), np.bincount(places).astype(float)
+    """Mean score with its bounds, one-sided each: Wilson's for a rate, a bootstrap over groups for a mean."""
+    value = float(scores.mean())
+    if rate:
+        low, high = wilson(value, independent(scores, groups), NormalDist().inv_cdf(confidence))
+    else:
+        low, high = bootstrap(scores, groups, 1 - confidence, RESAMPLES)
+    return Point(strength, value, low, high)
 
 
 def isotonic(values: Iterable[float], rises: bool) -> list[float]:

@@ -19,11 +19,12 @@ from nearfar.audit.audit import with_library
 from nearfar.audit.figure import Figure
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.report import section, sheet
-from nearfar.audit.view import View, pixels, wilson
+from nearfar.audit.view import View, pixels
 from nearfar.crops import Region, coverage, crop, face_landmarks, square_places, widen
 from nearfar.errors import ImageError
 from nearfar.faces import FaceRecogniser, as_pictures
 from nearfar.images import Picture, read_picture
+from nearfar.intervals import wilson
 from nearfar.manifest import Record, manifest_path, read_manifest
 from nearfar.page import heading, page, paragraph, picture, table
 from nearfar.plan import Job, Plan

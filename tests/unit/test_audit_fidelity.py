@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from nearfar.audit.fidelity import bootstrap, fidelity, pair_distances, set_figures
+from nearfar.audit.fidelity import fidelity, of_pairs, pair_distances, set_figures
 from nearfar.audit.pairs import Pairs
 from nearfar.audit.set_distances import frechet_distance
 from nearfar.feature_networks import feature_network, pixel_features
@@ -58,8 +58,8 @@ def test_the_interval_covers_the_mean_19_times_in_20_though_outputs_of_one_origi
     for seed in range(100):
         own, of = draws(40, 1, seed), torch.arange(40).repeat_interleave(3)
         values = (own[of] + 0.1 * draws(120, 1, 1000 + seed))[:, 0]
-        low, high = bootstrap(values, of)
-        covered += low < 0 < high
+        figure = of_pairs("some", values, of, None)
+        covered += figure.low < 0 < figure.high
     assert 87 <= covered <= 99
 
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, bootstrap
 from sklearn.isotonic import IsotonicRegression
 
 from nearfar.audit.view import unit
@@ -19,9 +18,7 @@ from nearfar.calibration import (
     parse_target,
     search,
     smallest,
-    wilson,
 )
-from nearfar.calibration import bootstrap as bootstrap_bounds
 from nearfar.calibration_file import Calibration, load_calibration, save_calibration
 from nearfar.calibration_scores import Eyes, Known, Scorer, label, network_eyes, rank1
 from nearfar.errors import UsageError
@@ -41,28 +38,6 @@ def test_the_curve_is_that_of_scikit_learn(rises):
         values = np.random.default_rng(seed).normal(size=12).round(1)
         expected = IsotonicRegression(increasing=rises).fit_transform(np.arange(12), values)
         assert isotonic(values, rises) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("hits", [0, 1, 20, 99, 100])
-def test_bounds_of_a_rate_are_those_of_scipy(hits):
-    known = binomtest(hits, 100).proportion_ci(confidence_level=0.9, method="wilson")  # 5 % on either side
-    assert wilson((np.arange(100) < hits).astype(float), ALONE) == pytest.approx((known.low, known.high), abs=1e-9)
-
-
-def test_bounds_of_a_mean_are_those_of_scipy():
-    scores = np.random.default_rng(1).gamma(2, size=100)
-    known = bootstrap((scores,), np.mean, confidence_level=0.9, method="percentile", rng=2, n_resamples=20_000)
-    assert bootstrap_bounds(scores, ALONE) == pytest.approx(tuple(known.confidence_interval), abs=0.02)
-
-
-def test_ten_copies_of_an_image_tell_as_much_as_one():
-    copies = np.arange(100) % 10
-    scores = (copies < 3).astype(float)
-    alone = wilson(scores[:10], copies[:10])
-    assert wilson(scores, copies) == pytest.approx(alone, abs=0.03)  # a tenth less: the variance between few groups
-    assert wilson(scores, copies)[1] - wilson(scores, ALONE)[1] > 0.1
-    means = np.random.default_rng(0).normal(size=10)
-    assert bootstrap_bounds(means[copies], copies) == pytest.approx(bootstrap_bounds(means, copies[:10]))
 
 
 def simulated(random, count, expected):

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
 LAYERS = [
     {
         *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
-        *("cloud", "gaussianity", "two_clouds", "values"),
+        *("cloud", "gaussianity", "two_clouds", "values", "intervals"),
         *("spread", "spectral", "structured", "parents", "regions", "shell"),
         "back_projection",
     },  # mathematics

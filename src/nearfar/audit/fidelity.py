@@ -12,6 +12,7 @@ from nearfar.audit.figure import Figure
 from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.audit.set_distances import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
 from nearfar.feature_networks import FeatureNetwork, perceptual_distance
+from nearfar.intervals import NORMAL, bootstrap
 
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
 """Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""
@@ -60,25 +61,14 @@ def of_pairs(
 ) -> Figure:
     """The mean over pairs, its interval, and the deviation from pair to pair in the note.
 
-    Interval: percentile bootstrap of 1000 resamples of the originals, since outputs of one original go together.
+    Interval: percentile bootstrap of 1000 resamples of the originals, since outputs of one original go together; none
+    for one original.
     """
     spread = f"deviation {values.std().item():.3g}" if len(values) > 1 else "one pair"
-    low, high = bootstrap(values, of)
+    alone = int(of.max()) == 0
+    low, high = (None, None) if alone else bootstrap(values.numpy(), of.numpy(), 0.025, RESAMPLES)
     text = "; ".join(part for part in (spread, note) if part)
     return Figure(name, values.mean().item(), len(values), low, high, chance, network, library(), text)
-
-
-def bootstrap(values: Values, of: Int64[Tensor, " outputs"]) -> tuple[float | None, float | None]:
-    """The 95 % interval of a mean over outputs, whose originals are drawn anew; nothing for one original."""
-    count = int(of.max()) + 1
-    if count < 2:
-        return None, None
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, of, values)
-    sizes = torch.bincount(of, minlength=count).double()
-    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def set_figures(
@@ -135,7 +125,7 @@ def set_figure(
 ) -> Figure:
     value, chance = (sum(each for each, _ in some) / len(some) for some in (values, floors))
     errors = [error for _, error in values if error is not None]
-    error = 1.96 * sum(errors) / len(errors) if errors else None
+    error = NORMAL * sum(errors) / len(errors) if errors else None
     low, high = (None, None) if error is None else (value - error, value + error)
     counts = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
     return Figure(name, value, len(splits[0][0]), low, high, chance, network, library(), counts)

@@ -14,8 +14,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
-from nearfar.audit.view import NORMAL, Vectors, similarities
+from nearfar.audit.view import Vectors, similarities
 from nearfar.errors import UsageError
+from nearfar.intervals import NORMAL
 from nearfar.local_sampling import start_times
 from nearfar.model import FrozenModel
 from nearfar.noise import NoiseStream, SecretKey

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from nearfar.audit.figure import Figure
 from nearfar.errors import UsageError
+from nearfar.intervals import independent, wilson
 
 Vectors = Shaped[Tensor, "_ _"]
 Scores = Float64[Tensor, "queries candidates"]
 Mask = Bool[Tensor, "queries candidates"]
 Rows = Float64[Tensor, " queries"]
 Numbers = Int64[Tensor, " queries"]
-
-NORMAL = 1.959964
-"""Of a 95 % interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,28 +129,6 @@ def share(name: str, found: Rows, by_chance: float | None, view: View, group: Nu
     asked = ~found.isnan()
     some = found[asked]
     value = some.mean().item() if len(some) else float("nan")
-    low, high = wilson(value, independent(some, group[asked]))
+    low, high = wilson(value, independent(some.numpy(), group[asked].numpy()))
     remark = "; ".join(text for text in (note, view.note) if text)
     return Figure(name, value, len(some), low, high, by_chance, view.name, note=remark)
-
-
-def independent(found: Rows, group: Numbers) -> float:
-    """How many independent queries tell as much as these, which are alike within a group (Kish's effective size)."""
-    groups, whose = torch.unique(group, return_inverse=True)
-    if len(groups) == len(found) or len(groups) < 2:
-        return float(len(found))
-    value = found.mean()
-    sums = torch.zeros(len(groups), dtype=torch.float64).index_add_(0, whose, found - value)
-    between = sums.square().sum() * len(groups) / (len(groups) - 1) / len(found) ** 2
-    spread = (value * (1 - value)).item()
-    return min(float(len(found)), spread / between.item()) if spread > 0 and between > 0 else float(len(groups))
-
-
-def wilson(value: float, count: float | int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` independent trials."""
-    if count == 0:
-        return 0.0, 1.0
-    weight = NORMAL**2 / count
-    middle = (value + weight / 2) / (1 + weight)
-    reach = NORMAL / (1 + weight) * (value * (1 - value) / count + weight / (4 * count)) ** 0.5
-    return max(middle - reach, 0.0), min(middle + reach, 1.0)

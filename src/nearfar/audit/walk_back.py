@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
-from nearfar.audit.view import NORMAL
+from nearfar.intervals import NORMAL
 from nearfar.local_sampling import WARP, noise_for, start_times
 from nearfar.model import FrozenModel
 from nearfar.noise import NoiseStream, SecretKey

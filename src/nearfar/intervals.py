@@ -1,0 +1,53 @@
+"""Confidence intervals of a mean over images, of which those that belong together tell less than as many others."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+NORMAL = NormalDist().inv_cdf(0.975)
+"""Of a 95 % interval with both ends."""
+
+Scores = Float64[np.ndarray, " images"]
+Groups = Int[np.ndarray, " images"]
+"""Images that belong together (of one person, say) have one number."""
+
+
+def wilson(rate: float, count: float | int, normal: float = NORMAL) -> tuple[float, float]:
+    """Wilson's interval (JASA 22, 1927) of a rate of `count` independent trials; [0, 1] for none."""
+    if count == 0:
+        return 0.0, 1.0
+    weight = normal**2 / count
+    centre = (rate + weight / 2) / (1 + weight)
+    reach = normal / (1 + weight) * (rate * (1 - rate) / count + weight / (4 * count)) ** 0.5
+    return max(centre - reach, 0.0), min(centre + reach, 1.0)
+
+
+def independent(scores: Scores, groups: Groups) -> float:
+    """How many independent images tell as much of the mean of scores in [0, 1] (Kish, Survey Sampling, 1965, 8.2).
+
+    The variance of one trial over that of the mean, as the groups show it; as many as there are groups where all scores
+    are equal, which does not say how alike a group's images are.
+    """
+    sums, counts = totals(scores, groups)
+    if len(counts) in (0, 1, len(scores)) or np.ptp(scores) == 0:
+        return float(len(counts))
+    rate = float(scores.mean())
+    between = float(np.square(sums - rate * counts).sum()) * len(counts) / (len(counts) - 1) / len(scores) ** 2
+    return rate * (1 - rate) / max(between, rate * (1 - rate) / len(scores))
+
+
+def bootstrap(scores: Scores, groups: Groups, tail: float, resamples: int) -> tuple[float, float]:
+    """Percentile bounds of a mean, each with this tail, over resamples of the groups (Efron, 1979); always the same."""
+    sums, counts = totals(scores, groups)
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def totals(scores: Scores, groups: Groups) -> tuple[Float64[np.ndarray, " groups"], Float64[np.ndarray, " groups"]]:
+    """Sum of the scores and number of the images of each group."""
+    _, places = np.unique(groups, return_inverse=True)
+    return np.bincount(places, scores).astype(float), np.bincount(places).astype(float)
