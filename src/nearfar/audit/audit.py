@@ -179,7 +179,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
             *walk_back(model, pairs, settings, key, watch),
         ],
         "What is proven": formal_bound(model, pairs, settings),
-        "What a classifier learns": learnt(folders, choices, pairing, pairs, features, network),
+        "What a classifier learns": learnt(folders, choices, pairing, pairs, features, network, watch),
     }
     counts = counted(pairing, pairs, rejected)
     rows = rows_of(pairs, distance, eyes)
@@ -215,7 +215,13 @@ def people_of(pairs: Pairs, choices: Choices) -> list[str] | None:
 
 
 def learnt(
-    folders: Folders, choices: Choices, pairing: Pairing, pairs: Pairs, features: Features, network: FeatureNetwork
+    folders: Folders,
+    choices: Choices,
+    pairing: Pairing,
+    pairs: Pairs,
+    features: Features,
+    network: FeatureNetwork,
+    watch: Watch,
 ) -> list[Figure]:
     """Utility, where BEFORE has classes that are not people."""
     every = [*(item.name for item, _ in pairing.outputs), *pairing.lost]
@@ -229,7 +235,7 @@ def learnt(
         images, tested = read_test(folders.test, pairs.originals.shape[-1], classes)
         test = Examples(network(images) if kind.by_features else images, tested)
     before, after = Examples(inputs, labels), Examples(outputs, labels[pairs.of])
-    return utility(before, after, pairs.of, test, kind, network=network.name, seeds=choices.seeds)
+    return utility(before, after, pairs.of, test, kind, network=network.name, seeds=choices.seeds, watch=watch)
 
 
 def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:

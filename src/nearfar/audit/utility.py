@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nearfar.annotations import read_annotations
 from nearfar.audit.figure import Figure
+from nearfar.audit.pairs import Watch, unwatched
 from nearfar.errors import UsageError
 
 SEEDS, TRAINED = 5, 0.8
@@ -83,6 +84,7 @@ def utility(
     *,
     network: str = "",
     seeds: int = SEEDS,
+    watch: Watch = unwatched,
 ) -> list[Figure]:
     """Accuracy on real images of a classifier that learnt from BEFORE, from AFTER, from both, and the differences.
 
@@ -91,7 +93,10 @@ def utility(
     the same seed); they hold for other draws of what is learnt from, not for other test images. Chance: the largest
     class of the test images. Cost: three trainings for each seed.
     """
-    rows = [one_seed(before, after, of, test, kind.learn, seed) for seed in range(seeds)]
+    rows = []
+    for seed in range(seeds):
+        rows.append(one_seed(before, after, of, test, kind.learn, seed))
+        watch("classifiers", seed + 1, seeds)
     columns = dict(zip(("BEFORE", "AFTER", "both"), zip(*(row[:3] for row in rows), strict=True), strict=True))
     tested, floor = rows[0][3], fmean(row[4] for row in rows)
     note = f"{kind.name}; {tested} test images{'' if test else ', other originals for each seed'}; {seeds} seeds"
