@@ -42,6 +42,14 @@ def test_names_copies_and_other_suffixes_are_matched(folder):
     assert found.strange == ["a/y.jpg", "b/z.webp", "x.png"]
 
 
+def test_originals_that_lie_beside_their_copies_are_no_outputs(folder):
+    before = folder("before", {"a.png": 0, "b.png": 1, "c.png": 2})
+    kept = {"a.png": 0, "a~1.png": 10, "b.png": 11, "b~1.png": 12, "c.png": 2}
+    found = pair_folders(before, folder("after", kept))
+    assert matches(found) == {"a.png": ["a~1.png"], "b.png": ["b.png", "b~1.png"], "c.png": ["c.png"]}
+    assert found.copied == found.some(2, seed=0).copied == ["a.png"]
+
+
 def test_folders_that_have_nothing_in_common_are_refused(folder):
     with pytest.raises(UsageError, match=r"no image of .*after has the name of one of .*\(1 images there, 2 here\)"):
         pair_folders(folder("before", {"a.png": 0}), folder("after", {"b.png": 0, "c.png": 0}))

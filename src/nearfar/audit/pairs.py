@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -37,20 +38,22 @@ class Pairing:
 
     outputs: of each original that has any, its outputs in the order of names. lost: originals without an output.
     strange: outputs without an original. rejected: what looks like an image and is none, of both
-    folders, as BEFORE/name or AFTER/name.
+    folders, as BEFORE/name or AFTER/name. copied: files of AFTER that are originals themselves beside copies of them
+    (`augment --keep-originals`), and no outputs.
     """
 
     outputs: list[tuple[Item, list[Item]]]
     lost: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
 
     def some(self, limit: int, seed: int) -> Pairing:
         """At most `limit` originals with all of their outputs, drawn at random, in the order of names."""
         if len(self.outputs) <= limit:
             return self
         drawn = torch.randperm(len(self.outputs), generator=torch.Generator().manual_seed(seed))[:limit]
-        return Pairing([self.outputs[n] for n in sorted(drawn.tolist())], self.lost, self.strange, self.rejected)
+        return replace(self, outputs=[self.outputs[n] for n in sorted(drawn.tolist())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,8 @@ def pair_folders(before: Path, after: Path) -> Pairing:
     """Match the files of two folders by their names below them.
 
     An output belongs to the original of the same name, else of the same name without `~1`, `~2`, ... at the end of its
-    stem, else to the only one that differs in the suffix. Raises UsageError if nothing matches.
+    stem, else to the only one that differs in the suffix. Beside such copies, the bytes of the original itself are no
+    output. Raises UsageError if nothing matches.
     """
     originals, results = list_folder(before), list_folder(after)
     known = {item.name: item for item in originals.items}
@@ -107,9 +111,21 @@ def pair_folders(before: Path, after: Path) -> Pairing:
         )
     lost = [name for name in known if name not in found]
     rejected = [*marked("BEFORE", originals.rejected), *marked("AFTER", results.rejected)]
-    return Pairing(
-        [(known[name], found[name]) for name in known if name in found], sorted(lost), sorted(strange), rejected
-    )
+    outputs = [(known[name], found[name]) for name in known if name in found]
+    copied = [item.name for original, some in outputs for item in some if is_copied(item, original, some)]
+    gone = set(copied)
+    left = [(original, [item for item in some if item.name not in gone]) for original, some in outputs]
+    return Pairing(left, sorted(lost), sorted(strange), rejected, copied)
+
+
+def is_copied(item: Item, original: Item, outputs: Sequence[Item]) -> bool:
+    """Whether an output of several is a file of the original's name and bytes."""
+    if len(outputs) < 2 or item.name != original.name:
+        return False
+    try:
+        return filecmp.cmp(item.path, original.path, shallow=False)
+    except OSError:
+        return False
 
 
 def original_of(name: str, known: dict[str, Item], stems: dict[str, list[str]]) -> str | None:
