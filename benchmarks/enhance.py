@@ -39,20 +39,22 @@ from torch import Tensor
 from common import faces as lfw_faces
 from common import write_result
 from deep_image_prior import deep_image_prior
+from nearfar import tiling
 from nearfar.audit.set_distances import kernel_distance
 from nearfar.back_projection import AreaDownsampling
 from nearfar.demo import ASTRONAUT_FACE
 from nearfar.enhancement import enhance, proposed_strength
 from nearfar.feature_networks import efficientnet_features, perceptual_distance
 from nearfar.loading import load_model
+from nearfar.local_sampling import WARP
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
 from nearfar.schedule import NoiseSchedule
 from nearfar.sheet import contact_sheet
-from nearfar.tiles import starts
+from nearfar.tiling import grid_at
 
-FACES, OTHERS, CROP, FEW = 64, 200, 96, 16
-CANVAS, SEAM_SCALE = 1024, 8
+FACES, OTHERS, CROP, FEW = 64, 200, 64, 16
+CANVAS, SEAM_SCALE = (256, 1024), 8
 LEVELS = {
     8: (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 15.0, 100.0),
     4: (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 15.0, 100.0),
@@ -209,8 +211,8 @@ def as_picture(image: Tensor) -> Image.Image:
     return picture.resize((144, 144), Image.Resampling.NEAREST)
 
 
-def naive(model: FrozenModel) -> FrozenModel:
-    """The same model, whose tiles lie side by side when `enhance` uses it: made to show what a seam measures."""
+def side_by_side(model: FrozenModel) -> FrozenModel:
+    """The same model, whose tiles share nothing when `enhance` uses it: made to show what a seam measures."""
     side = model.latent_shape[1]
 
     def cut(x_t: Tensor, t: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ def naive(model: FrozenModel) -> FrozenModel:
         found = torch.cat([model.denoiser(some, t[:1].expand(len(some))) for some in tiles.split(32)])
         return found.reshape(cells.shape).permute(0, 3, 1, 4, 2, 5).reshape(x_t.shape)
 
-    return replace(model, denoiser=Cut(model.denoiser.schedule, cut), latent_shape=(3, CANVAS, CANVAS))
+    return replace(model, denoiser=Cut(model.denoiser.schedule, cut), latent_shape=(3, *CANVAS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,25 +237,31 @@ class Cut:
 
 
 def seam(image: Tensor, borders: Sequence[int], scale: int, draws: int = 1000) -> dict[str, float]:
-    """The mean absolute step across tile borders over that across other borders of squares, along rows and columns.
+    """The step across tile borders, each over its mean at the four places one and two squares beside it, averaged.
 
-    low, high: the middle 95 % of the same ratio for as many of the other borders, drawn at random.
+    low, high: the middle 95 % of the same figure for as many other places, drawn at random.
     """
-    steps = sum(each.diff(dim=-1).abs().mean(dim=(0, 1)) for each in (image, image.mT))
-    others = [x for x in range(scale, image.shape[-1], scale) if x not in borders]
-    across, elsewhere = (steps[torch.tensor(places) - 1] for places in (sorted(borders), others))
+    steps = image.diff(dim=-1).abs().mean(dim=(0, 1))
+    places = range(2 * scale + 1, image.shape[-1] - 2 * scale)
+    ratios = {x: steps[x - 1] / torch.stack([steps[x - 1 + k * scale] for k in (-2, -1, 1, 2)]).mean() for x in places}
+    across = torch.stack([ratios[x] for x in borders if x in ratios])
+    elsewhere = torch.stack([ratio for x, ratio in ratios.items() if x not in borders])
     generator = torch.Generator().manual_seed(0)
-    chosen = [elsewhere[torch.randperm(len(others), generator=generator)[: len(across)]].mean() for _ in range(draws)]
-    ratios = torch.stack(chosen) / elsewhere.mean()
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
-    figures = {"ratio": (across.mean() / elsewhere.mean()).item(), "low": low, "high": high}
+    chosen = [
+        elsewhere[torch.randperm(len(elsewhere), generator=generator)[: len(across)]].mean() for _ in range(draws)
+    ]
+    low, high = torch.stack(chosen).quantile(torch.tensor([0.025, 0.975])).tolist()
+    figures = {"borders": len(across), "ratio": across.mean().item(), "low": low, "high": high}
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def tile_borders(side: int) -> list[int]:
-    """Where tiles of the canvas begin or end, without its own edges."""
-    begins = starts(CANVAS, side, 1)
-    return sorted({x for begin in begins for x in (begin, begin + side) if 0 < x < CANVAS and x % SEAM_SCALE == 0})
+def last_borders(model: FrozenModel, steps: int) -> list[int]:
+    """Columns where tiles begin or end at the last step, which decides most of what is seen."""
+    strength = torch.tensor([proposed_strength(model, SEAM_SCALE)], dtype=torch.float64)
+    last = model.schedule.grid(model.schedule.time_of_strength(strength), steps, WARP)[0, -2].item()
+    side = model.latent_shape[1]
+    _, columns = grid_at(CANVAS, (side, side), max(last, model.schedule.first_time))
+    return sorted({x for begin in columns for x in (begin, begin + side) if 0 < x < CANVAS[1]})
 
 
 app = typer.Typer(add_completion=False)
@@ -306,15 +314,20 @@ def compare_photographs(folder: Data, steps: int = 10, sheets: Sheets = None) ->
 
 
 @app.command()
-def seams(steps: int = 4, sheets: Sheets = None) -> None:
-    """Steps across the borders of tiles, in an image of 1,024 pixels; writes results/enhance_seams.json."""
-    model, side = load_model(), load_model().latent_shape[1]
-    photograph = as_tensor([Image.fromarray(data.astronaut())])
-    small, rows = AreaDownsampling(photograph.shape[2] * SEAM_SCALE // CANVAS).shrink(photograph), []
-    kinds = {"overlapping": (model, tile_borders(side)), "side by side": (naive(model), range(side, CANVAS, side))}
-    for kind, (used, borders) in kinds.items():
-        large = enhanced(used, steps, small, SEAM_SCALE)
-        rows.append({"tiles": kind, "borders": len(borders), "steps": steps, **seam(large[0], borders, SEAM_SCALE)})
+def seams(steps: int = 8, sheets: Sheets = None) -> None:
+    """Steps across the borders of tiles, in an image 1,024 pixels wide; writes results/enhance_seams.json.
+
+    Three kinds of tiles: as they are; with the same grid at every step; side by side.
+    """
+    model, rows = load_model(), []
+    band = as_tensor([Image.fromarray(data.astronaut()).crop((0, 40, 512, 168))])
+    small, moving = AreaDownsampling(band.shape[3] * SEAM_SCALE // CANVAS[1]).shrink(band), tiling.SHIFTS
+    for kind, shifts in (("overlapping", moving), ("one grid", (0.0, 0.0)), ("side by side", (0.0, 0.0))):
+        tiling.SHIFTS = shifts
+        cut = kind == "side by side"
+        borders = list(range(32, CANVAS[1], 32)) if cut else last_borders(model, steps)
+        large = enhanced(side_by_side(model) if cut else model, steps, small, SEAM_SCALE)
+        rows.append({"tiles": kind, "steps": steps, **seam(large[0], borders, SEAM_SCALE)})
         typer.echo(str(rows[-1]))
         if sheets:
             Image.fromarray(grey_levels(large[0]).to(torch.uint8).permute(1, 2, 0).numpy()).save(sheets / f"{kind}.png")
