@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor
 
-from nearfar.errors import UsageError
+from nearfar.errors import ImageError, UsageError, first_line
 from nearfar.onnx_header import OnnxHeader, read_header
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
@@ -99,10 +99,13 @@ class FaceDetector:
         cv2 = opencv()
         height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
         method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        resized = cv2.cvtColor(cv2.resize(picture, (width, height), interpolation=method), cv2.COLOR_RGB2BGR)
-        with self.lock:
-            self.network.setInputSize((width, height))
-            _, rows = self.network.detect(resized)
+        try:
+            resized = cv2.cvtColor(cv2.resize(picture, (width, height), interpolation=method), cv2.COLOR_RGB2BGR)
+            with self.lock:
+                self.network.setInputSize((width, height))
+                _, rows = self.network.detect(resized)
+        except cv2.error as error:
+            raise ImageError(f"cannot be searched for faces: {first_line(error)}") from error
         rows = np.zeros((0, 15)) if rows is None else rows.astype(np.float64)
         x, y = picture.shape[1] / width, picture.shape[0] / height
         boxes = rows[:, :4] * (x, y, x, y)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nearfar.boxes import Boxes, digest
 from nearfar.crops import Region, box_region, crop, face_region, match_colours, paste, widen
-from nearfar.errors import ImageError, RunError
+from nearfar.errors import ImageError
 from nearfar.faces import FaceDetector, as_pictures
 from nearfar.images import Picture, Pixels, encode, read_picture
 from nearfar.model import ImageContract
@@ -162,9 +162,9 @@ def read_again(reading: Reading) -> Picture:
     try:
         picture = read_picture(item.path)
     except ImageError as error:
-        raise RunError(f"{item.name} was changed while it was processed ({error}): go on with --resume") from None
+        raise ImageError(f"was changed while it was processed ({error}): go on with --resume") from None
     if crc32(picture.pixels.tobytes()) != reading.context.checksum:
-        raise RunError(f"{item.name} was changed while it was processed: go on with --resume")
+        raise ImageError("was changed while it was processed: go on with --resume")
     return picture
 
 

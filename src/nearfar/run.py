@@ -293,10 +293,17 @@ def load(job: Job, item: Item) -> Loaded | Record:
     """Read one image."""
     try:
         return Loaded(item, job.read(item), source_tag(job, item.path))
-    except (ImageError, OSError) as error:
-        return Record(item.name, "failed", str(error))
-    except MemoryError:
-        return Record(item.name, "failed", "does not fit into the memory: make it smaller")
+    except (ImageError, OSError, RuntimeError, MemoryError) as error:
+        return Record(item.name, "failed", why(error, "does not fit into the memory: make it smaller"))
+
+
+def why(error: Exception, out_of_memory: str) -> str:
+    """Why an image failed; defects of a program are raised again."""
+    if is_out_of_memory(error):
+        return out_of_memory
+    if isinstance(error, RuntimeError):
+        raise error
+    return str(error)
 
 
 def store(job: Job, out: Path, finished: Finished) -> Record:
@@ -307,13 +314,12 @@ def store(job: Job, out: Path, finished: Finished) -> Record:
     if objection := objection or (job.object_to(reading.squares, outputs) if len(outputs) else ""):
         return Record(name, "failed", objection)
     try:
-        content = job.encode(outputs, reading)
-    except MemoryError:
-        return Record(name, "failed", "its result does not fit into the memory: make it smaller")
+        content, figures = job.encode(outputs, reading), job.measure(outputs, reading)
+    except (ImageError, RuntimeError, MemoryError) as error:
+        return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
     target = job.target(out, name)
     with writing(target):
         sha256 = write_whole(target, content)
-    figures = job.measure(outputs, reading)
     return Record(name, "done", "", finished.shape, sha256, finished.loaded.source_tag, figures)
 
 

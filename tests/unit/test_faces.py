@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nearfar.errors import UsageError
+from nearfar.errors import ImageError, UsageError
 from nearfar.faces import ARCFACE, Embedded, FaceDetector, FaceRecogniser, as_pictures, embed_faces, overlap, similarity
 from nearfar.onnx_header import read_header
 
@@ -96,6 +96,17 @@ def test_a_recogniser_is_handed_what_its_layout_asks_for(tmp_path, height, width
 def test_networks_of_another_size_are_refused(tmp_path):
     with pytest.raises(UsageError, match="takes images of 160 x 160"):
         FaceRecogniser.load(onnx_file(tmp_path / "net.onnx", 160, 160))
+
+
+def test_a_picture_that_opencv_does_not_take_is_one_that_fails():
+    cv2 = pytest.importorskip("cv2")
+
+    class Refuses(OneFace):
+        def detect(self, picture):
+            raise cv2.error("Insufficient memory")
+
+    with pytest.raises(ImageError, match="cannot be searched for faces: Insufficient memory"):
+        FaceDetector(Refuses(), "stub").find(picture(64, 64))
 
 
 class Blobs:

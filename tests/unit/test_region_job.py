@@ -9,7 +9,7 @@ from PIL import Image
 
 from nearfar.boxes import Box
 from nearfar.crops import face_region
-from nearfar.errors import RunError
+from nearfar.errors import ImageError
 from nearfar.faces import FaceDetector
 from nearfar.model import ImageContract
 from nearfar.region_job import box_search, figures, picture_with, read_regions, upright
@@ -59,13 +59,13 @@ def test_a_picture_without_regions_comes_out_as_it_is_where_that_is_allowed(item
     assert figures(reading.squares, reading) == {"regions": 0}
 
 
-def test_a_picture_that_changes_meanwhile_stops_the_run(item, smooth):
+def test_a_picture_that_changes_meanwhile_fails(item, smooth):
     reading = read(item, Box(30.0, 20.0, 10.0, 10.0))
     smooth(1, (80, 60)).save(item.path)
-    with pytest.raises(RunError, match=r"x\.png was changed while it was processed: go on with --resume"):
+    with pytest.raises(ImageError, match="was changed while it was processed: go on with --resume"):
         picture_with(reading.squares, reading, False)
     item.path.unlink()
-    with pytest.raises(RunError, match=r"x\.png was changed while it was processed \(x\.png is not there"):
+    with pytest.raises(ImageError, match=r"was changed while it was processed \(x\.png is not there"):
         picture_with(reading.squares, reading, False)
 
 

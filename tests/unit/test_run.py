@@ -18,7 +18,7 @@ from PIL import Image
 from nearfar import jobs as jobs_module
 from nearfar import run as run_module
 from nearfar.anonymize import anonymize_job, unchanged
-from nearfar.errors import RunError, UsageError
+from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.fitting import FitMode
 from nearfar.jobs import as_picture, one_square
 from nearfar.manifest import manifest_path, read_manifest
@@ -270,6 +270,30 @@ def test_bad_images_are_listed_and_the_others_done(source, out, write_pictures):
     assert sorted(contents(out)) == names
     assert sorted(record.name for record in progress.failed) == ["cut.png", "folder.png"]
     assert (progress.total, progress.done) == (11, 9)
+
+
+@pytest.mark.parametrize("stage", ["read", "encode", "measure"])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ImageError("was changed meanwhile"), "was changed meanwhile"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit into the"),
+    ],
+)
+def test_what_goes_wrong_with_one_image_costs_that_image_only(source, out, write_pictures, stage, error, reason):
+    write_pictures(source, 3)
+    job, calls = make_job(), Counter()
+
+    def fails_once(*arguments):
+        calls["all"] += 1
+        if calls["all"] == 2:
+            raise error
+        return getattr(job, stage)(*arguments)
+
+    progress = execute(replace(job, **{stage: fails_once}), source, out)
+    (failed,) = progress.failed
+    assert reason in failed.reason
+    assert progress.done == len(contents(out)) == 2
 
 
 def test_a_folder_of_bad_images_only_is_a_run_without_results(source, out):
