@@ -41,6 +41,9 @@ MOST_GAIN, DARKEST = 1.5, 0.01
 TAPS = 2
 """Pixels on each side that bicubic sampling looks at."""
 
+FINEST, STRIP = 2048, 256
+"""Cells along a side by which a region is read and written at most, and rows that are blended at a time: memory."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -103,28 +106,40 @@ def widen(region: Region, margin: float) -> Region:
 def crop(pixels: Pixels, region: Region, size: int, channels: int) -> Square:
     """The region as the model wants it: float32 (channels, size, size) in [-1, 1].
 
-    Read at the picture's own scale (bicubic; mirrored beyond the border), then resized with Lanczos, antialiased.
+    Read at the picture's own scale (bicubic; mirrored beyond the border), then resized with Lanczos, antialiased. Of a
+    region above `FINEST` pixels a side the picture is shrunk first.
     """
-    count = max(1, round(region.side))
+    count = cells(region)
     rows, columns = extent(region, *pixels.shape[:2])
-    planes = to_planes(pixels[rows, columns])
-    places = in_picture(region, count) - torch.tensor([columns.start, rows.start])
+    planes = shrunk(pixels[rows, columns], min(1.0, FINEST / region.side))
+    scale = torch.tensor([planes.shape[2] / (columns.stop - columns.start), planes.shape[1] / (rows.stop - rows.start)])
+    places = (in_picture(region, count) - torch.tensor([columns.start, rows.start])) * scale
     return resized(torch.from_numpy(with_channels(sample(planes, places, "reflection").numpy(), channels)), size)
 
 
 def paste(pixels: Pixels, square: Square, region: Region) -> Pixels:
     """The picture with the model's square blended in; pixels that the mask does not reach stay what they are."""
     rows, columns = extent(region, *pixels.shape[:2])
-    within = in_region(region, rows, columns)
-    count = max(1, round(region.side))
-    source = resized(torch.from_numpy(with_channels(square.numpy(), pixels.shape[2])), count)
-    new = sample(source, (within + 0.5) * count, "border")
-    patch, mask = pixels[rows, columns], coverage(region, within)
-    blended = blend(to_planes(patch), new, mask)
-    integers = to_integer(blended.permute(1, 2, 0).numpy(), patch.dtype.itemsize * 8)
+    source = resized(torch.from_numpy(with_channels(square.numpy(), pixels.shape[2])), cells(region))
     result = pixels.copy()
-    result[rows, columns] = np.where(mask[..., None].numpy() > 0, integers, patch)
+    for start in range(rows.start, rows.stop, STRIP):
+        strip = slice(start, min(start + STRIP, rows.stop))
+        result[strip, columns] = blended(pixels[strip, columns], source, region, in_region(region, strip, columns))
     return result
+
+
+def blended(patch: Pixels, source: Planes, region: Region, within: Places) -> Pixels:
+    """A part of the picture, at these places of the region, with the region's new content."""
+    new = sample(source, (within + 0.5) * source.shape[-1], "border")
+    mask = coverage(region, within)
+    mixed = blend(to_planes(patch), new, mask)
+    integers = to_integer(mixed.permute(1, 2, 0).numpy(), patch.dtype.itemsize * 8)
+    return np.where(mask[..., None].numpy() > 0, integers, patch)
+
+
+def cells(region: Region) -> int:
+    """By how many cells along a side a region is read and written: its pixels, within reason."""
+    return min(max(1, round(region.side)), FINEST)
 
 
 def blend(old: Planes, new: Planes, mask: Weights) -> Planes:
@@ -197,6 +212,13 @@ def sample(planes: Planes, places: Places, beyond: str) -> Sampled:
 def resized(planes: Planes, size: int) -> Square:
     """With Lanczos, antialiased where it shrinks."""
     return torch.from_numpy(np.stack([resize(plane, size, size) for plane in planes.numpy()]))
+
+
+def shrunk(pixels: Pixels, factor: float) -> Planes:
+    """As `to_planes`, made smaller one channel at a time."""
+    height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
+    channels = range(pixels.shape[2])
+    return torch.from_numpy(np.stack([resize(to_float(pixels[..., each]), height, width) for each in channels]))
 
 
 def to_planes(pixels: Pixels) -> Planes:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import map_coordinates
 
+from nearfar import crops
 from nearfar.crops import (
     FACE_LANDMARKS,
     Region,
@@ -20,6 +21,7 @@ from nearfar.crops import (
     from_linear,
     match_colours,
     paste,
+    sample,
     square_places,
     to_linear,
     widen,
@@ -105,6 +107,26 @@ def test_grey_pictures_and_deep_ones_keep_their_kind():
         result = paste(pixels, square, region)
         assert result.dtype == pixels.dtype
         assert (result == pixels).all()
+
+
+def test_large_regions_are_read_in_little_memory_as_well(monkeypatch):
+    pixels = smooth(400, 500)
+    region = square_at(260.3, 190.8, 330, 0.5, 0.5, 0.1, 0.4)
+    square = crop(pixels, region, 32, 3)
+    whole = paste(pixels, square.neg(), region)
+    monkeypatch.setattr(crops, "FINEST", 100)
+    seen = []
+    monkeypatch.setattr(crops, "sample", lambda planes, *rest: seen.append(planes.shape) or sample(planes, *rest))
+    assert (crop(pixels, region, 32, 3) - square).abs().max() < 0.02
+    assert np.abs(paste(pixels, square.neg(), region).astype(int) - whole).max() <= 3
+    assert max(max(shape) for shape in seen) < 150
+
+
+def test_strips_make_the_same_picture(monkeypatch):
+    pixels, region = smooth(100, 120), square_at(60.3, 50.8, 50.7, 0.5, 0.5, 0.1, 0.4)
+    whole = paste(pixels, torch.ones(3, 8, 8), region)
+    monkeypatch.setattr(crops, "STRIP", 7)
+    assert np.abs(paste(pixels, torch.ones(3, 8, 8), region).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.5, -2.0])
