@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -154,9 +155,15 @@ def efficientnet() -> Any:
 
 @contextmanager
 def outputs_of(modules: list[Module]) -> Iterator[list[Tensor]]:
-    """What these modules give, in the order in which they run."""
+    """What these modules give in this thread, in the order in which they run: hooks are told of all threads."""
     found: list[Tensor] = []
-    hooks = [module.register_forward_hook(lambda _, __, output: found.append(output)) for module in modules]
+    ours = get_ident()
+
+    def keep(_: Module, __: Any, output: Tensor) -> None:
+        if get_ident() == ours:
+            found.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in modules]
     try:
         yield found
     finally:
@@ -235,8 +242,18 @@ def perceptual_distance(network: FeatureNetwork, images: Images, others: Images)
     network calls for each 32 pairs.
     """
     pairs = zip(torch.split(images, BATCH), torch.split(others, BATCH), strict=True)
-    looks = ((network.look(network.seen(x)), network.look(network.seen(y))) for x, y in pairs)
-    return torch.cat([distance_of_looks(x, y) for x, y in looks])
+    return torch.cat([distances_from(network, x)(y) for x, y in pairs])
+
+
+def distances_from(network: FeatureNetwork, images: Images) -> Callable[[Images], Float64[Tensor, " batch"]]:
+    """The perceptual distance of these images, which are looked at once, and others: (others) -> one of each pair."""
+    looks = [network.look(network.seen(some)) for some in torch.split(images, BATCH)]
+
+    def distances(others: Images) -> Float64[Tensor, " batch"]:
+        pairs = zip(looks, torch.split(others, BATCH), strict=True)
+        return torch.cat([distance_of_looks(look, network.look(network.seen(some))) for look, some in pairs])
+
+    return distances
 
 
 def distance_of_looks(look: Look, other: Look) -> Float64[Tensor, " batch"]:

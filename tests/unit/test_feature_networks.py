@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from nearfar.feature_networks import (
     efficientnet,
     efficientnet_features,
     feature_network,
+    outputs_of,
     perceptual_distance,
     pixel_features,
 )
@@ -136,6 +139,22 @@ def test_folders_that_lack_something_are_refused_in_words(folder, model, break_i
 def test_a_name_that_is_none_is_refused(model):
     with pytest.raises(UsageError, match="features must be model, efficientnet, pixels or a folder"):
         feature_network("inception", model)
+
+
+def test_workers_that_share_a_network_see_their_own_images():
+    both, layer = Barrier(2), torch.nn.Identity()
+
+    def look(batch):
+        with outputs_of([layer]) as maps:
+            both.wait(10)
+            layer(batch)
+            both.wait(10)
+        return maps
+
+    batches = [images(2, seed=number) for number in range(2)]
+    with ThreadPoolExecutor(2) as workers:
+        for batch, maps in zip(batches, workers.map(look, batches), strict=True):
+            assert [torch.equal(batch, each) for each in maps] == [True]
 
 
 @with_efficientnet
