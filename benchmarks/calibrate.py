@@ -12,6 +12,7 @@ bundled model, 20 steps, about 55,000 network calls for one image each.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +80,7 @@ def judged(target: Target, found: Found, fresh: Measuring) -> dict[str, Any]:
 def per_image(work: Measuring, value: float) -> dict[str, Any]:
     """Strengths of the images' own for a similarity of at most `value`, then the same strengths with fresh noise."""
     attacker, images = work.scorer.attacker, work.sample.images
-    need = Need(Target("similarity", value), lambda outputs, originals: similarity(attacker.eyes, outputs, originals))
+    need = Need(Target("similarity", value), partial(similarity, attacker.eyes))
     transform = only_as_far(work.model, SecretKey.from_seed(1), need, STEPS, SOLVER)
     parts = [transform(some, [Item(Path(), "")] * len(some), lambda *_: None) for some in images.split(BATCH)]
     results = torch.cat(parts)

@@ -22,7 +22,7 @@ from nearfar.calibration import Target
 from nearfar.calibration_file import Calibration
 from nearfar.calibration_scores import Eyes, as_written
 from nearfar.errors import UsageError
-from nearfar.feature_networks import FeatureNetwork, perceptual_distance
+from nearfar.feature_networks import FeatureNetwork, distances_from
 from nearfar.fitting import FitMode
 from nearfar.local_sampling import SOLVER, STEPS, local_sample
 from nearfar.model import FrozenModel
@@ -34,8 +34,8 @@ from nearfar.tensors import Images
 
 HALVINGS = 5
 
-OwnScore = Callable[[Images, Images], Tensor]
-"""(outputs, their originals) -> a score for each output, from this pair alone."""
+OwnScore = Callable[[Images], Callable[[Images], Tensor]]
+"""Originals, which are looked at once -> (outputs) -> a score for each output, from this pair alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,19 +80,20 @@ def per_image_job(job: Job, model: FrozenModel, need: Need, steps: int, solver: 
 def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solver: Solver) -> Transform:
     """Each image's output, and two more planes that are its strength, below 0 if none met the target, and its score."""
 
-    def attempt(images: Images, items: Sequence[Item], strength: Tensor, on_step: OnStep) -> tuple[Images, Tensor]:
-        variants = [item.variant for item in items]
-        way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, "variant": variants, "on_step": on_step}
-        outputs = local_sample(model, images, strength=strength, **way)
-        return outputs, need.score(as_written(outputs), images).float()
-
     def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Tensor:
+        score, variants = need.score(images), [item.variant for item in items]
+
+        def attempt(strength: Tensor, on_step: OnStep) -> tuple[Images, Tensor]:
+            way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, "variant": variants}
+            outputs = local_sample(model, images, strength=strength, on_step=on_step, **way)
+            return outputs, score(as_written(outputs)).float()
+
         low, high = torch.zeros(len(images)), torch.ones(len(images))
-        best, scores = attempt(images, items, need.most * high**2, on_step)
+        best, scores = attempt(need.most * high**2, on_step)
         met = need.met(scores)
         for turn in range(1, 1 + HALVINGS):
             root = torch.where(met, (low + high) / 2, high)
-            outputs, found = attempt(images, items, need.most * root**2, later(on_step, turn * steps))
+            outputs, found = attempt(need.most * root**2, later(on_step, turn * steps))
             good = met & need.met(found)
             best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, found, scores)
             low, high = torch.where(good, low, root), torch.where(good, root, high)
@@ -126,16 +127,16 @@ def need_of(calibration: Calibration, eyes: Eyes, network: FeatureNetwork) -> Ne
     """
     target, asked = calibration.targets[0], calibration.asked
     if len(calibration.targets) > 1 or target.measure not in ("similarity", "distance"):
-        raise UsageError(
-            f"--per-image needs one target, similarity or distance, the calibration has {asked}: calibrate"
-        )
+        raise UsageError(f"--per-image needs one target, similarity or distance, the calibration has {asked}: "
+                         "calibrate with such a target alone")  # fmt: skip
     role, name = ("attacker", eyes.name) if target.measure == "similarity" else ("content", network.name)
     if calibration.measuring[role] != name:
         raise UsageError(f"the calibration looked through {calibration.measuring[role]}, not {name}: give the same")
-    score = partial(similarity, eyes) if target.measure == "similarity" else partial(perceptual_distance, network)
+    score = partial(similarity, eyes) if target.measure == "similarity" else partial(distances_from, network)
     return Need(target, score, max(point.strength for point in calibration.found.curves[target.measure]))
 
 
-def similarity(eyes: Eyes, outputs: Images, originals: Images) -> Tensor:
+def similarity(eyes: Eyes, originals: Images) -> Callable[[Images], Tensor]:
     """Cosine of each output and its original."""
-    return (eyes.vectors(outputs, originals) * eyes.vectors(originals, originals)).sum(1)
+    known = eyes.vectors(originals, originals)
+    return lambda outputs: (eyes.vectors(outputs, originals) * known).sum(1)
