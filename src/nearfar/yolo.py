@@ -12,6 +12,7 @@ from nearfar.annotation_files import Labels, Made, read_text
 from nearfar.errors import UsageError, first_line
 
 CONFIG = "data.yaml"
+NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_yolo(source: Path, names: Collection[str]) -> Iterator[Yolo]:
 
 def check_lines(text: str, place: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not re.match(r"\s*\d+(\.0*)?(\s+[-+.\de]+){4,}\s*$", line):
+        if line.strip() and not re.fullmatch(rf"\s*\d+(\.0*)?(\s+{NUMBER}){{4,}}\s*", line, re.ASCII):
             raise UsageError(f"{place} line {number} must be a class and at least 4 numbers, got {line[:40]!r}")
 
 
