@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.annotation_files import Labels, Layout, Made, check_there, csv_file, parsed_json, read_text
-from nearfar.coco import read_coco
+from nearfar.coco import Coco, read_coco, shape_of
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.sinks import write_whole, writing
 from nearfar.yolo import read_yolo
@@ -42,6 +42,12 @@ class Annotations:
     def labels(self) -> Labels:
         """Those of the first layout that has any: metadata, COCO, YOLO, class folders."""
         return next((found for layout in self.layouts if any((found := layout.labels).values())), {})
+
+    @property
+    def shapes(self) -> dict[str, tuple[float, float] | None]:
+        """Height and width of images as COCO files tell them."""
+        files = [layout for layout in self.layouts if isinstance(layout, Coco)]
+        return {name: shape_of(image) for file in files for name, image in file.images.items()}
 
     def write(self, out: Path, made: Sequence[Made]) -> None:
         """Write all annotation files of OUT, each whole; remove label files of images that are gone."""

@@ -14,6 +14,7 @@ import torch
 from nearfar.annotation_files import Labels, Made
 from nearfar.annotations import Annotations, read_annotations
 from nearfar.anonymize import near, unchanged
+from nearfar.coco import check_shape
 from nearfar.copy_choice import Select, Strengths, check_classes, copies_of_each, copy_name
 from nearfar.errors import UsageError
 from nearfar.feature_networks import feature_network
@@ -120,7 +121,9 @@ def augmentation(
     judge = judge_of(model, source, chosen, labels, wanted)
     own = judge.own if judge else {}
     copies = copies_of_each(chosen, labels, wanted.copies, wanted.select, wanted.share, key, own)
-    return Augmentation(augment_job(model, wanted, copies, labels, out, **options), annotations, judge, wanted)
+    job = augment_job(model, wanted, copies, labels, out, **options)
+    job = replace(job, read=partial(read_annotated, job.read, annotations.shapes, source))
+    return Augmentation(job, annotations, judge, wanted)
 
 
 def judge_of(model: FrozenModel, source: Path, names: Sequence[str], labels: Labels, wanted: Wanted) -> Judge | None:
@@ -153,6 +156,8 @@ def augment_job(
     key = SecretKey.from_seed(wanted.seed)
     level = trajectory_settings(model, wanted.strengths.general[1], None, steps, solver, fit)
     own = {"command": "augment", "strengths": str(wanted.strengths), "seed": wanted.seed, "check": wanted.check}
+    if wanted.check:
+        own["judge"] = str(wanted.classifier or wanted.features)
     picture = as_picture(fit, keep_metadata)
     job = make_job(
         model,
@@ -195,6 +200,14 @@ def read(read_one: Read, item: Item) -> Reading:
     if item.variant:
         return replace(read_one(item), context=item)
     return Reading(torch.empty(0, 1, 1, 1), read_picture(item.path).frame, context=item.path.read_bytes())
+
+
+def read_annotated(read_one: Read, shapes: Mapping[str, Any], source: Path, item: Item) -> Reading:
+    """A copy is upright: ImageError where its original's boxes were drawn in a picture of another shape."""
+    reading = read_one(item)
+    if item.variant:
+        check_shape(shapes.get(item.path.relative_to(source).as_posix()), reading.frame.height, reading.frame.width)
+    return reading
 
 
 def marks_of(item: Item) -> dict[str, Any]:

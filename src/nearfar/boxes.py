@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.annotation_files import parsed_json, read_text
-from nearfar.coco import Coco, check_entries, check_references, place_of, read_coco
+from nearfar.coco import Coco, check_shape, coco_of, read_coco, shape_of
 from nearfar.errors import ImageError, UsageError
 from nearfar.yolo import Yolo, read_yolo
 
 
 @dataclass(frozen=True)
 class Box:
-    """Upper left corner and size, in pixels, or as shares of the picture where `relative`; kind: the class's name."""
+    """Upper left corner and size, in pixels, or as shares of the picture where `relative`; kind: the class's name.
+
+    shape: height and width of the picture that the box was drawn in, where its annotation tells.
+    """
 
     x: float
     y: float
@@ -25,9 +28,14 @@ class Box:
     height: float
     kind: str = ""
     relative: bool = False
+    shape: tuple[float, float] | None = None
 
     def within(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Left, upper, width and height in pixels of what lies in a picture; ImageError if nothing does."""
+        """Left, upper, width and height in pixels of what lies in a picture of this shape, turned by its EXIF data.
+
+        ImageError if nothing does, or if the box was drawn in a picture of another shape.
+        """
+        check_shape(self.shape, height, width)
         across, down = (width, height) if self.relative else (1, 1)
         left, right = (min(max(x * across, 0.0), float(width)) for x in (self.x, self.x + self.width))
         top, bottom = (min(max(y * down, 0.0), float(height)) for y in (self.y, self.y + self.height))
@@ -74,28 +82,25 @@ def of_file(path: Path, source: Path, names: Collection[str]) -> dict[str, list[
     content = parsed_json(read_text(path), str(path))
     if not {"images", "annotations"} <= content.keys():
         raise UsageError(f"{path} must be a COCO file, with images and annotations")
-    check_entries(content, path.name)
-    check_references(content, path.name)
-    images = {place_of(image["file_name"], path.name, source, names): image for image in content["images"]}
-    return of_coco(Coco(path.name, content, images))
+    return of_coco(coco_of(content, path.name, source, names))
 
 
 def of_coco(coco: Coco) -> dict[str, list[Box]]:
     kinds = {each["id"]: str(each["name"]) for each in coco.content.get("categories", [])}
     return {
-        name: [coco_box(each, kinds, coco.path) for each in coco.annotations[image["id"]]]
+        name: [coco_box(each, kinds, coco.path, shape_of(image)) for each in coco.annotations[image["id"]]]
         for name, image in coco.images.items()
     }
 
 
-def coco_box(annotation: dict[str, Any], kinds: dict[int, str], place: str) -> Box:
+def coco_box(annotation: dict[str, Any], kinds: dict[int, str], place: str, shape: tuple[float, float] | None) -> Box:
     kind = kinds.get(annotation.get("category_id", 0), "")
     try:
         x, y, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
         text = f"{place}: annotation {annotation['id']} needs a bbox of 4 numbers: x, y, width, height"
         raise UsageError(text) from None
-    return Box(x, y, width, height, kind)
+    return Box(x, y, width, height, kind, shape=shape)
 
 
 def of_yolo(yolo: Yolo) -> dict[str, list[Box]]:
@@ -106,6 +111,8 @@ def of_yolo(yolo: Yolo) -> dict[str, list[Box]]:
 def yolo_box(line: str, kind: str) -> Box:
     """A line's box, or what encloses its polygon."""
     numbers = [float(number) for number in line.split()[1:]]
+    if len(numbers) > 6 and len(numbers) % 2:
+        raise UsageError(f"{line[:40]!r} is neither a box nor a polygon of pairs of numbers: keypoints are not read")
     if len(numbers) < 6:  # centre, size, and in predictions a confidence
         x, y, width, height = numbers[:4]
         return Box(x - width / 2, y - height / 2, width, height, kind, relative=True)

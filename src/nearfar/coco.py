@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.annotation_files import Labels, Made, check_there, parsed_json, read_text
-from nearfar.errors import UsageError
+from nearfar.errors import ImageError, UsageError
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "file_name": (str, "text"),
+    **dict.fromkeys(("image_id", "category_id"), (int, "a whole number")),
+    **dict.fromkeys(("width", "height"), (int | float | None, "a number")),
+}
+"""What fields must be, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,17 @@ def read_coco(source: Path, names: Collection[str]) -> Iterator[Coco]:
         place = path.relative_to(source).as_posix()
         content = parsed_json(text, place) if text.lstrip().startswith("{") else {}
         if {"images", "annotations"} <= content.keys():
-            check_entries(content, place)
-            check_references(content, place)
-            images = {place_of(image["file_name"], place, source, names): image for image in content["images"]}
-            if len(images) < len(content["images"]):
-                raise UsageError(f"{place} names an image twice: give each image one entry")
-            yield Coco(place, content, images)
+            yield coco_of(content, place, source, names)
+
+
+def coco_of(content: dict[str, Any], place: str, source: Path, names: Collection[str]) -> Coco:
+    """The content of one COCO file, checked."""
+    check_entries(content, place)
+    check_references(content, place)
+    images = {place_of(image["file_name"], place, source, names): image for image in content["images"]}
+    if len(images) < len(content["images"]):
+        raise UsageError(f"{place} names an image twice: give each image one entry")
+    return Coco(place, content, images)
 
 
 def check_entries(content: dict[str, Any], place: str) -> None:
@@ -86,9 +98,14 @@ def check_entries(content: dict[str, Any], place: str) -> None:
             raise UsageError(f"{place} holds panoptic masks, which are not carried over: convert them to instances")
         if bad := next((entry for entry in entries if not entry.keys() >= set(fields)), None):
             raise UsageError(f"{place}: every entry of {part} needs {' and '.join(fields)}, got {str(bad)[:60]}")
+        if not all(isinstance(entry["id"], int) for entry in entries):
+            raise UsageError(f"{place}: ids of {part} must be whole numbers that differ")
         (number, times), *_ = Counter(entry["id"] for entry in entries).most_common(1) or [(0, 0)]
-        if times > 1 or not all(isinstance(entry["id"], int) for entry in entries):
+        if times > 1:
             raise UsageError(f"{place}: ids of {part} must be whole numbers that differ, got {number} {times} times")
+        for name, (kind, text) in KINDS.items():
+            if bad := next((entry for entry in entries if name in entry and not isinstance(entry[name], kind)), None):
+                raise UsageError(f"{place}: {name} must be {text}, got {str(bad)[:80]}")
 
 
 def check_references(content: dict[str, Any], place: str) -> None:
@@ -99,6 +116,19 @@ def check_references(content: dict[str, Any], place: str) -> None:
             if each.get(reference) not in known:
                 wrong = f"annotation {each['id']} has {reference} {each.get(reference)}"
                 raise UsageError(f"{place}: {wrong}, which is not among its {part}: mend or remove it")
+
+
+def shape_of(image: dict[str, Any]) -> tuple[float, float] | None:
+    """Height and width that an image's entry tells, if it does."""
+    height, width = (image.get(name) or 0 for name in ("height", "width"))
+    return (float(height), float(width)) if height > 0 and width > 0 else None
+
+
+def check_shape(told: tuple[float, float] | None, height: int, width: int) -> None:
+    """Refuse annotations of a resized copy, or of a photograph that was not turned upright."""
+    if told is not None and told != (height, width):
+        text = f"its annotations are of {told[1]:g} x {told[0]:g} pixels, but upright it has {width} x {height}"
+        raise ImageError(f"{text}: annotate it as it is")
 
 
 def place_of(file_name: str, place: str, source: Path, names: Collection[str]) -> str:

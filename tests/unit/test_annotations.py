@@ -135,8 +135,12 @@ BROKEN = {
         (coco(images=[{"id": 7, "file_name": "c.png"}, {"id": 2, "file_name": "b.png"}]), "names c.png, which is not"),
         (coco(annotations=[{"id": 1, "image_id": 7, "segments_info": []}]), "holds panoptic masks"),
         (coco(annotations={}), "annotations must be a list of objects"),
+        (coco(images=[{"id": 7, "file_name": 5}]), "file_name must be text, got .'id': 7, 'file_name': 5"),
+        (coco(images=[{"id": [7], "file_name": "a.png"}]), "ids of images must be whole numbers"),
+        (coco(annotations=[{"id": 1, "image_id": 7, "category_id": [1]}]), "category_id must be a whole number"),
     ],
     "labels/a.txt": [("0 0.5", "labels/a.txt line 1 must be a class and at least 4 numbers, got '0 0.5'")],
+    "labels/b.txt": [("0 e e e e", "labels/b.txt line 1 must be a class and")],
     "data.yaml": [
         ("names: [", "data.yaml cannot be read"),
         ("train: train.txt\nnames: [cat]", "names the list train.txt"),
@@ -148,7 +152,7 @@ BROKEN = {
 def test_what_is_wrong_is_named(tmp_path, name, content, sentence):
     write(tmp_path, {"labels/a.txt": "0 0.5 0.5 0.1 0.1"} if name == "data.yaml" else {})
     write(tmp_path, {name: content})
-    names = ["images/a.png"] if name in ("data.yaml", "labels/a.txt") else ["a.png", "b.png"]
+    names = ["images/a.png", "images/b.png"] if name.startswith(("data", "labels")) else ["a.png", "b.png"]
     with pytest.raises(UsageError, match=sentence):
         read_annotations(tmp_path, names)
 

@@ -70,6 +70,19 @@ def test_originals_are_kept_byte_for_byte(augment, source):
     assert len(listed(out)) == 8
 
 
+def test_boxes_drawn_in_a_picture_of_another_shape_are_not_inherited(augment, source):
+    sizes = {"cat/0.png": (40, 30), "cat/1.png": (7, 7)}
+    for name in sizes:
+        Image.open(source / name).resize((40, 30)).save(source / name)
+    images = [{"id": n, "file_name": name, "width": w, "height": h} for n, (name, (w, h)) in enumerate(sizes.items())]
+    (source / "boxes.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    progress, out = augment(keep_originals=True)
+    assert [(each.name, each.reason) for each in progress.failed] == [
+        ("cat/1~1.png", "its annotations are of 7 x 7 pixels, but upright it has 40 x 30: annotate it as it is")
+    ]
+    assert (out / "cat" / "1.png").exists()
+
+
 def test_a_broken_original_is_listed_and_neither_copied_nor_kept(augment, source):
     (source / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     progress, out = augment(keep_originals=True)

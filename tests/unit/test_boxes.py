@@ -50,6 +50,17 @@ def test_boxes_are_cut_at_the_border_and_must_cover_something():
             box.within(100, 200)
 
 
+def test_annotations_of_a_picture_of_another_shape_fail_that_image(source, tmp_path):
+    content = json.loads(coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [3, 4, 5, 6]}]))
+    content["images"][0] |= {"width": 200, "height": 100}
+    (tmp_path / "cells.json").write_text(json.dumps(content))
+    (box,) = read_boxes(source, NAMES, tmp_path / "cells.json")["images/b.png"]
+    assert box.within(100, 200) == (3, 4, 5, 6)
+    for height, width in ((200, 100), (50, 100)):  # turned by EXIF, or resized
+        with pytest.raises(ImageError, match=f"are of 200 x 100 pixels, but upright it has {width} x {height}"):
+            box.within(height, width)
+
+
 def test_only_classes_that_are_there_can_be_chosen(source):
     assert [len(each) for each in read_boxes(source, NAMES, kinds=["car"]).values()] == [1]
     with pytest.raises(UsageError, match="no box is of class 'dog': choose from car, plate"):
@@ -60,6 +71,8 @@ def test_only_classes_that_are_there_can_be_chosen(source):
     ("content", "sentence"),
     [
         (coco([{"id": 1, "image_id": 1, "category_id": 7}]), "annotation 1 needs a bbox of 4 numbers"),
+        (coco([]).replace("]", ', {"id": 2, "file_name": "images/b.png"}]', 1), "names an image twice"),
+        (coco([]).replace('"images/b.png"', "5"), "file_name must be text"),
         (coco([]), "holds no boxes of these images: name a file with --boxes"),
         ("{}", "must be a COCO file, with images and annotations"),
         ("[", "is not valid JSON"),
@@ -70,3 +83,9 @@ def test_files_without_usable_boxes_are_refused(source, tmp_path, content, sente
     path.write_text(content)
     with pytest.raises(UsageError, match=sentence):
         read_boxes(source, NAMES, path)
+
+
+def test_lines_of_keypoints_are_refused(source):
+    (source / "labels" / "a.txt").write_text("1 0.5 0.25 0.2 0.1 0.5 0.25 2\n")
+    with pytest.raises(UsageError, match="keypoints are not read"):
+        read_boxes(source, NAMES)
