@@ -119,7 +119,7 @@ BASELINES: dict[str, Method] = {
 
 
 def enhanced(model: FrozenModel, steps: int, small: Tensor, scale: int, **options: Any) -> Tensor:
-    return enhance(model, small, scale=scale, steps=steps, key=SecretKey.from_seed(0), batch_size=32, **options)
+    return enhance(model, small, scale=scale, steps=steps, key=SecretKey.from_seed(0), **{"batch_size": 32, **options})
 
 
 def measure(output: Tensor, original: Tensor, scale: int, others: Tensor | None) -> dict[str, float]:
@@ -326,7 +326,8 @@ def seams(steps: int = 8, sheets: Sheets = None) -> None:
         tiling.SHIFTS = shifts
         cut = kind == "side by side"
         borders = list(range(32, CANVAS[1], 32)) if cut else last_borders(model, steps)
-        large = enhanced(side_by_side(model) if cut else model, steps, small, SEAM_SCALE)
+        used, together = (side_by_side(model), 1) if cut else (model, 32)
+        large = enhanced(used, steps, small, SEAM_SCALE, batch_size=together)
         rows.append({"tiles": kind, "steps": steps, **seam(large[0], borders, SEAM_SCALE)})
         typer.echo(str(rows[-1]))
         if sheets:
