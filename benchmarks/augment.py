@@ -153,6 +153,7 @@ def main(
         str, typer.Option(help="Strengths to choose from; one is taken as it is.")
     ] = "0.1,0.2,0.3,0.4",
     training: Annotated[int, typer.Option(help="Optimiser steps of the classifier.")] = 200,
+    name: Annotated[str, typer.Option(help="Keep the result under this name instead of the task's.")] = "",
 ) -> None:
     """Measure, print and write results/augment.json."""
     began, parts, how = time.monotonic(), TASKS[task](data), Training(training)
@@ -173,7 +174,7 @@ def main(
         found = summary(runs)
         typer.echo(f"{task}, {number} labels a class: " + json.dumps(found))
         result["labels"][number] = {**found, "runs": runs}
-        keep(task, {**result, "seconds": time.monotonic() - began})
+        keep(name or task, {**result, "seconds": time.monotonic() - began})
 
 
 if __name__ == "__main__":
