@@ -1,7 +1,7 @@
 """The report of `nearfar anonymize --regions`: every region before and after, and what an attacker makes of them.
 
 Figures are of the regions as they lie in the files of OUT, seams included. The page shows originals: it stays beside
-OUT, not in it.
+OUT, not in it, for its owner's eyes (mode 0600).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.audit import with_library
-from nearfar.audit.figure import Figure
+from nearfar.audit.figure import Figure, with_library
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.report import section, sheet
 from nearfar.audit.view import View, pixels
@@ -61,7 +60,7 @@ def write_region_report(
     records = read_manifest(manifest_path(out)).records
     known = [records[name] for name in names if name in records]
     some = list(replaced(known, search, source, out))
-    found = with_library({ATTACKS: attacked(some, search.settings["regions"], recogniser)})[ATTACKS]
+    found = with_library(attacked(some, search.settings["regions"], recogniser))
     content = {
         "regions": counted(known, job.image.size),
         "settings": job.settings,
@@ -69,8 +68,9 @@ def write_region_report(
         "images": [{"name": record.name, **record.figures} for record in known if record.status == "done"],
         "failed": [{"name": record.name, "reason": record.reason} for record in known if record.status == "failed"],
     }
-    write_page(path, content, html(content, found, some))
-    return {"regions": content["regions"], "report": str(path)}
+    write_page(path, content, html(content, found, some), 0o600)
+    secret = f"{path.name} shows originals: keep it with them"
+    return {"regions": content["regions"], "report": str(path), "note": secret}
 
 
 def counted(records: Sequence[Record], size: int) -> str:
@@ -142,7 +142,8 @@ def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Repl
             "through. This page shows originals: keep it with them."
         ),
         paragraph(
-            f"Measured on {len(some)} regions as they lie in the results, seams included. Re-identified: how often the "
+            f"Measured on {len(some)} regions, the first {AUDITED} at most, as they lie in the results, seams included; "
+            f"the first {SHOWN} at most are shown. Re-identified: how often the "
             "original that looks most like a replaced region is its own, among all originals here. By all pixels of "
             "its square, whose corners are old, and by those that are wholly new."
         ),

@@ -1,6 +1,9 @@
 """A whole audit of small folders: what is measured, how it is shown, and what is refused."""
 
+import ast
 import json
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 
 from nearfar.anonymize import anonymize_folder
+from nearfar.audit import report
 from nearfar.audit.audit import audit_folders
 from nearfar.audit.report import html, write_audit
 from nearfar.errors import UsageError
@@ -107,6 +111,29 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
         audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels", key_file=folders / "key")
     assert "AFTER/3.png: " in page
     assert (found.counts["originals without an output"], found.counts["outputs without an original"]) == (1, 1)
+
+
+def test_several_outputs_are_averaged_and_originals_beside_them_left_out(model, smooth, tmp_path):
+    for name, copies in (("one", [""]), ("two", ["", "~1", "~2"])):
+        (tmp_path / name).mkdir()
+        for number, (which, copy) in product(range(3), enumerate(copies)):
+            smooth(number + 100 * which).save(tmp_path / name / f"{number}{copy}.png")
+    found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
+    assert (found.counts["outputs"], found.counts["originals beside their copies (left out)"]) == (6, 3)
+    assert found.counts["outputs equal to their original"] == 0
+    names = {figure.name: figure.count for figure in found.sections["What attackers find"]}
+    assert names["re-identified, own original, rank 1, vectors of 2 outputs averaged"] == 3
+
+
+def test_reports_of_regions_do_not_load_the_audit():
+    source, seen, left = Path(report.__file__).parents[1], set(), ["nearfar.region_report"]
+    while left:
+        seen.add(name := left.pop())
+        body = ast.parse(source.joinpath(*name.split(".")[1:]).with_suffix(".py").read_text("utf-8")).body
+        found = {node.module for node in body if isinstance(node, ast.ImportFrom)}
+        left += {each for each in found - seen if each.startswith("nearfar.")}
+    assert "nearfar.audit.report" in seen
+    assert "nearfar.audit.audit" not in seen
 
 
 @pytest.mark.parametrize(

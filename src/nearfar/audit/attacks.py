@@ -15,13 +15,13 @@ from torch import Tensor
 
 from nearfar.audit.bound import bound
 from nearfar.audit.figure import Figure
-from nearfar.audit.linkage import linkage
+from nearfar.audit.linkage import averaging, linkage
 from nearfar.audit.membership import membership_by_loss, membership_by_outputs
 from nearfar.audit.pairs import Pairs, Watch
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.trained_attacker import FEWEST, teachers, trained_attack
 from nearfar.audit.verification import verification
-from nearfar.audit.view import View, pixels, similarities
+from nearfar.audit.view import View, pixels
 from nearfar.audit.walk_back import walked_back
 from nearfar.errors import UsageError
 from nearfar.faces import FaceDetector, FaceRecogniser, Points, embed_faces
@@ -130,6 +130,8 @@ def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: W
         lambda view: verification(view, people).figures,
         lambda view: linkage(view, people),
     ]
+    if len(seen[0].owner.unique()) < len(seen[0].owner):
+        attacks.append(lambda view: averaging(view, []))
     if teachers(seen[0], people) >= FEWEST:
         attacks.append(lambda view: trained_attack(view, people))
     found: list[Figure] = []
@@ -188,8 +190,3 @@ def as_noised(model: FrozenModel, items: Sequence[Item], mode: FitMode) -> Tenso
     """Images as a run hands them to the model."""
     contract = model.image
     return torch.stack([fit(read_picture(item.path), contract.size, contract.channels, mode) for item in items])
-
-
-def nearest_originals(view: View, count: int = 2) -> Tensor:
-    """The numbers of the originals nearest to each output, the nearest first."""
-    return similarities(view.after, view.before).topk(min(count, len(view.before)), dim=1).indices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from nearfar.audit.attacks import (
     attack_views,
     formal_bound,
     membership,
-    nearest_originals,
     views,
     walk_back,
 )
-from nearfar.audit.fidelity import fidelity, library, pair_distances, set_figures
-from nearfar.audit.figure import Figure
+from nearfar.audit.fidelity import fidelity, pair_distances, set_figures
+from nearfar.audit.figure import Figure, with_library
 from nearfar.audit.pairs import (
     Pairing,
     Pairs,
@@ -34,7 +33,7 @@ from nearfar.audit.pairs import (
     unwatched,
 )
 from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, top_folders, utility
-from nearfar.audit.view import View
+from nearfar.audit.view import View, nearest_originals
 from nearfar.errors import UsageError
 from nearfar.feature_networks import BATCH, FeatureNetwork, feature_network
 from nearfar.loading import load_model
@@ -183,7 +182,8 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     }
     counts = counted(pairing, pairs, rejected)
     rows = rows_of(pairs, distance, eyes)
-    return Audit(settings, counts, with_library(sections), rows, pairing, pairs, eyes, rejected)
+    named = {name: with_library(figures) for name, figures in sections.items()}
+    return Audit(settings, counts, named, rows, pairing, pairs, eyes, rejected)
 
 
 def seen(network: FeatureNetwork, images: Tensor, watch: Watch) -> Tensor:
@@ -248,15 +248,6 @@ def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, 
     return images, numbered(found, classes)
 
 
-def with_library(sections: dict[str, list[Figure]]) -> dict[str, list[Figure]]:
-    """Figures that name no library were computed by this package."""
-    own = library()
-    return {
-        name: [figure if figure.library else replace(figure, library=own) for figure in figures]
-        for name, figures in sections.items()
-    }
-
-
 def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dict[str, int]:
     same = pairs.outputs.flatten(1).eq(pairs.originals[pairs.of].flatten(1)).all(1)
     return {
@@ -267,6 +258,7 @@ def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dic
         "outputs without an original": len(pairing.strange),
         "unreadable files": len(rejected),
         "outputs equal to their original": int(same.sum()),
+        "originals beside their copies (left out)": len(pairing.copied),
     }
 
 

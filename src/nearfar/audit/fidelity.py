@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from nearfar.audit.figure import Figure
+from nearfar.audit.figure import Figure, library
 from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.audit.set_distances import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
 from nearfar.feature_networks import FeatureNetwork, perceptual_distance
@@ -129,7 +127,3 @@ def set_figure(
     low, high = (None, None) if error is None else (value - error, value + error)
     counts = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
     return Figure(name, value, len(splits[0][0]), low, high, chance, network, library(), counts)
-
-
-def library() -> str:
-    return f"nearfar {version('nearfar')}, torch {torch.__version__}"

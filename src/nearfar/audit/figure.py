@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,13 @@ def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
     for figure in figures:
         found.setdefault(figure.network, []).append(figure)
     return found
+
+
+def library() -> str:
+    return f"nearfar {version('nearfar')}, torch {torch.__version__}"
+
+
+def with_library(figures: Sequence[Figure]) -> list[Figure]:
+    """Figures that name no library were computed by this package."""
+    own = library()
+    return [figure if figure.library else replace(figure, library=own) for figure in figures]

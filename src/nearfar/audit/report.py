@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
 from torch import Tensor
 
-from nearfar.audit.attacks import nearest_originals
-from nearfar.audit.audit import Audit
 from nearfar.audit.figure import Figure, grouped
-from nearfar.audit.view import View, similarities
+from nearfar.audit.view import View, nearest_originals, similarities
 from nearfar.page import heading, page, paragraph, picture, plot, table
 from nearfar.representation_report import to_pil, write_page
 from nearfar.sheet import contact_sheet
+
+if TYPE_CHECKING:
+    from nearfar.audit.audit import Audit
 
 SHOWN, ABREAST, LISTED = 24, 4, 200
 """Pairs on a sheet, pairs in each of its rows, names in a list."""

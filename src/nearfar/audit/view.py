@@ -132,3 +132,8 @@ def share(name: str, found: Rows, by_chance: float | None, view: View, group: Nu
     low, high = wilson(value, independent(some.numpy(), group[asked].numpy()))
     remark = "; ".join(text for text in (note, view.note) if text)
     return Figure(name, value, len(some), low, high, by_chance, view.name, note=remark)
+
+
+def nearest_originals(view: View, count: int = 2) -> Tensor:
+    """The numbers of the originals nearest to each output, the nearest first."""
+    return similarities(view.after, view.before).topk(min(count, len(view.before)), dim=1).indices
