@@ -34,6 +34,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     **{f"regions guidance {weight:g}": {"pull": weight} for weight in (0.0, 0.3)},
     "regions inverted without": {"pull": 0.0, "guidance": GUIDANCE},
     "regions of any parents": {"alike": 1.0},
+    "regions margin 0.9": {"margin": 0.9},
     **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
     **{family: {"family": family} for family in FAMILIES if family != FAMILY},
 }

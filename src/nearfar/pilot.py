@@ -18,7 +18,6 @@ from nearfar.synthesis import synthesise
 COUNT, LIMIT = 96, 0.08
 CANDIDATES: tuple[Mapping[str, Any], ...] = (
     {"parents": 3, "margin": 0.0},
-    {"parents": 3, "margin": 0.9},
     {"parents": 3, "margin": 1.0},
     {"parents": 3, "margin": 1.25},
     {"parents": 3, "margin": 1.5},
