@@ -108,8 +108,10 @@ def augment_units(
     with Manifest(manifest_path(out), header(job)) as manifest, nothing_left_of_a_refusal(out, earlier):
         for unit in units:
             record = earlier.records.get(unit.name)
-            if record and is_done(record, unit, out, job):
-                total.kept += int(record.figures["images"])
+            failed = failed_in(unit, earlier)
+            if record and is_done(record, unit, out, job, wanted):
+                total.kept += int(record.figures["images"]) - len(failed)
+                total.failed += failed
                 continue
             work = unpacked(model, unit, out, wanted, len(units) == 1, options)
             if work.judge:
@@ -117,7 +119,8 @@ def augment_units(
             found, made, records = augment_unit(work, unit, out, run_job)
             add(total, found, unit)
             counts.update(made)
-            for each in (*records, unit_record(unit, out, job, len(records))):
+            gone = [replace(each, status="dropped", reason="its shard or split was made anew") for each in failed]
+            for each in (*gone, *records, unit_record(unit, out, job, wanted, len(records))):
                 manifest.add(each)
             manifest.commit()
             shutil.rmtree(work_folder(out), ignore_errors=True)
@@ -146,7 +149,7 @@ def unpacked(
     """Unpack a unit, unless that has been done, and settle what is made of it."""
     work = work_folder(out)
     images, mark = work / "in", work / "unpacked"
-    tag = f"{unit.name} {content_hash(unit.path)}"
+    tag = f"{unit.name} {content_hash(unit.path)} {wanted.label_column}"
     if not mark.is_file() or mark.read_text("utf-8") != tag:
         shutil.rmtree(work, ignore_errors=True)
         with writing(images):
@@ -172,7 +175,8 @@ def augment_unit(
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and any(target.iterdir()):
             raise UsageError(
-                f"{target} is not what an earlier run made of this input: move it away or choose another OUT"
+                f"{target} is not what an earlier run made of this input with these options: "
+                "move it away or choose another OUT"
             )
         packed.replace(target)
     records = read_manifest(manifest_path(made)).records.values()
@@ -184,14 +188,24 @@ def work_folder(out: Path) -> Path:
     return out.resolve().with_name(f".{out.resolve().name}.nearfar-work")
 
 
-def unit_record(unit: Unit, out: Path, job: Job, images: int) -> Record:
-    target_hash, source_tag = content_hash(out / unit.name), job.key.tag("source", content_hash(unit.path).encode())
-    return Record(unit.name, "done", "", job.batch_size, target_hash, source_tag, {"images": images})
+def unit_record(unit: Unit, out: Path, job: Job, wanted: Wanted, images: int) -> Record:
+    """Its source tag tells of other wishes too: what was made of a unit is only what was wanted then."""
+    source_tag = job.key.tag("source", f"{content_hash(unit.path)} {wanted}".encode())
+    return Record(
+        unit.name, "done", "", job.batch_size, content_hash(out / unit.name), source_tag, {"images": images}
+    )  # fmt: skip
 
 
-def is_done(record: Record, unit: Unit, out: Path, job: Job) -> bool:
+def is_done(record: Record, unit: Unit, out: Path, job: Job, wanted: Wanted) -> bool:
     """Whether what an earlier run made of this unit still stands."""
-    return (out / unit.name).exists() and record == unit_record(unit, out, job, int(record.figures.get("images", 0)))
+    images = int(record.figures.get("images", 0))
+    return (out / unit.name).exists() and record == unit_record(unit, out, job, wanted, images)
+
+
+def failed_in(unit: Unit, earlier: Earlier) -> list[Record]:
+    """Images of a unit that could not be done."""
+    own = (record for record in earlier.records.values() if record.name.startswith(f"{unit.name}/"))
+    return [record for record in own if record.status == "failed"]
 
 
 def content_hash(path: Path) -> str:

@@ -123,6 +123,27 @@ def test_a_broken_image_in_a_shard_is_left_out_and_listed(augment, shards):
     assert [record.name for record in found.progress.failed] == ["s-0.tar/bad~1.png"]
     assert [each["__key__"] for each in read_shards(out / "s-0.tar")] == ["good~1"]
     assert read_manifest(manifest_path(out)).records["s-0.tar/bad~1.png"].status == "failed"
+    again, _ = augment(shards, resume=True)
+    assert [record.name for record in again.progress.failed] == ["s-0.tar/bad~1.png"]
+    assert (again.progress.total, again.progress.done, again.progress.kept) == (4, 0, 3)
+
+
+def test_other_wishes_make_a_finished_shard_anew(augment, shards):
+    (shards / "s-1.tar").unlink()
+    assert augment(shards)[0].progress.done == 2
+    found, out = augment(shards, resume=True, copies=2)
+    assert (found.progress.done, found.counts["copies"]) == (4, 4)
+    assert len(read_shards(out / "s-0.tar")) == 4
+    assert augment(shards, resume=True, copies=2)[0].progress.kept == 4
+
+
+def test_what_another_judge_dropped_is_not_gone_on_with(augment, shards):
+    (shards / "s-1.tar").unlink()
+    with pytest.raises(UsageError, match="two classes or more"):
+        augment(shards, check="drop", features="pixels")
+    augment(shards, "flagged")
+    with pytest.raises(UsageError, match=r"other settings \(check .*judge None, now 'pixels'"):
+        augment(shards, "flagged", resume=True, check="drop", features="pixels")
 
 
 @pytest.mark.parametrize(
