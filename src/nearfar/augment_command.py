@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -97,7 +98,7 @@ def augment_files(
     if units:
         check_wishes(units, wanted)
         model = choice.load()
-        carry_out_units(model, source, out, wanted, how, options, len(units))
+        carry_out_units(model, source, out, wanted, how, options, [unit.name for unit in units])
         return
     model = choice.load()
     work = augmentation(model, source, out, wanted, **options)
@@ -108,16 +109,26 @@ def augment_files(
 
 
 def carry_out_units(
-    model: FrozenModel, source: Path, out: Path, wanted: Wanted, how: RunChoice, options: dict[str, Any], count: int
+    model: FrozenModel,
+    source: Path,
+    out: Path,
+    wanted: Wanted,
+    how: RunChoice,
+    options: dict[str, Any],
+    units: list[str],
 ) -> None:
     """The same for shards and data sets, one after the other."""
+    from nearfar.augment import augment_job
     from nearfar.record_sets import augment_units
 
-    typer.echo(f"work      {count} shards or splits, one by one; strength {wanted.strengths}", err=True)
+    typer.echo(f"work      {len(units)} shards or splits, one by one; strength {wanted.strengths}", err=True)
+    if how.dry_run and how.as_json:
+        settings = augment_job(model, wanted, {}, {}, out, **options).settings
+        typer.echo(json.dumps({"settings": settings, "units": units}))
     if not how.dry_run:
         show: dict[str, Any] = {"run_job": run_shown, "say": lambda about: typer.echo(f"judge     {about}", err=True)}
         done = augment_units(model, source, out, wanted, resume=how.resume, **show, **options)
-        finish(done.progress, out, done.job, how.as_json, {"units": count, **done.counts})
+        finish(done.progress, out, done.job, how.as_json, {"units": len(units), **done.counts})
 
 
 def lines_about(work: Augmentation) -> list[str]:

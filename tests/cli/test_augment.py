@@ -88,6 +88,8 @@ def test_shards_are_augmented_one_by_one(nearfar, model_folder, source, tmp_path
     with wds.TarWriter(str(tmp_path / "one.tar")) as writer:
         writer.write({"__key__": "a", "png": (source / "cat" / "0.png").read_bytes(), "cls": 1})
     options = ("--model", model_folder, "--device", "cpu", "--steps", 2, "--copies", 3, "--json")
+    plan = json.loads(nearfar("augment", tmp_path / "one.tar", tmp_path / "out", *options, "--dry-run").stdout)
+    assert (plan["units"], plan["settings"]["steps"], (tmp_path / "out").exists()) == (["one.tar"], 2, False)
     result = nearfar("augment", tmp_path / "one.tar", tmp_path / "out", *options)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
