@@ -142,10 +142,10 @@ def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Repl
             "through. This page shows originals: keep it with them."
         ),
         paragraph(
-            f"Measured on {len(some)} regions, the first {AUDITED} at most, as they lie in the results, seams included; "
-            f"the first {SHOWN} at most are shown. Re-identified: how often the "
-            "original that looks most like a replaced region is its own, among all originals here. By all pixels of "
-            "its square, whose corners are old, and by those that are wholly new."
+            f"Measured on {len(some)} regions, the first {AUDITED} at most, as they lie in the results, seams and all. "
+            f"The first {SHOWN} at most are shown. Re-identified: how often the original that looks most like a "
+            "replaced region is its own, among all originals here. By all pixels of its square, whose corners are old, "
+            "and by those that are wholly new."
         ),
         *section(ATTACKS, figures),
         heading(f"Before and after, the first {min(SHOWN, len(some))}"),

@@ -123,11 +123,11 @@ def write_report(path: Path, content: dict[str, Any], sheet: Image.Image) -> Non
     write_page(path, content, html(content, sheet))
 
 
-def write_page(path: Path, content: dict[str, Any], whole: str) -> None:
-    """The page at `path` and the same numbers beside it as .json, each whole or not at all."""
+def write_page(path: Path, content: dict[str, Any], whole: str, mode: int = 0o666) -> None:
+    """The page at `path` and the same numbers beside it as .json, each whole or not at all; mode: the page's."""
     with writing(path):
         write_whole(path.with_suffix(".json"), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        write_whole(path, whole.encode())
+        write_whole(path, whole.encode(), mode)
 
 
 def html(content: dict[str, Any], sheet: Image.Image) -> str:

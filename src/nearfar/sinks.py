@@ -13,15 +13,16 @@ from nearfar.errors import RunError
 PART = ".nearfar-part"
 
 
-def write_whole(target: Path, content: bytes) -> str:
+def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
     """Write to a part file, flush it to the disk, rename it into place; returns the content's SHA-256.
 
-    Whatever happens in between, `target` is absent, its old self, or complete.
+    Whatever happens in between, `target` is absent, its old self, or complete. mode: who may read it, umask permitting.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16] + PART)
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -74,6 +74,9 @@ def test_boxes_are_replaced_and_nothing_else_is(source, out, anonymize):
     assert "4 replaced in 2 images" in page
     assert "images/none.png" in page
     assert page.count("data:image/png") == 1
+    assert "Measured on 4 regions, the first 500 at most" in page
+    assert found["note"] == "out.report.html shows originals: keep it with them"
+    assert (out.parent / "out.report.html").stat().st_mode & 0o777 == 0o600
 
     first = contents(out)
     (out / "images" / "a.png").unlink()
