@@ -25,13 +25,13 @@ KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, 
 
 def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> None:
     """Say on stderr what is about to happen."""
-    settings, batches = job.settings, -(-len(plan.todo) // plan.batch_size)
+    settings = job.settings
     licence = model.provenance.licence
     lines = [
         f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, licence {licence}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
         *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
-        f"work      {len(plan.todo)} images in {batches} batches of {plan.batch_size}, {len(plan.kept)} kept, "
+        f"work      {len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
     ]
     for line in [*lines, *more]:

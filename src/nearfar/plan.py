@@ -77,6 +77,7 @@ class Job:
     capacity: how many squares of a shape are transformed together where the batch size is so many.
     suffix: what is added to the names of the images. steps: how many a batch takes.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
+    squares: how many inputs of the transform a file is expected to give.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
     when memory runs out.
     repeatable: whether the key outlives the run, so that its outputs can be made again.
@@ -96,6 +97,7 @@ class Job:
     workers: int = 1
     suffix: str = ""
     steps: int = 1
+    squares: int = 1
     measure: Measure = nothing
     expand: Callable[[list[Item]], list[Item]] = as_they_are
     capacity: Callable[[Sequence[int], int], int] = the_same
@@ -200,12 +202,12 @@ def is_inside(name: str) -> bool:
 
 
 def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
-    """The job's own, unless it may shrink: then as before the interruption, or no larger than the images need."""
+    """The job's own, unless it may shrink: then as before the interruption, or what the images are likely to need."""
     if not job.shrinkable:
         return job.batch_size
     if kept:
         return kept[-1].batch_size
-    share = -(-len(todo) // job.workers)
+    share = -(-len(todo) * job.squares // job.workers)
     return min(job.batch_size, 1 << max(0, share - 1).bit_length())
 
 

@@ -28,6 +28,8 @@ from nearfar.sources import Item
 FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
 """What a region's square has more on each side: faces fill it as the bundled model knows them, boxes need a border."""
 
+EXPECTED = 8
+"""Regions of an image for which the batch is made large enough, if there are few images."""
 
 LOOKS, LOOK_SIZE, AROUND, ENOUGH, ASTRAY = 4, 240, 0.5, 0.1, 0.25
 """How often a tilted face is looked at again, at how many pixels, with what around it; radians that need no look; from
@@ -132,6 +134,7 @@ def region_job(job: Job, search: Search, keep_metadata: bool = False) -> Job:
         read=partial(read_regions, search=search, contract=job.image),
         encode=partial(picture_with, keep_metadata=keep_metadata),
         measure=figures,
+        squares=EXPECTED,
         settings=job.settings | search.settings,
     )
 

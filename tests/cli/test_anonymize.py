@@ -65,7 +65,7 @@ def test_what_is_about_to_happen_is_said_on_stderr(source, out, anonymize, model
     assert lines[1] == "level     strength 0.5 = time 499 = sigma 3.424"
     # The longest distance between two images in [-1, 1] is 2 sqrt(3 x 16 x 16) = 55.43; by 3.424 that is 16.2.
     assert lines[2].startswith("privacy   formal bound for any two images: mu = 16.2 (")
-    assert lines[3] == "work      6 images in 2 batches of 4, 0 kept, 1 unusable, 1 other files ignored"
+    assert lines[3] == "work      6 images in batches of 4, 0 kept, 1 unusable, 1 other files ignored"
     assert lines[-1] == "failed    folder.png: a folder with an image's name: give nearfar that folder by itself"
 
 
@@ -149,7 +149,7 @@ def test_dry_run_writes_nothing(tmp_path, source, out, key, anonymize):
     before = state(tmp_path)
     result = anonymize(source, out, *key, "--dry-run")
     assert result.exit_code == 0
-    assert result.stderr.splitlines()[-1].startswith("work      6 images in 1 batches of 8, 0 kept")
+    assert result.stderr.splitlines()[-1].startswith("work      6 images in batches of 8, 0 kept")
     assert state(tmp_path) == before
 
 
@@ -165,7 +165,7 @@ def test_dry_run_of_a_resumed_run_tells_what_is_left_and_writes_nothing(tmp_path
     next(out.rglob("*.png")).unlink()
     before = state(tmp_path)
     result = anonymize(source, out, *key, "--dry-run", "--resume")
-    assert result.stderr.splitlines()[-1].startswith("work      1 images in 1 batches of 8, 5 kept")
+    assert result.stderr.splitlines()[-1].startswith("work      1 images in batches of 8, 5 kept")
     assert state(tmp_path) == before
 
 

@@ -565,6 +565,8 @@ def test_an_automatic_batch_is_no_larger_than_the_work(source, out, images, size
         (source / f"{number}.png").touch()
     assert plan_run(make_job(batch_size=32, shrinkable=True), source, out, resume=False).batch_size == size
     assert plan_run(make_job(batch_size=32), source, out, resume=False).batch_size == 32
+    several = make_job(batch_size=32, shrinkable=True, squares=8)  # of each file, such as the faces in it
+    assert plan_run(several, source, out, resume=False).batch_size == min(32, 8 * size)
 
 
 def test_a_key_that_was_thrown_away_does_not_cost_the_finished_images(source, out, write_pictures):
