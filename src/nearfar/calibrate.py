@@ -19,6 +19,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nearfar.audit.utility import top_folders
 from nearfar.calibration import GRID, HALVINGS, LEAST_IMAGES, Found, Target, search
 from nearfar.calibration_scores import Numbers, Scorer
 from nearfar.errors import ImageError, UsageError
@@ -99,23 +100,35 @@ class Measuring:
 
 
 def take_sample(source: Path, model: FrozenModel, fit: FitMode, count: int, people: bool, seed: int = 0) -> Sample:
-    """At most `count` images of a folder, drawn at random; with `people`, whole folders, each of one person.
+    """At most `count` images of a folder, drawn at random; with `people`, whole top folders, each of one person.
 
-    Raises UsageError for fewer than 20.
+    Raises UsageError for fewer than 20, and where an image has no person.
     """
     listing, failed = list_folder(source), []
-    folders = [str(Path(item.name).parent) for item in listing.items]
+    folders = folders_of([item.name for item in listing.items], people, source)
     images: dict[str, Tensor] = {}
-    for place in drawn(folders, count, people, seed):
+    places = drawn(folders, count, people, seed)
+    for place in places:
         item = listing.items[place]
         try:
             images[item.name] = read_square(item, model.image, fit).squares[0]
         except (ImageError, OSError) as error:
             failed.append(Rejected(item.name, str(error)))
     if len(images) < LEAST_IMAGES:
-        raise UsageError(f"a calibration needs {LEAST_IMAGES} images or more, {source} gave {len(images)}: give more")
-    labels = torch.from_numpy(np.unique([str(Path(name).parent) for name in images], return_inverse=True)[1])
+        more = "raise --sample" if len(places) < len(folders) else "give more"
+        raise UsageError(f"a calibration needs {LEAST_IMAGES} images or more, {source} gave {len(images)}: {more}")
+    of = {item.name: folder for item, folder in zip(listing.items, folders, strict=True)}
+    labels = torch.from_numpy(np.unique([of[name] for name in images], return_inverse=True)[1])
     return Sample(list(images), torch.stack(list(images.values())), labels, people, [*listing.rejected, *failed])
+
+
+def folders_of(names: Sequence[str], people: bool, source: Path) -> Sequence[str]:
+    """The folder of each image; of people the top folder, as audits have it."""
+    if not people:
+        return [str(Path(name).parent) for name in names]
+    if (found := top_folders(names)) is None:
+        raise UsageError(f"people must be top folders, two or more: {source} has fewer, or images outside of them")
+    return found
 
 
 def drawn(folders: Sequence[str], count: int, people: bool, seed: int) -> Int[np.ndarray, " drawn"]:

@@ -33,7 +33,7 @@ def calibrate(
         typer.Option(help="rank1=0.05 or similarity=0.3 at most, label=0.9 or distance=0.5 at least; several: all."),
     ],
     eyes: EyesChoice,
-    people: Annotated[bool, typer.Option("--people", help="Every folder of IN is a person.")] = False,
+    people: Annotated[bool, typer.Option("--people", help="Every top folder of IN is a person.")] = False,
     sample: Annotated[int, typer.Option(help="How many images are measured, at most.")] = 100,
     steps: Annotated[int, typer.Option(help="Solver steps, as anonymize will take them.")] = 20,
     solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",

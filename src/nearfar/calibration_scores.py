@@ -118,7 +118,8 @@ def check_labels(labels: Numbers) -> None:
     """A label that is to be kept must be one of several, each of several images."""
     counts = labels.bincount()
     if len(counts) < 2 or counts.min() < 2:
-        raise UsageError("label needs a folder for each of 2 classes or more, each with 2 images or more in the sample")
+        needed = "a folder for each of 2 classes or more, each with 2 images or more in the sample"
+        raise UsageError(f"label needs {needed}: raise --sample, or give more folders or images")
 
 
 def as_written(images: Images) -> Images:

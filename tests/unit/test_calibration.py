@@ -20,7 +20,7 @@ from nearfar.calibration import (
     smallest,
 )
 from nearfar.calibration_file import Calibration, load_calibration, save_calibration
-from nearfar.calibration_scores import Eyes, Known, Scorer, label, network_eyes, rank1
+from nearfar.calibration_scores import Eyes, Known, Scorer, check_labels, label, network_eyes, rank1
 from nearfar.errors import UsageError
 from nearfar.feature_networks import pixel_features
 from nearfar.fitting import FitMode
@@ -192,8 +192,32 @@ def test_the_sample_is_of_a_folder(tmp_path, write_pictures, model):
     assert sample.images.shape == (24, 3, 16, 16)
     assert [entry.name for entry in sample.failed] == ["broken.png"]
     assert len(set(sample.labels.tolist())) == 4
-    with pytest.raises(UsageError, match="20 images or more"):
+    with pytest.raises(UsageError, match=r"20 images or more, .* gave 18: raise --sample"):
         take_sample(tmp_path, model, FitMode.PAD, 19, people=False)
+    (tmp_path / names[-1]).unlink()
+    with pytest.raises(UsageError, match="people must be top folders"):
+        take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+
+
+def test_a_person_is_a_top_folder(tmp_path, smooth, model):
+    for number in range(24):
+        path = tmp_path / ("ann", "bob")[number % 2] / ("home", "work")[number // 12] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth(number).save(path)
+    sample = take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+    assert [sample.groups[n].item() for n in range(24)] == [name.startswith("bob") for name in sample.names]
+    with pytest.raises(UsageError, match=r"gave 0: raise --sample"):
+        take_sample(tmp_path, model, FitMode.PAD, 11, people=True)
+    for path in sorted((tmp_path / "ann").rglob("*.png"))[:8]:
+        path.unlink()
+    with pytest.raises(UsageError, match=r"gave 16: give more"):
+        take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+
+
+def test_labels_need_two_images_of_each_class():
+    with pytest.raises(UsageError, match="in the sample: raise --sample, or give more folders or images"):
+        check_labels(torch.tensor([0, 0, 1]))
+    check_labels(torch.tensor([0, 0, 1, 1]))
 
 
 METHOD = {"model": "abc", "steps": 20, "solver": "dpm++sde"}
