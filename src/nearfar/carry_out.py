@@ -40,6 +40,10 @@ def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> N
 
 def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     """The Gaussian mechanism's: the largest distance between two states over the noise."""
+    from nearfar.audit.bound import departure
+
+    if why := departure(settings):
+        return f"no formal bound: {why}"
     mu = (
         0.0
         if settings["strength"] == 1

@@ -95,7 +95,7 @@ class RegionChoice:
 
     def lines(self) -> list[str]:
         """What is said before a run."""
-        text = f"regions   only {self.regions} are replaced: all else stays as it is, and the bound does not cover it"
+        text = f"regions   only {self.regions} are replaced: all else stays as it is"
         return [text] if self.regions else []
 
     def after(self, job: Job, search: Search | None, source: Path, out: Path) -> Callable[..., dict[str, Any]]:

@@ -49,7 +49,8 @@ def changed(source, out, name):
 def test_boxes_are_replaced_and_nothing_else_is(source, out, anonymize):
     result = anonymize(source, out, "--regions", "boxes", "--json", "--key-file", source.parent / "key")
     found = json.loads(result.stdout)
-    assert "regions   only boxes are replaced: all else stays as it is, and the bound does" in result.stderr
+    assert "regions   only boxes are replaced: all else stays as it is\n" in result.stderr
+    assert "privacy   no formal bound: pixels outside the regions are copied\n" in result.stderr
     assert result.exit_code == 3  # closed: the picture without a box is not written
     assert [failed["name"] for failed in found["failed"]] == ["images/none.png"]
     assert found["failed"][0]["reason"].startswith("its annotations hold no box: not written; --keep-unmatched")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import exp, inf
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -15,6 +17,22 @@ MEANING = (
     "of two candidate originals at this distance, for a model that was not trained on them: no statement about any"
     " one attack. Useful protection needs mu of about 1 or below"
 )
+
+
+def departure(settings: Mapping[str, Any]) -> str:
+    """What a run with these settings did besides adding noise of one level to whole images; empty if nothing.
+
+    Then the bound says nothing of its outputs.
+    """
+    if not settings:
+        return "no record of the run was found beside the outputs"
+    if settings.get("command") != "anonymize":
+        return f"the outputs are of {settings.get('command')}, not of anonymize"
+    if "regions" in settings:
+        return "pixels outside the regions are copied"
+    if "per_image" in settings:
+        return "the strength of each image was chosen by looking at the original"
+    return ""
 
 
 def bound(images: Shaped[Tensor, "images ..."], sigma: float, delta: float = DELTA) -> list[Figure]:
