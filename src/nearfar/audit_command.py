@@ -146,6 +146,8 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
                 notes = dict.fromkeys(f"  note: {figure.note}" for figure in some if figure.note)
                 for line in [*map(line_of, some), *notes]:
                     typer.echo(line)
+        for name, remark in found.remarks.items():
+            typer.echo(f"{name}\n  {remark}")
         typer.echo(", ".join(f"{count} {name}" for name, count in found.counts.items()))
         typer.echo(f"report    {page}")
     raise typer.Exit(code)

@@ -11,11 +11,12 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 
 from nearfar.anonymize import anonymize_folder
-from nearfar.audit import report
+from nearfar.audit import audit, report
 from nearfar.audit.audit import audit_folders
 from nearfar.audit.report import html, write_audit
 from nearfar.errors import UsageError
 from nearfar.feature_networks import feature_network
+from nearfar.manifest import manifest_path, read_manifest
 from nearfar.noise import SecretKey
 
 
@@ -102,6 +103,8 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
     (tmp_path / "two" / "3.png").write_bytes(b"broken")
     found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
     page = html(found)
+    assert found.remarks == {"What is proven": "nothing: no record of the run was found beside the outputs"}
+    assert "<p>nothing: no record of the run" in page
     assert [name for name, some in found.sections.items() if some] == [
         "What was lost, output by output",
         "What attackers find",
@@ -136,6 +139,48 @@ def test_reports_of_regions_do_not_load_the_audit():
     assert "nearfar.audit.audit" not in seen
 
 
+def recorded(folders, tmp_path, monkeypatch, model, **changes):
+    """Outputs with another record, and the audit's answer before anything is read."""
+    header = read_manifest(manifest_path(folders / "after")).header
+    changed = {"run": header["run"] | changes.pop("run", {}), "key": changes.pop("key", header["key"])}
+    monkeypatch.setattr(audit, "manifest_path", lambda _: tmp_path / "record")
+    (tmp_path / "record").write_text(json.dumps(changed))
+    choices = audit.Choices(key_file=folders / "key", limit=4)
+    return audit.settle(audit.Folders(folders / "before", folders / "after"), choices, model, 16)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        ({"command": "augment", "strengths": "0.2-0.4"}, "the outputs are of augment"),
+        ({"command": "reconstruct"}, "the outputs are of reconstruct"),
+        ({"regions": "faces"}, "pixels outside the regions are copied"),
+        ({"per_image": "similarity at most 0.3"}, "chosen by looking at the original"),
+    ],
+)
+def test_nothing_is_proven_of_what_was_not_one_level_of_noise_on_whole_images(
+    folders, model, tmp_path, monkeypatch, run, reason
+):
+    known = recorded(folders, tmp_path, monkeypatch, model, run=run, key="of another kind")
+    assert known.key is None
+    assert known.remarks.keys() == {"What is proven", "Walked back with the key"}
+    assert all(reason in remark for remark in known.remarks.values())
+
+
+@pytest.mark.parametrize(("key", "sentence"), [("another", "with another key"), ("", "a key that was not kept")])
+def test_outputs_are_walked_back_with_no_other_key(folders, model, tmp_path, monkeypatch, key, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        recorded(folders, tmp_path, monkeypatch, model, key=key)
+
+
+def test_at_strength_1_there_is_nothing_to_walk_back_to(folders, model, tmp_path, monkeypatch):
+    known = recorded(folders, tmp_path, monkeypatch, model, run={"strength": 1.0})
+    assert known.key is None
+    assert known.remarks == {
+        "Walked back with the key": "nothing: at strength 1 nothing of an original is in its output"
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -151,3 +196,28 @@ def test_reports_of_regions_do_not_load_the_audit():
 def test_what_cannot_be_meant_is_refused(folders, model, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         audit_folders(folders / "before", folders / "after", model=model, **options)
+
+
+def test_refusals_come_before_an_image_is_read(folders, model, smooth, tmp_path, monkeypatch):
+    for name in ("flat/a.png", "flat/b.png", "alone/a.png", "strange/horse/a.png", "strange/cow/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        smooth(0).save(tmp_path / name)
+    (tmp_path / "few" / "dark").mkdir(parents=True)
+    smooth(0).save(tmp_path / "few" / "dark" / "00.png")
+    (tmp_path / "torn").mkdir()
+    for name in ("a.png", "b.png"):
+        smooth(0).save(tmp_path / "torn" / name)
+    (tmp_path / "torn" / "metadata.jsonl").write_text("{")
+    monkeypatch.setattr(audit, "read_pairs", lambda *_: pytest.fail("images were read"))
+    before, others = folders / "before", folders / "others"
+    for source, options, sentence in (
+        (tmp_path / "flat", {"people": True}, "leave out people"),
+        (tmp_path / "few", {}, "at least 2 originals with an output, got 1"),
+        (tmp_path / "torn", {}, "metadata.jsonl"),
+        (before, {"others": tmp_path / "alone"}, "alone must hold at least 2 images that can be read, got 1"),
+        (before, {"others": others, "members": tmp_path / "alone"}, "alone must hold at least 2 images"),
+        (before, {"test": tmp_path / "strange"}, "name them alike"),
+    ):
+        after = folders / "after" if source in (before, tmp_path / "few") else source
+        with pytest.raises(UsageError, match=sentence):
+            audit_folders(source, after, model=model, features="pixels", **options)

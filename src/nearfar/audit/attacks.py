@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from nearfar.audit.bound import bound
+from nearfar.audit.bound import bound, departure
 from nearfar.audit.figure import Figure
 from nearfar.audit.linkage import averaging, linkage
 from nearfar.audit.membership import membership_by_loss, membership_by_outputs
@@ -30,6 +31,7 @@ from nearfar.fitting import FitMode, fit
 from nearfar.images import read_picture
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
+from nearfar.plan import fingerprint
 from nearfar.sources import Item
 
 PIXELS, WALKED = 64, 32
@@ -130,7 +132,7 @@ def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: W
         lambda view: verification(view, people).figures,
         lambda view: linkage(view, people),
     ]
-    if len(seen[0].owner.unique()) < len(seen[0].owner):
+    if len(torch.unique(seen[0].owner)) < len(seen[0].owner):
         attacks.append(lambda view: averaging(view, []))
     if teachers(seen[0], people) >= FEWEST:
         attacks.append(lambda view: trained_attack(view, people))
@@ -154,14 +156,26 @@ def membership(
     return [*found, *membership_by_loss(model, trained, strange)]
 
 
-def walk_back(
-    model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any], key: SecretKey | None, watch: Watch
-) -> list[Figure]:
-    """Of the first outputs, by one who has the key of the run that made them."""
-    if key is None:
-        return []
+def no_way_back(model: FrozenModel, header: Mapping[str, Any], key: SecretKey) -> str:
+    """Why outputs cannot be walked back, by the first line of their record; empty if they can.
+
+    Raises UsageError for another model, and for another key: with that nothing comes back whatever leaked.
+    """
+    settings = header.get("run", {})
     if not made_by(model, settings) or not settings.get("strength"):
         raise UsageError("the record beside AFTER names no strength of this model: leave out the key, or give --model")
+    if why := departure(settings):
+        return why
+    if header.get("key") != fingerprint(key):
+        kept = "was made with another key" if header.get("key") else "was made with a key that was not kept"
+        raise UsageError(f"AFTER {kept}, as its record says: give the key file of that run, or leave it out")
+    return "at strength 1 nothing of an original is in its output" if settings["strength"] >= 1 else ""
+
+
+def walk_back(
+    model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any], key: SecretKey, watch: Watch
+) -> list[Figure]:
+    """Of the first outputs, by one who has the key of the run that made them."""
     first = sorted({original: number for number, original in reversed(list(enumerate(pairs.of.tolist())))}.items())
     first, mode = first[:WALKED], FitMode(settings.get("fit", "pad"))
     before = as_noised(model, [pairs.items[original] for original, _ in first], mode)
@@ -172,14 +186,19 @@ def walk_back(
     return found
 
 
+def no_bound(model: FrozenModel, settings: Mapping[str, Any]) -> str:
+    """Why nothing is proven of the outputs of a run with these settings; empty if something is."""
+    named = made_by(model, settings) and settings.get("sigma") and settings.get("strength")
+    other = "" if named else "the record beside AFTER names no noise level of this model: give the one that was used"
+    return departure(settings) or other
+
+
 def formal_bound(model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any]) -> list[Figure]:
-    """Of the run that made the outputs, where its record names this model and a noise level."""
-    if not made_by(model, settings) or not settings.get("sigma"):
-        return []
+    """Of the run that made the outputs; at strength 1 nothing of an original is used."""
     images = as_noised(model, pairs.items, FitMode(settings.get("fit", "pad")))
     with torch.inference_mode():
         latents = [model.latent_space.encode(some.to(model.device)).cpu() for some in torch.split(images, BATCH)]
-    return bound(torch.cat(latents), float(settings["sigma"]))
+    return bound(torch.cat(latents), inf if settings["strength"] >= 1 else float(settings["sigma"]))
 
 
 def made_by(model: FrozenModel, settings: Mapping[str, Any]) -> bool:

@@ -17,6 +17,8 @@ from nearfar.audit.attacks import (
     attack_views,
     formal_bound,
     membership,
+    no_bound,
+    no_way_back,
     views,
     walk_back,
 )
@@ -40,10 +42,12 @@ from nearfar.loading import load_model
 from nearfar.manifest import manifest_path, read_manifest
 from nearfar.model import FrozenModel
 from nearfar.noise import SecretKey
-from nearfar.sources import Rejected
+from nearfar.sources import Item, Rejected
 
 LIMIT, LARGEST = 500, 224
 """Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""
+
+PROVEN = "What is proven"
 
 Features = tuple[Tensor, Tensor]
 
@@ -103,12 +107,14 @@ class Audit:
     """What was measured; numbers, never a verdict.
 
     settings: of the run that made AFTER, from its manifest, or nothing. counts: of images. sections: figures by what
-    they are about. rows: one for each output, in the order of `pairs`. views: what attackers saw.
+    they are about. remarks: what was not measured, and why. rows: one for each output, in the order of `pairs`.
+    views: what attackers saw.
     """
 
     settings: dict[str, Any]
     counts: dict[str, int]
     sections: dict[str, list[Figure]]
+    remarks: dict[str, str]
     rows: list[dict[str, Any]]
     pairing: Pairing
     pairs: Pairs
@@ -121,11 +127,29 @@ class Audit:
             "settings": self.settings,
             "counts": self.counts,
             "figures": {name: [asdict(figure) for figure in some] for name, some in self.sections.items()},
+            "not measured": self.remarks,
             "outputs": self.rows,
             "without output": self.pairing.lost,
             "without original": self.pairing.strange,
             "failed": [{"name": each.name, "reason": each.reason} for each in self.rejected],
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known before an image is read.
+
+    people, classes: of each original by its name, where they are known. key: of the run, if outputs are to be walked
+    back. test: images and classes.
+    """
+
+    pairing: Pairing
+    settings: dict[str, Any]
+    remarks: dict[str, str]
+    key: SecretKey | None
+    people: dict[str, str] | None
+    classes: dict[str, str] | None
+    test: tuple[Tensor, Tensor] | None
 
 
 def audit_folders(
@@ -155,35 +179,58 @@ def audit_folders(
 def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Watch = unwatched) -> Audit:
     choices.check()
     folders.check()
-    key = None if choices.key_file is None else SecretKey.load(Path(choices.key_file))
     faces = Faces.load(choices.detector, choices.recogniser)
     network = feature_network(choices.features, model)
     size = min(max(model.image.size, network.size, PIXELS), LARGEST)
-    pairing = pair_folders(folders.before, folders.after)
-    pairs = read_pairs(pairing.some(choices.limit, choices.seed), size, watch)
-    rejected = list(pairs.rejected)
+    known, more = settle(folders, choices, model, size), list[Rejected]()
+    trained = [] if folders.members is None else read_several(folders.members, model.image.size, more, watch)[0]
+    stranger, real = (read_others(each, network, size, more, watch) for each in (folders.others, folders.reference))
+    pairs = read_pairs(known.pairing.some(choices.limit, choices.seed), size, watch)
     features = seen(network, pairs.originals, watch), seen(network, pairs.outputs, watch)
     distance = pair_distances(pairs, network)
-    stranger = read_others(folders.others, network, size, rejected, watch)
     eyes = views(pairs, features, stranger, network, faces, min(model.image.size, PIXELS), watch)
-    real = read_others(folders.reference, network, size, rejected, watch)
-    settings = settings_of(folders.after)
-    trained = [] if folders.members is None else read_images(folders.members, model.image.size, rejected, watch)[0]
+    settings, remarks = known.settings, known.remarks
     sections = {
         "What was lost, output by output": fidelity(pairs, distance, network, compare_strangers(pairs)),
         "All outputs beside real images": set_figures(*features, pairs.of, real and real[1], network.name),
         "What attackers find": [
-            *attack_views(eyes, people_of(pairs, choices), watch),
+            *attack_views(eyes, of_items(known.people, pairs), watch),
             *membership(eyes, model, trained, stranger and stranger[0]),
-            *walk_back(model, pairs, settings, key, watch),
+            *(walk_back(model, pairs, settings, known.key, watch) if known.key else []),
         ],
-        "What is proven": formal_bound(model, pairs, settings),
-        "What a classifier learns": learnt(folders, choices, pairing, pairs, features, network, watch),
+        PROVEN: [] if PROVEN in remarks else formal_bound(model, pairs, settings),
+        "What a classifier learns": learnt(known, choices, pairs, features, network, watch),
     }
-    counts = counted(pairing, pairs, rejected)
-    rows = rows_of(pairs, distance, eyes)
+    rejected = [*pairs.rejected, *more]
+    counts = counted(known.pairing, pairs, rejected)
     named = {name: with_library(figures) for name, figures in sections.items()}
-    return Audit(settings, counts, named, rows, pairing, pairs, eyes, rejected)
+    rows = rows_of(pairs, distance, eyes)
+    return Audit(settings, counts, named, remarks, rows, known.pairing, pairs, eyes, rejected)
+
+
+def settle(folders: Folders, choices: Choices, model: FrozenModel, size: int) -> Known:
+    """Match the folders, and refuse what cannot be meant before anything costs time."""
+    pairing = pair_folders(folders.before, folders.after)
+    names = [item.name for item, _ in pairing.some(choices.limit, choices.seed).outputs]
+    if len(names) < 2:
+        raise UsageError(f"an audit needs at least 2 originals with an output, got {len(names)}: give more")
+    header = read_manifest(manifest_path(folders.after)).header
+    settings = header.get("run", {})
+    key = None if choices.key_file is None else SecretKey.load(Path(choices.key_file))
+    no_walk = no_way_back(model, header, key) if key else ""
+    remarks = {PROVEN: no_bound(model, settings), "Walked back with the key": no_walk}
+    every = [*(item.name for item, _ in pairing.outputs), *pairing.lost]
+    people = people_of(names) if choices.people else None
+    classes = None if choices.people else classes_in(folders.before, every, names)
+    return Known(
+        pairing,
+        settings,
+        {name: f"nothing: {remark}" for name, remark in remarks.items() if remark},
+        None if no_walk else key,
+        None if people is None else dict(zip(names, people, strict=True)),
+        None if classes is None else dict(zip(names, classes, strict=True)),
+        read_test(folders.test, size, classes) if classes and folders.test else None,
+    )
 
 
 def seen(network: FeatureNetwork, images: Tensor, watch: Watch) -> Tensor:
@@ -200,39 +247,47 @@ def read_others(
 ) -> tuple[Others, Tensor] | None:
     if folder is None:
         return None
-    items, images = read_images(folder, size, rejected, watch)
+    items, images = read_several(folder, size, rejected, watch)
     return Others(items, images), seen(network, images, watch)
 
 
-def people_of(pairs: Pairs, choices: Choices) -> list[str] | None:
-    """Whose picture each original is, if the top folders say that."""
-    if not choices.people:
-        return None
-    found = top_folders([item.name for item in pairs.items])
+def read_several(
+    folder: Path, size: int, rejected: list[Rejected], watch: Watch = unwatched
+) -> tuple[list[Item], Tensor]:
+    """Images of a folder, of which one alone would tell nothing."""
+    items, images = read_images(folder, size, rejected, watch)
+    if len(items) < 2:
+        raise UsageError(f"{folder} must hold at least 2 images that can be read, got {len(items)}")
+    return items, images
+
+
+def people_of(names: Sequence[str]) -> list[str]:
+    """Whose picture each original is, as the top folders say."""
+    found = top_folders(names)
     if found is None:
         raise UsageError("BEFORE has no top folders, or only one, that could be people: leave out people")
     return found
 
 
+def of_items(labels: dict[str, str] | None, pairs: Pairs) -> list[str] | None:
+    """Of the originals that could be read."""
+    return None if labels is None else [labels[item.name] for item in pairs.items]
+
+
 def learnt(
-    folders: Folders,
-    choices: Choices,
-    pairing: Pairing,
-    pairs: Pairs,
-    features: Features,
-    network: FeatureNetwork,
-    watch: Watch,
+    known: Known, choices: Choices, pairs: Pairs, features: Features, network: FeatureNetwork, watch: Watch
 ) -> list[Figure]:
     """Utility, where BEFORE has classes that are not people."""
-    every = [*(item.name for item, _ in pairing.outputs), *pairing.lost]
-    classes = None if choices.people else classes_in(folders.before, every, [item.name for item in pairs.items])
-    if classes is None or (folders.test is None and len(classes) < 2 * len(set(classes))):
+    classes, kind = of_items(known.classes, pairs), CLASSIFIERS[choices.classifier]
+    if known.classes is None or classes is None or len(set(classes)) < 2:
         return []
-    labels, kind = numbered(classes, classes), CLASSIFIERS[choices.classifier]
+    if known.test is None and len(classes) < 2 * len(set(classes)):
+        return []
+    labels = numbered(classes, list(known.classes.values()))
     inputs, outputs = features if kind.by_features else (pairs.originals, pairs.outputs)
     test = None
-    if folders.test is not None:
-        images, tested = read_test(folders.test, pairs.originals.shape[-1], classes)
+    if known.test is not None:
+        images, tested = known.test
         test = Examples(network(images) if kind.by_features else images, tested)
     before, after = Examples(inputs, labels), Examples(outputs, labels[pairs.of])
     return utility(before, after, pairs.of, test, kind, network=network.name, seeds=choices.seeds, watch=watch)
@@ -260,12 +315,6 @@ def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dic
         "outputs equal to their original": int(same.sum()),
         "originals beside their copies (left out)": len(pairing.copied),
     }
-
-
-def settings_of(after: Path) -> dict[str, Any]:
-    """What the record beside AFTER says of the run that made it."""
-    found: dict[str, Any] = read_manifest(manifest_path(after)).header.get("run", {})
-    return found
 
 
 def rows_of(pairs: Pairs, distance: Tensor | None, eyes: Sequence[View]) -> list[dict[str, Any]]:

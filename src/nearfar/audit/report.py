@@ -43,6 +43,7 @@ def html(audit: Audit) -> str:
         *made_by(audit.settings),
         table(["files", "number"], list(audit.counts.items())),
         *figures,
+        *(part for name, remark in audit.remarks.items() for part in (heading(name), paragraph(remark))),
         *drawings(audit),
         *sheets(audit),
         *lists(audit),
