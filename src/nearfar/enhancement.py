@@ -127,8 +127,8 @@ def proposed_strength(model: FrozenModel, scale: int, consistency: bool = True) 
 
     An enlarged image lacks what lies above its old pixels' frequency, the more the lower that is. White noise of the
     size of the strongest frequency lost covers them all; measured on faces, Set5 and Set14 that is 0.16 to 0.32 at
-    scale 2, 0.46 to 0.68 at 4 and 1.3 to 1.6 at 8. With data consistency four times as much: faces still gain until
-    there, and little beyond (benchmarks/enhance.py, docs/enhance.md).
+    scale 2, 0.46 to 0.68 at 4 and 1.3 to 1.6 at 8. With data consistency four times as much, up to where faces
+    gain most (benchmarks/enhance.py, docs/enhance.md).
     Raises UsageError behind an autoencoder, whose latents have other units.
     """
     if not rearranges(model.latent_space):
