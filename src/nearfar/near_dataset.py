@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,8 +32,10 @@ from nearfar.noise import SecretKey
 from nearfar.solver import Solver
 
 Pixels = NDArray[np.uint8]
+MODES = ("1", "L", "P", "RGB")
 AnyImage = Any
-"""PIL; a tensor (channels, height, width) or an array (height, width[, channels]), uint8 or floats in [0, 1]."""
+"""PIL of one of `MODES`; a tensor (channels, height, width) or an array (height, width[, channels]), uint8 or floats in
+[0, 1]."""
 
 
 @runtime_checkable
@@ -134,7 +137,7 @@ def frame_of(pixels: Pixels) -> Frame:
 def store(path: Path, content: bytes) -> None:
     """Whole or not at all, whoever else writes the same copy."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{os.getpid()}-{get_ident()}.part")
     part.write_bytes(content)
     part.replace(path)
 
@@ -142,7 +145,10 @@ def store(path: Path, content: bytes) -> None:
 def pixels_of(image: AnyImage) -> tuple[Pixels, Callable[[Pixels], AnyImage]]:
     """An image as uint8 (height, width, 1 or 3), and the way back to what it was."""
     if isinstance(image, Image.Image):
-        grey = image.mode in ("1", "L", "I;16")
+        if image.mode not in MODES:
+            asked = f"a picture must be of mode {', '.join(MODES)}, got {image.mode}"
+            raise UsageError(f"{asked}: bring it to L or RGB first, as copies have 8 bits and no transparency")
+        grey = image.mode in ("1", "L")
         pixels = np.array(image.convert("L" if grey else "RGB"))
         return pixels.reshape(*pixels.shape[:2], -1), lambda new: Image.fromarray(new[..., 0] if grey else new)
     if isinstance(image, Tensor):

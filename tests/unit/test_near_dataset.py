@@ -1,7 +1,9 @@
 """Copies where a network is trained: every kind of image, the cache, worker processes."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
+from cli.folders import contents
 from nearfar.errors import UsageError
-from nearfar.near_dataset import NearDataset, NearTransform
+from nearfar.near_dataset import NearDataset, NearTransform, store
 
 
 class Pictures:
@@ -85,6 +88,14 @@ def test_a_pickled_one_reads_but_cannot_make(model, base, tmp_path):
         moved.near(base[0][0], 2)
 
 
+def test_threads_that_make_the_same_copy_do_not_disturb_each_other(tmp_path, monkeypatch):
+    both, write = Barrier(2), Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda *given: (write(*given), both.wait(10)))
+    with ThreadPoolExecutor(2) as workers:
+        list(workers.map(store, [tmp_path / "a" / "copy.png"] * 2, [b"same", b"same"]))
+    assert contents(tmp_path) == {"a/copy.png": b"same"}
+
+
 def test_dictionaries_keep_their_other_fields(model, smooth, tmp_path):
     copies = NearDataset([{"image": smooth(0), "label": 3}], model, cache=tmp_path, steps=2)
     assert (copies[0]["label"], copies[0]["image"].size) == (3, (16, 16))
@@ -133,6 +144,7 @@ def test_the_transform_draws_from_torchs_random_state(model, smooth, tmp_path):
         (torch.full((3, 4, 4), 2.0), r"floats in \[0, 1\], got float32 in \[2, 2\]: augment before normalising"),
         (np.zeros((4, 4, 2), np.uint8), r"1 or 3 channels and two sides, got shape \(4, 4, 2\)"),
         (np.zeros((4, 4), np.int32), "must be uint8"),
+        *((Image.new(mode, (4, 4)), f"got {mode}: bring it to L or RGB first") for mode in ("I;16", "I", "F", "RGBA")),
     ],
 )
 def test_what_is_no_image_is_refused(model, tmp_path, image, sentence):
