@@ -26,6 +26,7 @@ from nearfar.annotation_files import Labels, Layout, Made, check_there, csv_file
 from nearfar.coco import Coco, read_coco, shape_of
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.sinks import write_whole, writing
+from nearfar.sources import original_name
 from nearfar.yolo import read_yolo
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "images")
@@ -57,8 +58,9 @@ class Annotations:
         for name, content in files.items():
             with writing(out / name):
                 write_whole(out / name, content)
-        for path in out.rglob("labels/**/*~*.txt"):
-            if path.relative_to(out).as_posix() not in files:
+        for path in out.rglob("labels/**/*.txt"):
+            name = path.relative_to(out).as_posix()
+            if name not in files and original_name(name) != name:
                 path.unlink()
 
 

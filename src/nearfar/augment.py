@@ -15,7 +15,7 @@ from nearfar.annotation_files import Labels, Made
 from nearfar.annotations import Annotations, read_annotations
 from nearfar.anonymize import near, unchanged
 from nearfar.coco import check_shape
-from nearfar.copy_choice import Select, Strengths, check_classes, copies_of_each, copy_name
+from nearfar.copy_choice import Select, Strengths, check_classes, copies_of_each
 from nearfar.errors import UsageError
 from nearfar.feature_networks import feature_network
 from nearfar.fitting import FitMode
@@ -30,7 +30,7 @@ from nearfar.plan import Job, Read, Reading, header, plan_run, source_tag
 from nearfar.run import Progress, run
 from nearfar.sinks import writing
 from nearfar.solver import Solver
-from nearfar.sources import Item, list_folder
+from nearfar.sources import Item, copy_name, list_folder
 
 Check = Literal["", "flag", "drop"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -64,12 +63,6 @@ def parse_strength(text: str) -> tuple[str, Range]:
 def fraction(key: SecretKey, purpose: str, name: str) -> float:
     """A number in [0, 1) that depends on key, purpose and name alone."""
     return int(key.tag(purpose, name.encode()), 16) / 2**128
-
-
-def copy_name(name: str, number: int) -> str:
-    """`cat/a.png`, 2 -> `cat/a~2.png`."""
-    stem, suffix = posixpath.splitext(name)
-    return f"{stem}~{number}{suffix}"
 
 
 def check_classes(wanted: Collection[str], labels: Labels) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import stat
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 
 from nearfar.errors import UsageError
 from nearfar.images import SUFFIXES, printable
+
+COPY = re.compile(r"(?<=[^/])~[0-9]+$")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,18 @@ class Item:
     name: str
     variant: int = 0
     strength: float | None = None
+
+
+def copy_name(name: str, number: int) -> str:
+    """`cat/a.png`, 2 -> `cat/a~2.png`."""
+    stem, suffix = posixpath.splitext(name)
+    return f"{stem}~{number}{suffix}"
+
+
+def original_name(name: str) -> str:
+    """`cat/a~2.png` -> `cat/a.png`; other names as they are."""
+    stem, suffix = posixpath.splitext(name)
+    return COPY.sub("", stem) + suffix
 
 
 @dataclass(frozen=True)

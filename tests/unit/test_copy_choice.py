@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from nearfar.copy_choice import Strengths, check_classes, copies_of_each, copy_name
+from nearfar.copy_choice import Strengths, check_classes, copies_of_each
 from nearfar.errors import UsageError
 from nearfar.noise import SecretKey
+from nearfar.sources import copy_name, original_name
 
 KEY = SecretKey.from_seed(0)
 SIZES = {"a": 10, "b": 3, "c": 5}
@@ -22,6 +23,9 @@ def chosen(select, copies=2, share=0.4, own=None, labels=LABELS, names=NAMES):
 
 def test_the_suffix_is_kept():
     assert copy_name("cat.v2/a.b.JPG", 3) == "cat.v2/a.b~3.JPG"
+    assert original_name("cat.v2/a.b~3.JPG") == original_name("cat.v2/a.b.JPG") == "cat.v2/a.b.JPG"
+    for name in ("a~b.png", "a~1/b.png", "a/~1.png", "a~.png"):
+        assert original_name(name) == name
 
 
 def test_strengths_are_read():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,10 +15,7 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.fitting import fit
 from nearfar.images import Picture, read_picture
 from nearfar.representation import psnr, ssim
-from nearfar.sources import Item, Rejected, list_folder
-
-COPY = re.compile(r"(.+)~[0-9]+")
-"""The stem of one of several outputs of an original: `photo~1.png`, `photo~2.png`, ... of `photo.png`."""
+from nearfar.sources import Item, Rejected, list_folder, original_name
 
 STRANGERS = 200
 """Outputs from which it is measured what any two images have in common."""
@@ -130,12 +126,10 @@ def is_copied(item: Item, original: Item, outputs: Sequence[Item]) -> bool:
 
 def original_of(name: str, known: dict[str, Item], stems: dict[str, list[str]]) -> str | None:
     """The name of the original that an output of this name was made from."""
-    path = PurePosixPath(name)
-    copied = COPY.fullmatch(path.stem)
-    for candidate in [path, *([path.with_stem(copied[1])] if copied else [])]:
-        if str(candidate) in known:
-            return str(candidate)
-        alike = stems.get(without_suffix(str(candidate)), [])
+    for candidate in (name, original_name(name)):
+        if candidate in known:
+            return candidate
+        alike = stems.get(without_suffix(candidate), [])
         if len(alike) == 1:
             return alike[0]
     return None
