@@ -169,7 +169,9 @@ def load_classifier(folder: Path) -> Any:
     except ImportError:
         raise UsageError("classifiers of a folder are loaded by transformers: pip install 'nearfar[text]'") from None
     try:
-        network = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
+        network = AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} holds no image classifier of transformers ({first_line(error)})") from None
     return network.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nearfar.errors import UsageError
 from nearfar.feature_networks import pixel_features
-from nearfar.label_check import cross_fitted, deal, trained_judge
+from nearfar.label_check import cross_fitted, deal, load_classifier, trained_judge
 
 pytest.importorskip("sklearn", reason="the classifier comes from scikit-learn (the extra metrics)")
 
@@ -96,3 +96,11 @@ def test_a_trained_classifier_comes_from_a_folder(overlapping, tmp_path):
     assert (judge.size, judge.channels, judge.classes) == (4, 3, ["dark", "light", "red"])
     with pytest.raises(UsageError, match="does not know the label blue: dark, light, red"):
         trained_judge(tmp_path / "vit", ["a.png"], {"a.png": ("blue",)})
+
+
+def test_no_code_of_a_classifiers_folder_is_run(tmp_path, monkeypatch):
+    transformers, asked = pytest.importorskip("transformers"), {}
+    loader = transformers.AutoModelForImageClassification
+    monkeypatch.setattr(loader, "from_pretrained", lambda _, **options: asked.update(options) or torch.nn.Identity())
+    load_classifier(tmp_path)
+    assert asked == {"local_files_only": True, "trust_remote_code": False}
