@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nearfar.annotation_files import Made
-from nearfar.annotations import read_annotations
+from nearfar.annotations import Annotations, read_annotations
 from nearfar.errors import ModelWarning, UsageError
 
 MADE = [Made("a.png", "a.png"), *(Made(f"a~{number}.png", "a.png", {"strength": 0.3}) for number in (1, 2))]
@@ -167,3 +167,11 @@ def test_annotations_that_are_not_carried_over_are_told(tmp_path):
     write(tmp_path, {"a.xml": "<annotation/>"})
     with pytest.warns(ModelWarning, match="1 .xml files such as a.xml are not carried over"):
         read_annotations(tmp_path, ["a.png"])
+
+
+def test_only_label_files_of_copies_are_removed(tmp_path):
+    (tmp_path / "labels").mkdir()
+    for name in ("a~1.txt", "a~b.txt", "a.txt"):
+        (tmp_path / "labels" / name).touch()
+    Annotations([]).write(tmp_path, [])
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["a.txt", "a~b.txt"]
