@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nearfar.anonymize import anonymize_folder as anonymize_folder
+    from nearfar.audit.audit import audit_folders as audit_folders
+    from nearfar.augment import augment_folder as augment_folder
     from nearfar.denoiser import Denoiser as Denoiser
     from nearfar.denoiser import NetworkDenoiser as NetworkDenoiser
     from nearfar.domain import Domain as Domain
     from nearfar.domain_file import load_domain as load_domain
     from nearfar.domain_file import save_domain as save_domain
+    from nearfar.enhance_job import enhance_folder as enhance_folder
+    from nearfar.enhancement import enhance as enhance
     from nearfar.errors import ImageError as ImageError
     from nearfar.errors import ModelWarning as ModelWarning
     from nearfar.errors import NearfarError as NearfarError
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from nearfar.loading import load_model as load_model
     from nearfar.local_sampling import local_sample as local_sample
     from nearfar.model import FrozenModel as FrozenModel
+    from nearfar.near_dataset import NearDataset as NearDataset
+    from nearfar.near_dataset import NearTransform as NearTransform
     from nearfar.noise import NoiseStream as NoiseStream
     from nearfar.noise import SecretKey as SecretKey
     from nearfar.representation import represent as represent
@@ -42,9 +48,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "anonymize": ("anonymize_folder",),
+    "audit.audit": ("audit_folders",),
+    "augment": ("augment_folder",),
     "denoiser": ("Denoiser", "NetworkDenoiser"),
     "domain": ("Domain",),
     "domain_file": ("load_domain", "save_domain"),
+    "enhance_job": ("enhance_folder",),
+    "enhancement": ("enhance",),
     "errors": ("ImageError", "ModelWarning", "NearfarError", "UsageError"),
     "exact_inversion": ("BDIA",),
     "inversion": ("denoise", "invert", "reconstruct"),
@@ -52,6 +62,7 @@ _HOMES = {
     "loading": ("load_model",),
     "local_sampling": ("local_sample",),
     "model": ("FrozenModel",),
+    "near_dataset": ("NearDataset", "NearTransform"),
     "noise": ("NoiseStream", "SecretKey"),
     "representation": ("represent",),
     "schedule": ("NoiseSchedule",),

@@ -38,7 +38,7 @@ def enhance(
     squares of --scale pixels. docs/enhance.md has what to expect, and how much memory large images take.
     """
     with reported_errors():
-        from nearfar.enhance import enhance_job
+        from nearfar.enhance_job import enhance_job
         from nearfar.enhancement import check_scale
         from nearfar.plan import check_places
         from nearfar.solver import SOLVERS

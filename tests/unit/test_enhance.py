@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from gaussian_models import gaussian
-from nearfar import enhance, run
-from nearfar.enhance import enhance_folder, enhance_job
+from nearfar import enhance_job as job_module
+from nearfar import run
+from nearfar.enhance_job import enhance_folder, enhance_job
 from nearfar.errors import RunError
 from nearfar.manifest import manifest_path, read_manifest
 
@@ -146,7 +147,7 @@ def test_the_settings_name_the_level_that_was_proposed():
 
 def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypatch):
     """With room for none, no more are read ahead than the two readers and the batches under way hold."""
-    events, read = [], enhance.read_small
+    events, read = [], job_module.read_small
 
     def noted(item, **how):
         events.append(1)
@@ -158,8 +159,8 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
         return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
     monkeypatch.setattr(run, "WAITING", 0)
-    monkeypatch.setattr(enhance, "read_small", noted)
-    monkeypatch.setattr(enhance, "enhance", slow)
+    monkeypatch.setattr(job_module, "read_small", noted)
+    monkeypatch.setattr(job_module, "enhance", slow)
     for number in range(24):
         Image.fromarray(drawn(16, 16, 3)).save(source / f"{number:02}.png")
     call(source, out, scale=4, batch_size=16)  # each is 25 tiles, so it goes alone
@@ -169,7 +170,7 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
 
 def test_tiles_that_memory_does_not_hold_are_called_in_smaller_numbers(source, out, monkeypatch):
     Image.fromarray(drawn(24, 24, 3)).save(source / "a.png")
-    held, tried = enhance.enhance, []
+    held, tried = job_module.enhance, []
 
     def tight(*args, batch_size, **options):
         tried.append(batch_size)
@@ -177,7 +178,7 @@ def test_tiles_that_memory_does_not_hold_are_called_in_smaller_numbers(source, o
             raise torch.OutOfMemoryError("full")
         return held(*args, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(enhance, "enhance", tight)
+    monkeypatch.setattr(job_module, "enhance", tight)
     assert enhance_folder(gaussian(), source, out, scale=2, steps=1).done == 1
     assert tried[0] > 2
     assert tried[-1] <= 2
@@ -189,6 +190,6 @@ def test_a_number_of_tiles_that_was_asked_for_is_not_changed(source, out, monkey
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(enhance, "enhance", full)
+    monkeypatch.setattr(job_module, "enhance", full)
     with pytest.raises(RunError, match="give --batch-size 4"):
         enhance_folder(gaussian(), source, out, scale=2, steps=1, batch_size=8)
