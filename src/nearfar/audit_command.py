@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nearfar.audit.figure import Figure
 
 NOTHING_WRITTEN = "interrupted; nothing was written"
+SHOWN = 20
+"""Names of originals without an output that are printed."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
 
     for entry in found.rejected:
         typer.echo(f"failed    {entry.name}: {entry.reason}", err=True)
+    lost = found.pairing.lost
+    for name in lost[:SHOWN]:
+        typer.echo(f"missing   BEFORE/{name}: original without an output", err=True)
+    if len(lost) > SHOWN:
+        typer.echo(f"missing   {len(lost) - SHOWN} more: in the JSON beside the page", err=True)
     code = SOME_FAILED if found.rejected else DONE
     places: dict[str, Any] = {"report": str(page), "exit_code": code}
     if as_json:
@@ -143,9 +150,8 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
         for name, figures in found.sections.items():
             for network, some in grouped(figures).items():
                 typer.echo(f"{name}, by {network}" if network else name)
-                notes = dict.fromkeys(f"  note: {figure.note}" for figure in some if figure.note)
-                for line in [*map(line_of, some), *notes]:
-                    typer.echo(line)
+                for figure in some:
+                    typer.echo(line_of(figure))
         for name, remark in found.remarks.items():
             typer.echo(f"{name}\n  {remark}")
         typer.echo(", ".join(f"{count} {name}" for name, count in found.counts.items()))
@@ -154,6 +160,8 @@ def finish(found: Audit, page: Path, as_json: bool) -> None:
 
 
 def line_of(figure: Figure) -> str:
+    """A figure, and its note indented below it."""
     interval = "" if figure.low is None or figure.high is None else f" ({figure.low:.3g} to {figure.high:.3g})"
     chance = "" if figure.chance is None else f", chance {figure.chance:.3g}"
-    return f"  {figure.name}: {figure.value:.4g}{interval}{chance}, n {figure.count}"
+    note = f"\n      note: {figure.note}" if figure.note else ""
+    return f"  {figure.name}: {figure.value:.4g}{interval}{chance}, n {figure.count}{note}"

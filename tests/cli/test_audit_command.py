@@ -1,6 +1,7 @@
 """`nearfar audit` on the command line: page, JSON, exit codes, sentences."""
 
 import json
+import re
 
 import pytest
 
@@ -31,6 +32,8 @@ def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
     assert "re-identified, own original, rank 1: " in result.stdout
     assert "What attackers find, by pixels at 16x16\n" in result.stdout
     assert "chance 0.2, n 5\n" in result.stdout
+    assert re.search(r"  PSNR, dB: .*, n 5\n      note: deviation [0-9.]+\n  SSIM: ", result.stdout)
+    assert "Trained attackers\n  left out: need at least 20 originals or people, got 5\n" in result.stdout
     assert "attacks 6/6" in result.stderr
     assert (folder / "after.audit.html").read_text("utf-8").startswith("<!doctype html>")
     assert len(list(folder.rglob("*.png"))) == 10
@@ -39,12 +42,14 @@ def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
 def test_a_bad_file_is_told_and_ends_with_3_and_json_has_all(audit, run):
     folder, names = run
     (folder / "after" / names[0]).write_bytes(b"")
+    (folder / "after" / names[1]).unlink()
     result = audit("--json", "--report", folder / "page.html", "--features", "pixels")
     assert result.exit_code == 3
     assert f"failed    AFTER/{names[0]}: " in result.stderr
+    assert f"missing   BEFORE/{names[1]}: original without an output" in result.stderr
     content = json.loads(result.stdout)
     assert content["exit_code"] == 3
-    assert content["counts"]["outputs"] == 4
+    assert content["counts"]["outputs audited"] == 3
     assert [each["name"] for each in content["failed"]] == [f"AFTER/{names[0]}"]
     kept = json.loads((folder / "page.json").read_text("utf-8"))
     assert kept["figures"] == content["figures"]

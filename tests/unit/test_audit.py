@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from itertools import product
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_every_part_of_an_audit_is_measured(found, model):
         "correlation of pixels with the original, walked back with its noise",
     } <= names
     assert all(figure.library and figure.count for some in found.sections.values() for figure in some)
-    assert found.counts["originals"] == found.counts["outputs"] == 24
+    assert found.counts["originals audited"] == found.counts["outputs audited"] == 24
     assert found.settings["strength"] == 0.2
     assert [view.name for view in found.views] == ["pixels at 16x16", feature_network("model", model).name]
 
@@ -103,7 +104,12 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
     (tmp_path / "two" / "3.png").write_bytes(b"broken")
     found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
     page = html(found)
-    assert found.remarks == {"What is proven": "nothing: no record of the run was found beside the outputs"}
+    assert {name: re.split(r", | \(", remark)[0] for name, remark in found.remarks.items()} == {
+        "What is proven": "nothing: no record of the run was found beside the outputs",
+        "All outputs beside real images": "left out: needs at least 16 images in BEFORE",
+        "Trained attackers": "left out: need at least 20 originals or people",
+        "What a classifier learns": "left out: needs at least 2 classes",
+    }
     assert "<p>nothing: no record of the run" in page
     assert [name for name, some in found.sections.items() if some] == [
         "What was lost, output by output",
@@ -116,13 +122,29 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
     assert (found.counts["originals without an output"], found.counts["outputs without an original"]) == (1, 1)
 
 
+def test_originals_without_an_output_are_counted_and_read_too(model, smooth, tmp_path):
+    for name, numbers in (("one", range(4)), ("two", range(2))):
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            smooth(number).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "one" / "torn.png").write_bytes((tmp_path / "one" / "0.png").read_bytes()[:200])
+    (tmp_path / "one" / "text.png").write_text("no picture")
+    (tmp_path / "one" / "empty.jpg").write_bytes(b"")
+    found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
+    assert found.pairing.lost == ["2.png", "3.png", "empty.jpg", "text.png", "torn.png"]
+    assert [each.name for each in found.rejected] == ["BEFORE/empty.jpg", "BEFORE/text.png", "BEFORE/torn.png"]
+    counts = found.counts
+    assert (counts["originals"], counts["originals matched"], counts["originals without an output"]) == (7, 2, 5)
+    assert (counts["originals audited"], counts["unreadable files"]) == (2, 3)
+
+
 def test_several_outputs_are_averaged_and_originals_beside_them_left_out(model, smooth, tmp_path):
     for name, copies in (("one", [""]), ("two", ["", "~1", "~2"])):
         (tmp_path / name).mkdir()
         for number, (which, copy) in product(range(3), enumerate(copies)):
             smooth(number + 100 * which).save(tmp_path / name / f"{number}{copy}.png")
     found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
-    assert (found.counts["outputs"], found.counts["originals beside their copies (left out)"]) == (6, 3)
+    assert (found.counts["outputs audited"], found.counts["originals beside their copies (left out)"]) == (6, 3)
     assert found.counts["outputs equal to their original"] == 0
     names = {figure.name: figure.count for figure in found.sections["What attackers find"]}
     assert names["re-identified, own original, rank 1, vectors of 2 outputs averaged"] == 3

@@ -22,6 +22,12 @@ def test_wilson_is_that_of_scipy(hits, confidence, quantile):
     assert wilson(float("nan"), 0) == (0, 1)
 
 
+@pytest.mark.parametrize("count", [10, 12, 17, 100, 7.3])
+def test_wilson_ends_at_0_and_1_exactly(count):
+    assert wilson(0.0, count)[0] == 0
+    assert wilson(1.0, count)[1] == 1
+
+
 def test_the_bootstrap_is_that_of_scipy():
     scores = np.random.default_rng(1).gamma(2, size=100)
     known = stats.bootstrap((scores,), np.mean, confidence_level=0.9, method="percentile", rng=2, n_resamples=20_000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nearfar.audit.attacks import (
     views,
     walk_back,
 )
-from nearfar.audit.fidelity import fidelity, pair_distances, set_figures
+from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
 from nearfar.audit.figure import Figure, with_library
 from nearfar.audit.pairs import (
     Pairing,
@@ -32,8 +32,10 @@ from nearfar.audit.pairs import (
     pair_folders,
     read_images,
     read_pairs,
+    unreadable,
     unwatched,
 )
+from nearfar.audit.trained_attacker import FEWEST, teachers
 from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, top_folders, utility
 from nearfar.audit.view import View, nearest_originals
 from nearfar.errors import UsageError
@@ -47,7 +49,7 @@ from nearfar.sources import Item, Rejected
 LIMIT, LARGEST = 500, 224
 """Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""
 
-PROVEN = "What is proven"
+PROVEN, SETS, CLASSIFIER = "What is proven", "All outputs beside real images", "What a classifier learns"
 
 Features = tuple[Tensor, Tensor]
 
@@ -189,19 +191,20 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     features = seen(network, pairs.originals, watch), seen(network, pairs.outputs, watch)
     distance = pair_distances(pairs, network)
     eyes = views(pairs, features, stranger, network, faces, min(model.image.size, PIXELS), watch)
-    settings, remarks = known.settings, known.remarks
+    settings, people = known.settings, of_items(known.people, pairs)
     sections = {
         "What was lost, output by output": fidelity(pairs, distance, network, compare_strangers(pairs)),
-        "All outputs beside real images": set_figures(*features, pairs.of, real and real[1], network.name),
+        SETS: set_figures(*features, pairs.of, real and real[1], network.name),
         "What attackers find": [
-            *attack_views(eyes, of_items(known.people, pairs), watch),
+            *attack_views(eyes, people, watch),
             *membership(eyes, model, trained, stranger and stranger[0]),
             *(walk_back(model, pairs, settings, known.key, watch) if known.key else []),
         ],
-        PROVEN: [] if PROVEN in remarks else formal_bound(model, pairs, settings),
-        "What a classifier learns": learnt(known, choices, pairs, features, network, watch),
+        PROVEN: [] if PROVEN in known.remarks else formal_bound(model, pairs, settings),
+        CLASSIFIER: learnt(known, choices, pairs, features, network, watch),
     }
-    rejected = [*pairs.rejected, *more]
+    remarks = known.remarks | left_out(sections, eyes[0], people, real and len(real[1]))
+    rejected = [*pairs.rejected, *unreadable(folders.before, known.pairing.lost, watch), *more]
     counts = counted(known.pairing, pairs, rejected)
     named = {name: with_library(figures) for name, figures in sections.items()}
     rows = rows_of(pairs, distance, eyes)
@@ -306,15 +309,34 @@ def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, 
 def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dict[str, int]:
     same = pairs.outputs.flatten(1).eq(pairs.originals[pairs.of].flatten(1)).all(1)
     return {
-        "originals": len(pairs.items),
-        "outputs": len(pairs.output_items),
+        "originals": len(pairing.outputs) + len(pairing.lost),
         "originals matched": len(pairing.outputs),
         "originals without an output": len(pairing.lost),
         "outputs without an original": len(pairing.strange),
+        "originals audited": len(pairs.items),
+        "outputs audited": len(pairs.output_items),
         "unreadable files": len(rejected),
         "outputs equal to their original": int(same.sum()),
         "originals beside their copies (left out)": len(pairing.copied),
     }
+
+
+def left_out(
+    sections: Mapping[str, Sequence[Figure]], eye: View, people: Sequence[str] | None, real: int | None
+) -> dict[str, str]:
+    """What needs more images than there are. real: images of the reference, if there is one."""
+    count, learn = len(eye.before), teachers(eye, people)
+    given = f"{count} with an output"
+    least = f"{2 * LEAST} images in BEFORE ({LEAST} in each half; or --reference), got {given}"
+    if real is not None:
+        least = f"{LEAST} images in BEFORE and in the reference, got {given} and {real}"
+    unlearnt = "needs at least 2 classes (folders or annotations) and 2 images for each, or --test"
+    reasons = {
+        SETS: "" if sections[SETS] else f"needs at least {least}",
+        "Trained attackers": f"need at least {FEWEST} originals or people, got {learn}" if learn < FEWEST else "",
+        CLASSIFIER: "" if sections[CLASSIFIER] else "the people are no classes" if people else unlearnt,
+    }
+    return {name: f"left out: {reason}" for name, reason in reasons.items() if reason}
 
 
 def rows_of(pairs: Pairs, distance: Tensor | None, eyes: Sequence[View]) -> list[dict[str, Any]]:

@@ -20,6 +20,9 @@ from nearfar.sources import Item, Rejected, list_folder, original_name
 STRANGERS = 200
 """Outputs from which it is measured what any two images have in common."""
 
+CHECKED = 500
+"""Originals without an output that are read, to learn whether they can be."""
+
 Watch = Callable[[str, int, int], None]
 """Told of a stage of the work, how much of it is done, and how much there is."""
 
@@ -205,6 +208,15 @@ def read_or_reject(item: Item, place: str, rejected: list[Rejected]) -> Picture 
     except ImageError as refusal:
         rejected.append(Rejected(f"{place}/{item.name}", str(refusal)))
         return None
+
+
+def unreadable(folder: Path, names: Sequence[str], watch: Watch = unwatched) -> list[Rejected]:
+    """Which of the first 500 named originals cannot be read: often why they have no output."""
+    rejected: list[Rejected] = []
+    for number, name in enumerate(names[:CHECKED], 1):
+        read_or_reject(Item(folder / name, name), "BEFORE", rejected)
+        watch("originals without an output", number, len(names[:CHECKED]))
+    return rejected
 
 
 def compare(original: Picture, output: Picture) -> tuple[float, float, bool]:
