@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nearfar.augment import Augmentation, Wanted
     from nearfar.model import FrozenModel
 
+LAYOUTS = {"Metadata": "metadata", "ClassFolders": "class folders", "Coco": "COCO", "Yolo": "YOLO"}
+"""What people call the layouts of annotations."""
+
 
 @dataclass(frozen=True)
 class CopyChoice:
@@ -134,6 +137,6 @@ def carry_out_units(
 def lines_about(work: Augmentation) -> list[str]:
     """What is special about this job, on stderr before it starts."""
     classes = {label for labels in work.annotations.labels.values() for label in labels}
-    layouts = ", ".join(type(layout).__name__ for layout in work.annotations.layouts)
+    layouts = ", ".join(LAYOUTS.get(type(layout).__name__, "") for layout in work.annotations.layouts)
     judge = [f"judge     {work.judge.about}"] if work.judge else []
     return [f"copies    strength {work.wanted.strengths}; {len(classes)} classes ({layouts})", *judge]

@@ -57,8 +57,8 @@ def read_boxes(source: Path, names: Collection[str], path: Path | None = None, k
     found = below(source, names) if path is None else of_file(path, source, names)
     known = sorted({box.kind for each in found.values() for box in each})
     if not known:
-        place = path or f"COCO and YOLO files below {source}"
-        raise UsageError(f"{place} holds no boxes of these images: name a file with --boxes")
+        place = f"{path} holds" if path else f"COCO and YOLO files below {source} hold"
+        raise UsageError(f"{place} no boxes of these images: name a file with --boxes")
     if unknown := [kind for kind in kinds if kind not in known]:
         raise UsageError(f"no box is of class {unknown[0]!r}: choose from {', '.join(known)}")
     return {name: [box for box in each if not kinds or box.kind in kinds] for name, each in found.items()}
@@ -79,6 +79,8 @@ def below(source: Path, names: Collection[str]) -> dict[str, list[Box]]:
 
 
 def of_file(path: Path, source: Path, names: Collection[str]) -> dict[str, list[Box]]:
+    if not path.is_file():
+        raise UsageError(f"{path} is not there: name a COCO file with --boxes")
     content = parsed_json(read_text(path), str(path))
     if not {"images", "annotations"} <= content.keys():
         raise UsageError(f"{path} must be a COCO file, with images and annotations")

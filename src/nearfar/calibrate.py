@@ -114,12 +114,22 @@ def take_sample(source: Path, model: FrozenModel, fit: FitMode, count: int, peop
             images[item.name] = read_square(item, model.image, fit).squares[0]
         except (ImageError, OSError) as error:
             failed.append(Rejected(item.name, str(error)))
-    if len(images) < LEAST_IMAGES:
-        more = "raise --sample" if len(places) < len(folders) else "give more"
-        raise UsageError(f"a calibration needs {LEAST_IMAGES} images or more, {source} gave {len(images)}: {more}")
+    check_number(source, len(images), all_taken=len(places) == len(folders))
     of = {item.name: folder for item, folder in zip(listing.items, folders, strict=True)}
     labels = torch.from_numpy(np.unique([of[name] for name in images], return_inverse=True)[1])
     return Sample(list(images), torch.stack(list(images.values())), labels, people, [*listing.rejected, *failed])
+
+
+def check_listing(source: Path, count: int) -> None:
+    """Refuse a folder, or a size of the sample, that cannot give 20 images, before anything is read or loaded."""
+    listed = len(list_folder(source).items)
+    check_number(source, min(listed, count), all_taken=listed <= count)
+
+
+def check_number(source: Path, number: int, all_taken: bool) -> None:
+    more = "give more" if all_taken else "raise --sample"
+    if number < LEAST_IMAGES:
+        raise UsageError(f"a calibration needs {LEAST_IMAGES} images or more, {source} gave {number}: {more}")
 
 
 def folders_of(names: Sequence[str], people: bool, source: Path) -> Sequence[str]:

@@ -34,14 +34,15 @@ def calibrate(
     ],
     eyes: EyesChoice,
     people: Annotated[bool, typer.Option("--people", help="Every top folder of IN is a person.")] = False,
-    sample: Annotated[int, typer.Option(help="How many images are measured, at most.")] = 100,
+    sample: Annotated[int, typer.Option(help="How many images are measured, at most; 20 or more.")] = 100,
     steps: Annotated[int, typer.Option(help="Solver steps, as anonymize will take them.")] = 20,
     solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad",
     seed: Annotated[int, typer.Option(help="Of the sample and its noise.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="Where the curves are shown. [default: FILE.report.html]")
+        Path | None,
+        typer.Option(metavar="PAGE", help="Where the curves are shown. [default: FILE, .report.html for .json]"),
     ] = None,
     batch_size: BatchSize = None,
     choice: ModelChoice,
@@ -54,13 +55,14 @@ def calibrate(
     """
     with reported_errors(), warnings_as_notes():
         from nearfar.calibrate import calibrate as search
-        from nearfar.calibrate import take_sample
+        from nearfar.calibrate import check_listing, take_sample
         from nearfar.calibration import parse_target
         from nearfar.solver import SOLVERS
 
         asked = [parse_target(each) for each in target]
         file, page = check_files(source, file, report, overwrite)
         how, mode = SOLVERS[one_of(solver, "solver", SOLVERS)], fit_of(fit)
+        check_listing(source, sample)
         model = choice.load()
         taken = take_sample(source, model, mode, sample, people, seed)
         work = measuring(model, taken, eyes, asked, steps, how, batch_size, seed)
@@ -86,7 +88,7 @@ def check_files(source: Path, file: Path | None, report: Path | None, overwrite:
         raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
     if file.exists() and not overwrite:
         raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
-    return file, page_beside(report, file, source, keep=[file])
+    return file, page_beside(report, file.with_name(file.name.removesuffix(".json")), source, keep=[file])
 
 
 def measuring(

@@ -97,9 +97,11 @@ class Found:
 
 def parse_target(text: str) -> Target:
     """`rank1=0.05` and the like; UsageError for what is none."""
-    name, _, number = text.partition("=")
+    name, given, number = text.partition("=")
     if name not in KINDS:
         raise UsageError(f"target must be one of {', '.join(KINDS)} with a value, like rank1=0.05, got {text!r}")
+    if not given:
+        raise UsageError(f"target {name} needs a value, like {name}=0.05")
     try:
         value = float(number)
     except ValueError:

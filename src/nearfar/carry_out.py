@@ -32,7 +32,7 @@ def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> N
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
         *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
         f"work      {len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "
-        f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} other files ignored",
+        f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} files that are no images",
     ]
     for line in [*lines, *more]:
         typer.echo(line, err=True)
@@ -117,7 +117,8 @@ def finish(progress: Progress, out: Path, job: Job, as_json: bool, more: dict[st
         typer.echo(f"failed    {record.name}: {record.reason}", err=True)
     if progress.reduced:
         size = f"{job.image.size} pixels"
-        typer.echo(f"note      {progress.reduced} images are larger than the model's {size}: detail is gone", err=True)
+        what = "images have regions that" if job.settings.get("regions") else "images"
+        typer.echo(f"note      {progress.reduced} {what} are larger than the model's {size}: detail is gone", err=True)
     code = SOME_FAILED if progress.failed else DONE
     manifest = manifest_path(out)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -81,6 +82,7 @@ def coco_of(content: dict[str, Any], place: str, source: Path, names: Collection
     """The content of one COCO file, checked."""
     check_entries(content, place)
     check_references(content, place)
+    check_boxes(content, place)
     images = {place_of(image["file_name"], place, source, names): image for image in content["images"]}
     if len(images) < len(content["images"]):
         raise UsageError(f"{place} names an image twice: give each image one entry")
@@ -116,6 +118,19 @@ def check_references(content: dict[str, Any], place: str) -> None:
             if each.get(reference) not in known:
                 wrong = f"annotation {each['id']} has {reference} {each.get(reference)}"
                 raise UsageError(f"{place}: {wrong}, which is not among its {part}: mend or remove it")
+
+
+def check_boxes(content: dict[str, Any], place: str) -> None:
+    """Boxes, where there are any, are x, y, width, height. Flat ones pass: COCO's own files have some."""
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    for each in content["annotations"]:
+        if not (box := each.get("bbox")):
+            continue
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(one, int | float) for one in box)
+        if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            rule = "a bbox of 4 numbers: x, y, width, height, the last two not negative"
+            where = f"{place}: annotation {each['id']} of {files[each['image_id']]}"
+            raise UsageError(f"{where} needs {rule}, got {str(box)[:60]}: mend or remove it")
 
 
 def shape_of(image: dict[str, Any]) -> tuple[float, float] | None:

@@ -35,7 +35,7 @@ def read_header(path: Path | str) -> OnnxHeader:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): name an ONNX file") from error
     except (IndexError, StopIteration, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not an ONNX file: name one that ends in .onnx") from error
+        raise UsageError(f"{path} is not an ONNX file: its content is no ONNX network; name another") from error
     images = [(name, shape) for name, shape in inputs.items() if len(shape) == 4 and shape[1] in (1, 3)]
     if not images:
         raise UsageError(f"{path} takes no image (batch, channel, height, width), but {inputs}: name another network")

@@ -34,7 +34,7 @@ def augment(nearfar, model_folder, source, tmp_path):
 def test_what_is_made_is_said(augment, tmp_path):
     result = augment("--copies", 2, "--strength", "0.2-0.4", "--strength", "dog=0.1", "--keep-originals", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "copies    strength 0.2-0.4, dog=0.1; 2 classes (Metadata, ClassFolders)" in result.stderr
+    assert "copies    strength 0.2-0.4, dog=0.1; 2 classes (metadata, class folders)" in result.stderr
     summary = json.loads(result.stdout)
     assert (summary["copies"], summary["originals"], summary["failed"]) == (24, 12, [])
     assert (tmp_path / "out" / "metadata.csv").read_text().count("\n") == 37

@@ -29,7 +29,7 @@ def test_anonymize_takes_the_strength_that_was_found(calibrate, anonymize, sourc
     assert "at most 18 network calls" in found.stderr  # 6 x 24 pairs in 5 batches, 4 halvings of 24, for 2 steps each
     content, file = json.loads(found.stdout), tmp_path / "c.json"
     assert 0 < content["strength"] < 1
-    assert content["verdict"] in (tmp_path / "c.json.report.html").read_text("utf-8")
+    assert content["verdict"] in (tmp_path / "c.report.html").read_text("utf-8")
     assert not manifest_path(file).exists()
     key = ("--key-file", tmp_path / "key")
     done = anonymize(source, tmp_path / "out", "--calibration", file, "--json", *key)

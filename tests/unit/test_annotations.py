@@ -139,7 +139,10 @@ BROKEN = {
         (coco(images=[{"id": [7], "file_name": "a.png"}]), "ids of images must be whole numbers"),
         (coco(annotations=[{"id": 1, "image_id": 7, "category_id": [1]}]), "category_id must be a whole number"),
     ],
-    "labels/a.txt": [("0 0.5", "labels/a.txt line 1 must be a class and at least 4 numbers, got '0 0.5'")],
+    "labels/a.txt": [
+        ("0 0.5", "labels/a.txt line 1 must be a class and at least 4 numbers, got '0 0.5'"),
+        ("0 0.5 0.5 0 0.1", "labels/a.txt line 1 must have its centre in .* got .0 0.5 0.5 0 0.1.: mend"),
+    ],
     "labels/b.txt": [("0 e e e e", "labels/b.txt line 1 must be a class and")],
     "data.yaml": [
         ("names: [", "data.yaml cannot be read"),

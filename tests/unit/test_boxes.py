@@ -74,6 +74,15 @@ def test_only_classes_that_are_there_can_be_chosen(source):
         (coco([]).replace("]", ', {"id": 2, "file_name": "images/b.png"}]', 1), "names an image twice"),
         (coco([]).replace('"images/b.png"', "5"), "file_name must be text"),
         (coco([]), "holds no boxes of these images: name a file with --boxes"),
+        (
+            coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [40, 20, -5, 10]}]),
+            r"annotation 1 of images/b\.png needs a bbox of 4 numbers: .*, got \[40, 20, -5, 10\]: mend or remove it",
+        ),
+        (
+            coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, float("nan"), 1]}]),
+            "needs a bbox of 4 numbers",
+        ),
+        (coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 1]}]), "needs a bbox of 4 numbers"),
         ("{}", "must be a COCO file, with images and annotations"),
         ("[", "is not valid JSON"),
     ],
@@ -83,6 +92,25 @@ def test_files_without_usable_boxes_are_refused(source, tmp_path, content, sente
     path.write_text(content)
     with pytest.raises(UsageError, match=sentence):
         read_boxes(source, NAMES, path)
+
+
+def test_a_flat_box_is_carried_over_and_a_file_that_is_not_there_is_said(source, tmp_path):
+    path = tmp_path / "boxes.json"
+    path.write_text(coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [3, 4, 0, 5]}]))
+    assert read_boxes(source, NAMES, path)["images/b.png"] == [Box(3.0, 4.0, 0.0, 5.0, "cell")]
+    with pytest.raises(UsageError, match=r"nosuch\.json is not there: name a COCO file with --boxes"):
+        read_boxes(source, NAMES, tmp_path / "nosuch.json")
+    with pytest.raises(UsageError, match=r"COCO and YOLO files below .* hold no boxes"):
+        read_boxes(tmp_path / "labels", NAMES)
+
+
+@pytest.mark.parametrize(
+    "line", ["1 0.5 0.5 -0.2 0.1", "1 0.5 0.5 0.2 0", "1 1.5 0.5 0.2 0.1", "1 0.5 -0.1 0.2 0.1 0.9"]
+)
+def test_yolos_boxes_have_a_size_and_lie_in_the_picture(source, line):
+    (source / "labels" / "a.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
+    with pytest.raises(UsageError, match=r"labels/a\.txt line 2 must have its centre in \[0, 1\]"):
+        read_boxes(source, NAMES)
 
 
 def test_lines_of_keypoints_are_refused(source):

@@ -8,7 +8,7 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 
 from nearfar.audit.view import unit
-from nearfar.calibrate import Measuring, Sample, calibrate, drawn, take_sample
+from nearfar.calibrate import Measuring, Sample, calibrate, check_listing, drawn, take_sample
 from nearfar.calibration import (
     Found,
     Point,
@@ -182,6 +182,21 @@ def test_whole_people_are_drawn():
     assert {folders.count(folders[place]) for place in places} == {5}
     assert len({folders[place] for place in places}) == 6
     assert len(drawn(folders, 32, people=False, seed=3)) == 32
+
+
+def test_too_few_images_are_refused_by_their_number_alone(tmp_path, write_pictures):
+    write_pictures(tmp_path, 24)
+    check_listing(tmp_path, 20)
+    with pytest.raises(UsageError, match=r"20 images or more, .* gave 19: raise --sample"):
+        check_listing(tmp_path, 19)
+    write_pictures(tmp_path / "few", 12)
+    with pytest.raises(UsageError, match=r"gave 12: give more"):
+        check_listing(tmp_path / "few", 100)
+
+
+def test_a_target_needs_a_value():
+    with pytest.raises(UsageError, match=r"rank1 needs a value, like rank1=0\.05"):
+        parse_target("rank1")
 
 
 def test_the_sample_is_of_a_folder(tmp_path, write_pictures, model):

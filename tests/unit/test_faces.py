@@ -66,7 +66,7 @@ def test_a_header_tells_name_shape_and_first_operators(tmp_path):
 def test_what_is_no_onnx_file_is_refused(tmp_path, content):
     file = tmp_path / "net.onnx"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match=r"net\.onnx is not an ONNX file"):
+    with pytest.raises(UsageError, match=r"net\.onnx is not an ONNX file: its content is no ONNX network"):
         FaceRecogniser.load(file)
 
 
