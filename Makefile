@@ -25,7 +25,7 @@ golden: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data]'
 	touch $@
 
 clean:
