@@ -137,9 +137,10 @@ def sheet(cells: Sequence[Sequence[Tensor]], captions: Sequence[str]) -> Image.I
     """Groups of images, several abreast."""
     blank = [Image.new("RGB", (1, 1), "white")] * len(captions)
     groups = [[to_pil(image) for image in some] for some in cells]
-    groups += [blank] * (-len(groups) % ABREAST)
-    rows = [[image for group in groups[n : n + ABREAST] for image in group] for n in range(0, len(groups), ABREAST)]
-    return contact_sheet(rows, [*captions] * ABREAST, cell=96)
+    abreast = max(1, min(ABREAST, len(groups)))
+    groups += [blank] * (-len(groups) % abreast)
+    rows = [[image for group in groups[n : n + abreast] for image in group] for n in range(0, len(groups), abreast)]
+    return contact_sheet(rows, [*captions] * abreast, cell=96)
 
 
 def lists(audit: Audit) -> list[str]:
