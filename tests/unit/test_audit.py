@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.spatial.distance import pdist
 
@@ -243,3 +244,10 @@ def test_refusals_come_before_an_image_is_read(folders, model, smooth, tmp_path,
         after = folders / "after" if source in (before, tmp_path / "few") else source
         with pytest.raises(UsageError, match=sentence):
             audit_folders(source, after, model=model, features="pixels", **options)
+
+
+def test_a_sheet_is_as_wide_as_it_has_pairs_abreast():
+    pair, captions = [torch.zeros(3, 8, 8)] * 2, ["before", "after"]
+    one, two, many = (report.sheet([pair] * count, captions) for count in (1, 2, 9))
+    assert one.width < two.width < many.width
+    assert one.height == two.height < many.height
