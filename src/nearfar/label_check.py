@@ -133,13 +133,18 @@ def deal(labels: Sequence[str]) -> NDArray[np.intp]:
 
 def regression(features: Vectors, labels: NDArray[Any]) -> Any:
     """Standardised features, L2-regularised logistic regression."""
+    return logistic_pipeline(C=0.1, max_iter=2000).fit(features, labels)
+
+
+def logistic_pipeline(**options: Any) -> Any:
+    """Logistic regression on standardised features, not yet fitted; options: scikit-learn's."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
-        raise UsageError("the classifier comes from scikit-learn: pip install 'nearfar[metrics]'") from None
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(features, labels)
+        raise UsageError("a classifier needs scikit-learn: pip install 'nearfar[metrics]'") from None
+    return make_pipeline(StandardScaler(), LogisticRegression(**options))
 
 
 def trained_judge(folder: Path, names: Sequence[str], labels: Labels) -> Judge:

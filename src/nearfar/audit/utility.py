@@ -16,6 +16,7 @@ from nearfar.annotations import read_annotations
 from nearfar.audit.figure import Figure
 from nearfar.audit.pairs import Watch, unwatched
 from nearfar.errors import UsageError
+from nearfar.label_check import logistic_pipeline
 
 SEEDS, TRAINED = 5, 0.8
 STEPS, BATCH, RATE, CNN_PIXELS = 300, 32, 2e-3, 32
@@ -157,13 +158,7 @@ def student_interval(values: Sequence[float]) -> tuple[float | None, float | Non
 
 def logistic(inputs: Tensor, labels: Labels, judged: Tensor, seed: int) -> Tensor:
     """Logistic regression on standardised features."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise UsageError("a classifier needs scikit-learn: pip install 'nearfar[metrics]'") from None
-    learner = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
+    learner = logistic_pipeline(max_iter=1000, random_state=seed)
     learner.fit(inputs.flatten(1).numpy(), labels.numpy())
     return torch.from_numpy(learner.predict(judged.flatten(1).numpy()))
 
