@@ -59,7 +59,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(model_folder: Path):
     """The tiny model, read back the way users' models are."""
-    from nearfar.loading import load_model
+    from nearfar.models.loading import load_model
 
     return load_model(model_folder, "cpu")
 

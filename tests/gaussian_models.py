@@ -2,10 +2,10 @@
 
 import torch
 
-from nearfar.latent_space import LatentSpace, PixelSpace
-from nearfar.model import FrozenModel, ImageContract, Provenance
-from nearfar.oracle import GaussianDenoiser
-from nearfar.schedule import NoiseSchedule
+from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.models.latent_space import LatentSpace, PixelSpace
+from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from oracle import GaussianDenoiser
 
 SCHEDULE = NoiseSchedule.variance_preserving(
     torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)

@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import torch
 
-from nearfar.domain import Domain
+from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.domain.domain import Domain
 from nearfar.errors import ModelWarning
-from nearfar.latent_space import PixelSpace
-from nearfar.model import FrozenModel, ImageContract, Provenance
-from nearfar.oracle import GaussianDenoiser
-from nearfar.own_domain import own_samples
-from nearfar.schedule import NoiseSchedule
+from nearfar.models.latent_space import PixelSpace
+from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from nearfar.sampling.own_samples import own_samples
+from oracle import GaussianDenoiser
 
 SIDE, COUNT, MEAN = 8, 16, 0.1
 VARIANCE = torch.linspace(0.02, 0.06, SIDE)

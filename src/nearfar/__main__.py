@@ -24,7 +24,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
-    from nearfar.cli import app
+    from nearfar.cli.app import app
 
     app()
 

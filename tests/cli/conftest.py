@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from nearfar.cli import app
+from nearfar.cli.app import app
 
 
 @pytest.fixture

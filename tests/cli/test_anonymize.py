@@ -5,11 +5,11 @@ import stat
 
 import numpy as np
 import pytest
-from folders import contents, state
 from PIL import Image
 
-from nearfar.manifest import manifest_path, read_manifest
-from nearfar.noise import SecretKey
+from folders import contents, state
+from nearfar.diffusion.noise import SecretKey
+from nearfar.io.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture

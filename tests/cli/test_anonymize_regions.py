@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import contents
 from PIL import Image
 
-from nearfar.images import read_picture
-from nearfar.manifest import manifest_path, read_manifest
-from nearfar.region_job import face_search
-from nearfar.sources import Item
+from folders import contents
+from nearfar.io.listing import Item
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.io.pictures import read_picture
+from nearfar.jobs.regions import face_search
 
 DETECTOR = Path(__file__).parents[3] / "shared" / "weights" / "yunet_n_320_320.onnx"
 

@@ -4,10 +4,10 @@ import json
 import signal
 
 import pytest
-from folders import contents, finished
-from processes import Warm, wait_until
 
-from nearfar.manifest import manifest_path
+from folders import contents, finished
+from nearfar.io.manifest import manifest_path
+from processes import Warm, wait_until
 
 
 @pytest.fixture

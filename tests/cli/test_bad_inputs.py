@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from folders import contents, state
-from processes import Cold
 
 from bad_inputs import encoded, make_bad_inputs, make_name_that_is_not_utf8, pixels
-from nearfar.manifest import manifest_path, read_manifest
-from nearfar.sources import list_folder
+from folders import contents, state
+from nearfar.io.listing import list_folder
+from nearfar.io.manifest import manifest_path, read_manifest
+from processes import Cold
 
 GOOD = 200
 PLANNER = {

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from folders import contents
 
-from nearfar.manifest import manifest_path, read_manifest
+from folders import contents
+from nearfar.io.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from folders import contents, state
 from PIL import Image
 
-from nearfar import demo
-from nearfar.anonymize import anonymize_job
-from nearfar.loading import load_model
+from folders import contents, state
+from nearfar.cli import demo
+from nearfar.jobs.anonymize import anonymize_job
+from nearfar.models.loading import load_model
 
 
 @pytest.fixture

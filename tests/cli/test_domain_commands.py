@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from folders import contents
 from PIL import Image
 from typer.testing import CliRunner
 
 from bad_domains import BAD_ARRAY_DOMAINS, BAD_DOMAINS, arrays, fluxes, pictures, random_pixels
-from nearfar.cli import app
-from nearfar.guards import Judgement
-from nearfar.manifest import manifest_path
+from folders import contents
+from nearfar.cli.app import app
+from nearfar.domain.guards import Judgement
+from nearfar.io.manifest import manifest_path
 
 IMAGES = 6
 FAST = ("--device", "cpu", "--batch-size", 8)
@@ -21,7 +21,7 @@ FAST = ("--device", "cpu", "--batch-size", 8)
 def few_samples_of_the_models_own():
     """Sixteen instead of two hundred."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nearfar.domain.OWN_SAMPLES", 16)
+        patch.setattr("nearfar.domain.domain.OWN_SAMPLES", 16)
         yield
 
 
@@ -126,7 +126,9 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_reports_all(sample, tmp_path):
 
 def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkeypatch):
     copy = Judgement(1, 0.1, 0.1, -1.0, 0.0, ("a copy of fitted image 1",), "drop")
-    monkeypatch.setattr("nearfar.guards.Guards.judge", lambda self, model, images, batch_size: [copy] * len(images))
+    monkeypatch.setattr(
+        "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [copy] * len(images)
+    )
     result = sample("--count", 3, "--json")
     assert result.exit_code == 3
     assert contents(tmp_path / "out") == {}
@@ -138,7 +140,9 @@ def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkey
 
 def test_it_is_told_when_most_are_flagged(sample, monkeypatch):
     odd = Judgement(1, 2.0, 2.0, -1.0, 3.0, ("layout or colours stronger than the domain's",), "flag")
-    monkeypatch.setattr("nearfar.guards.Guards.judge", lambda self, model, images, batch_size: [odd] * len(images))
+    monkeypatch.setattr(
+        "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [odd] * len(images)
+    )
     assert "note      3 of 3 are flagged: look at them before they are used\n" in sample("--count", 3).stderr
 
 
@@ -166,7 +170,7 @@ def test_a_dry_run_writes_nothing(sample, tmp_path):
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_is_finished(sample, tmp_path, monkeypatch):
-    from nearfar import samples
+    from nearfar.jobs import sample as samples
 
     store = samples.store
 

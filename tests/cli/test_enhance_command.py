@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from folders import contents
 from PIL import Image
 
-from nearfar.manifest import manifest_path, read_manifest
+from folders import contents
+from nearfar.io.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture

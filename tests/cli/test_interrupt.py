@@ -4,11 +4,11 @@ import json
 import signal
 
 import pytest
-from folders import contents, finished
-from processes import Cold, Warm, wait_until
 
-from nearfar.manifest import manifest_path, read_manifest
-from nearfar.sinks import has_content
+from folders import contents, finished
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.io.writing import has_content
+from processes import Cold, Warm, wait_until
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_interrupted_before_there_is_anything_to_keep(tmp_path, anonymize, write
         raise KeyboardInterrupt
 
     write_pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("nearfar.loading.load_model", interrupt)
+    monkeypatch.setattr("nearfar.models.loading.load_model", interrupt)
     result = anonymize(tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stderr == "nearfar: interrupted; what is finished is kept, and --resume goes on with it\n"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from folders import contents, finished
-from processes import Cold, Warm, wait_until
 
-from nearfar.manifest import manifest_path, read_manifest
+from folders import contents, finished
+from nearfar.io.manifest import manifest_path, read_manifest
+from processes import Cold, Warm, wait_until
 
 IMAGES, KILLS, COLD_KILLS = 60, 20, 2
 RANDOM = random.Random()  # not seeded: the machine's load makes the moments random in any case

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from folders import contents
 from PIL import Image
 
-from nearfar.manifest import manifest_path, read_manifest
+from folders import contents
+from nearfar.io.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture

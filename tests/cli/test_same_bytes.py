@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import contents
 from PIL import Image
 
-from nearfar.anonymize import anonymize_folder
-from nearfar.fitting import fit
-from nearfar.images import read_picture
-from nearfar.manifest import manifest_path
-from nearfar.noise import SecretKey
+from folders import contents
+from nearfar.diffusion.noise import SecretKey
+from nearfar.io.fitting import fit
+from nearfar.io.manifest import manifest_path
+from nearfar.io.pictures import read_picture
+from nearfar.jobs.anonymize import anonymize_folder
 
 SHAPES = [(16, 16), (24, 16), (11, 19)]
 
@@ -177,7 +177,7 @@ def test_nothing_is_left_from_which_noise_could_be_rebuilt(
 
 
 def test_the_secrets_searched_for_are_the_ones_in_use(tmp_path, source, anonymize, model, key_file, monkeypatch):
-    from nearfar import local_sampling
+    from nearfar.sampling import local_sampling
 
     used = []
     stream = local_sampling.NoiseStream

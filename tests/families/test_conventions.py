@@ -28,15 +28,16 @@ from diffusers import (
 )
 
 import tiny_models
-from nearfar import loading, local_sampling
-from nearfar.denoiser import NetworkDenoiser, from_v
+from nearfar.diffusion.denoiser import NetworkDenoiser, from_v
+from nearfar.diffusion.noise import NoiseStream
+from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.diffusion.solver import DDIM
 from nearfar.errors import ModelWarning
-from nearfar.loading import load_model
-from nearfar.local_sampling import local_sample
-from nearfar.model import FrozenModel
-from nearfar.noise import NoiseStream
-from nearfar.schedule import NoiseSchedule
-from nearfar.solver import DDIM
+from nearfar.models import loading
+from nearfar.models.loading import load_model
+from nearfar.models.model import FrozenModel
+from nearfar.sampling import local_sampling
+from nearfar.sampling.local_sampling import local_sample
 
 pytestmark = [
     # In diffusers 0.42.1 with numpy 2: "__array__ implementation doesn't accept a copy keyword".

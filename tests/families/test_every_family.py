@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from nearfar import local_sampling
-from nearfar.cli import app
+from nearfar.cli.app import app
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import SOLVERS, Heun
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.inversion import invert, reconstruct
-from nearfar.loading import load_model
-from nearfar.local_sampling import local_sample
-from nearfar.model import FrozenModel
-from nearfar.noise import SecretKey
-from nearfar.solver import SOLVERS, Heun
+from nearfar.models.loading import load_model
+from nearfar.models.model import FrozenModel
+from nearfar.sampling import local_sampling
+from nearfar.sampling.inversion import invert, reconstruct
+from nearfar.sampling.local_sampling import local_sample
 from tiny_models import FAMILIES
 
 pytestmark = [

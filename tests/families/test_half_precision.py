@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tiny_models
-from nearfar import loading
-from nearfar.local_sampling import local_sample
+from nearfar.models import loading
+from nearfar.sampling.local_sampling import local_sample
 
 FAMILIES = [
     "ddpm",

@@ -3,7 +3,7 @@
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from nearfar.loading import load_model
+from nearfar.models.loading import load_model
 from tiny_models import unet
 
 OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}

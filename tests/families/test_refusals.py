@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_models
-from nearfar.cli import app
+from nearfar.cli.app import app
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.loading import load_model
+from nearfar.models.loading import load_model
 from tiny_models import FAMILIES, PROMPT, Family
 
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from nearfar.cli import app
+from nearfar.cli.app import app
 
 HELP = Path(__file__).with_name("help")
 README = Path(__file__).parents[2] / "README.md"

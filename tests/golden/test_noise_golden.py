@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nearfar.noise import NoiseStream, SecretKey
+from nearfar.diffusion.noise import NoiseStream, SecretKey
 
 GOLDEN = Path(__file__).with_name("noise_streams.npz")
 

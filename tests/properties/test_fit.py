@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearfar.fitting import FitMode, fit, unfit, window
-from nearfar.images import Frame, Picture
+from nearfar.io.fitting import FitMode, fit, unfit, window
+from nearfar.io.pictures import Frame, Picture
 
 MODES = st.sampled_from(FitMode)
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70)) | st.sampled_from([(1, 1), (1, 1000), (1000, 1), (3, 700)])

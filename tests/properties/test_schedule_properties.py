@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearfar.schedule import NoiseSchedule
+from nearfar.diffusion.schedule import NoiseSchedule
 
 same_examples_each_time = settings(derandomize=True, deadline=None, max_examples=60)
 

@@ -37,9 +37,9 @@ from torch import Tensor
 
 import tiny_models
 from nearfar import load_model
+from nearfar.diffusion.noise import NoiseStream
+from nearfar.diffusion.solver import DDIM, solve
 from nearfar.errors import ModelWarning
-from nearfar.noise import NoiseStream
-from nearfar.solver import DDIM, solve
 
 pytestmark = [
     # In diffusers 0.42.1 with numpy 2: "__array__ implementation doesn't accept a copy keyword".

@@ -1,4 +1,4 @@
-"""The shape of the package: imports point downwards, and no part of it is too long to be read at once."""
+"""The shape of the package: wings, what each may import, and no part of it too long to be read at once."""
 
 import ast
 from pathlib import Path
@@ -6,125 +6,113 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "nearfar"
-# From DESIGN section 2, lowest first. A module may import its own layer and those below.
-LAYERS = [
-    {
-        *("tensors", "errors", "schedule", "noise", "denoiser", "solver", "geometry", "oracle"),
-        *("cloud", "gaussianity", "two_clouds", "values", "intervals"),
-        *("spread", "spectral", "structured", "parents", "regions", "shell"),
-        "back_projection",
-    },  # mathematics
-    {
-        *("tiles", "tiling", "latent_space", "model", "schedulers", "networks", "text_families", "devices", "policy"),
-        *("diffusers_folder", "hub", "cards", "layouts", "checkpoints", "loading"),
-    },  # frozen models
-    {
-        *("local_sampling", "inversion", "own_domain", "exact_inversion", "representation", "survey"),
-        *("domain", "starts", "synthesis", "guidance", "network_features", "capture", "guards", "bandwidth", "pilot"),
-        *("enhancement", "calibration", "feature_networks"),
-    },  # methods
-    {
-        *("images", "arrays", "fitting", "sources", "sinks", "manifest", "sheet", "page", "plan", "run"),
-        *("jobs", "anonymize", "trajectories", "inputs", "audit"),
-        *("representation_report", "survey_report", "domain_file", "domain_report", "samples"),
-        *("faces", "onnx_header", "crops", "boxes", "region_job", "region_report"),
-        *("annotations", "augment", "enhance_job", "calibration_file", "near_dataset"),
-        *("annotation_files", "coco", "yolo", "copy_choice", "label_check", "record_sets", "data_sets", "shards"),
-        *("calibrate", "calibration_scores", "calibration_report", "per_image"),
-    },  # data in, data out
-    {
-        "exits",
-        "console",
-        "options",
-        "model_commands",
-        "domain_commands",
-        "sample_command",
-        "carry_out",
-        "anonymize_command",
-        "region_choice",
-        "audit_command",
-        "calibrate_command",
-        "calibration_choice",
-        "augment_command",
-        "enhance_command",
-        "cli",
-        "web",
-        "cluster",
-        "demo",
-        "__main__",
-        "__init__",
-    },  # faces
-]
+FAR = ("diffusion", "latents", "models", "io", "metrics", "sampling")  # what `domain` stands on
+# Each wing, and the wings it may import; all may import EVERYONES.
+WINGS = {
+    "diffusion": (),
+    "latents": (),
+    "models": ("diffusion",),
+    "io": ("models",),
+    "metrics": ("diffusion", "latents", "models", "io"),
+    "sampling": ("diffusion", "models", "metrics"),
+    "domain": FAR,
+    "data": ("diffusion", "models", "io", "metrics", "sampling"),
+    "audit": ("diffusion", "models", "io", "metrics", "data", "sampling"),
+    "jobs": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit"),
+    "reports": (*FAR, "domain", "audit", "jobs"),
+    "cli": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit", "jobs", "reports"),
+}
+EVERYONES = ("errors", "tensors")
+FRONT = ("__init__", "__main__")
 FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 
 
-def module_of(file):
-    """`nearfar/schedule.py` and everything in `nearfar/audit/` by the name under `nearfar`."""
+def place_of(file):
+    """`nearfar/errors.py`, and everything in `nearfar/audit/`, by the name under `nearfar`."""
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def layer(module):
-    for number, names in enumerate(LAYERS):
-        if module in names:
-            return number
-    raise AssertionError(f"nearfar.{module} has no layer: place it in LAYERS of tests/unit/test_layers.py")
+def allowed(place):
+    if place in WINGS:
+        return {place, *WINGS[place], *EVERYONES}
+    if place in EVERYONES:
+        return set(EVERYONES)
+    assert place in FRONT, f"nearfar.{place} is in no wing: place it in one of {', '.join(WINGS)}"
+    return {*WINGS, *EVERYONES}
 
 
 def imports_of(source):
-    """Modules of nearfar that a source text imports, anywhere in it, in whichever form."""
+    """Places of nearfar that a source text imports from, anywhere in it, in whichever form."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "write imports in full: from nearfar.module import name"
+            assert node.level == 0, "write imports in full: from nearfar.wing.module import name"
             names = [f"nearfar.{alias.name}" for alias in node.names] if node.module == "nearfar" else [node.module]
         else:
             continue
         for name in names:
             package, _, rest = name.partition(".")
-            module = rest.partition(".")[0]
-            if package == "nearfar":  # what is not a module is a public name of the package
-                yield module if module in {module_of(file) for file in FILES} else "__init__"
+            place = rest.partition(".")[0]
+            if package == "nearfar":  # what is no place is a public name of the package
+                yield place if place in {place_of(file) for file in FILES} else "__init__"
 
 
-def check_imports(module, source):
-    layer(module)
+def check_imports(place, source):
+    may = allowed(place)
     for imported in imports_of(source):
-        assert layer(imported) <= layer(module), f"nearfar.{module} imports nearfar.{imported}, which lies above it"
+        assert imported in may, f"nearfar.{place} imports nearfar.{imported}, which it may not"
 
 
 @each_file
-def test_imports_only_point_downwards(file):
-    check_imports(module_of(file), file.read_text())
+def test_imports_follow_the_table(file):
+    check_imports(place_of(file), file.read_text())
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "from nearfar.model import FrozenModel",
-        "import nearfar.model",
-        "import os, nearfar.model as frozen",
-        "from nearfar import model",
-        "def later():\n    from nearfar.model import FrozenModel as Model",
+        "from nearfar.models.model import FrozenModel",
+        "import nearfar.models.model",
+        "import os, nearfar.models.model as frozen",
+        "from nearfar.models import model",
+        "from nearfar import models",
+        "def later():\n    from nearfar.models.model import FrozenModel as Model",
     ],
 )
-def test_the_check_sees_an_import_that_points_upwards(source):
-    check_imports("local_sampling", source)
-    with pytest.raises(AssertionError, match=r"nearfar\.solver imports nearfar\.model, which lies above it"):
-        check_imports("solver", source)
+def test_the_check_sees_an_import_that_the_table_forbids(source):
+    check_imports("sampling", source)
+    with pytest.raises(AssertionError, match=r"nearfar\.diffusion imports nearfar\.models, which it may not"):
+        check_imports("diffusion", source)
 
 
 @pytest.mark.parametrize("source", ["import nearfar", "from nearfar import local_sample"])
-def test_the_package_itself_lies_above_all_of_its_modules(source):
-    with pytest.raises(AssertionError, match="which lies above it"):
-        check_imports("run", source)
+def test_no_wing_imports_the_package_itself(source):
+    with pytest.raises(AssertionError, match="which it may not"):
+        check_imports("jobs", source)
 
 
-def test_a_module_without_a_layer_is_asked_to_take_its_place():
+def test_the_table_goes_one_way():
+    """No two wings reach each other, by whatever way."""
+
+    def reached(wing):
+        return {wing, *(further for below in WINGS[wing] for further in reached(below))}
+
+    assert all(wing not in reached(below) for wing, wings in WINGS.items() for below in wings)
+
+
+def test_a_module_outside_the_wings_is_asked_to_take_its_place():
     with pytest.raises(AssertionError) as error:
         check_imports("helpers", "import os")
-    assert "nearfar.helpers has no layer: place it in LAYERS of tests/unit/test_layers.py" in str(error.value)
+    assert "nearfar.helpers is in no wing: place it in one of diffusion, latents, models" in str(error.value)
+
+
+def test_every_wing_is_a_docstring_and_its_modules():
+    for wing in WINGS:
+        tree = ast.parse((PACKAGE / wing / "__init__.py").read_text())
+        assert ast.get_docstring(tree)
+        assert len(tree.body) == 1
 
 
 def test_no_module_is_named_after_nothing():
@@ -134,7 +122,7 @@ def test_no_module_is_named_after_nothing():
 def test_the_package_is_read_in_a_day():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
     assert sum(lines.values()) < 20000
-    assert {file.name: count for file, count in lines.items() if count > 400} == {}
+    assert {str(file.relative_to(PACKAGE)): count for file, count in lines.items() if count > 400} == {}
 
 
 @each_file

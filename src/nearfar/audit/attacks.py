@@ -6,73 +6,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.audit.bound import bound, departure
 from nearfar.audit.figure import Figure
 from nearfar.audit.linkage import averaging, linkage
 from nearfar.audit.membership import membership_by_loss, membership_by_outputs
-from nearfar.audit.pairs import Pairs, Watch
+from nearfar.audit.pairs import Pairs
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.trained_attacker import FEWEST, teachers, trained_attack
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels
 from nearfar.audit.walk_back import walked_back
+from nearfar.diffusion.noise import SecretKey, fingerprint
 from nearfar.errors import UsageError
-from nearfar.faces import FaceDetector, FaceRecogniser, Points, embed_faces
-from nearfar.feature_networks import BATCH, FeatureNetwork, pixel_features
-from nearfar.fitting import FitMode, fit
-from nearfar.images import read_picture
-from nearfar.model import FrozenModel
-from nearfar.noise import SecretKey
-from nearfar.plan import fingerprint
-from nearfar.sources import Item
+from nearfar.io.fitting import FitMode, fit
+from nearfar.io.listing import Item
+from nearfar.io.pictures import read_picture
+from nearfar.io.progress import Watch
+from nearfar.metrics.faces import Faces
+from nearfar.metrics.features import BATCH, FeatureNetwork, pixel_features
+from nearfar.models.model import FrozenModel
 
 PIXELS, WALKED = 64, 32
 """Pixels of a side at which pixels are compared at most, and images kept at least; outputs that are walked back, in 100
 network calls."""
-
-
-@dataclass(frozen=True, eq=False)
-class Faces:
-    """A detector and a recogniser, which see pictures at their own size."""
-
-    detector: FaceDetector
-    recogniser: FaceRecogniser
-
-    @classmethod
-    def load(cls, detector: str | Path | None, recogniser: str | Path | None) -> Faces | None:
-        """From two ONNX files, both or none."""
-        if detector is None and recogniser is None:
-            return None
-        if detector is None or recogniser is None:
-            raise UsageError("a face recogniser needs a detector and the other way round: give both ONNX files")
-        return cls(FaceDetector.load(detector), FaceRecogniser.load(recogniser))
-
-    def see(self, items: Sequence[Item], watch: Watch, stage: str, known: Sequence[Points | None] = ()) -> Seen:
-        """The largest face of each picture; known: landmarks to use where none is found."""
-        parts = []
-        for number, item in enumerate(items):
-            at = [known[number]] if known else None
-            parts.append(embed_faces(self.detector, self.recogniser, [colours(item.path)], at))
-            watch(stage, number + 1, len(items))
-        vectors, found = (torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "found"))
-        return Seen(vectors.double(), [part.landmarks[0] for part in parts], int((~found).sum()))
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Vectors of faces, their landmarks, and in how many pictures no face was found."""
-
-    vectors: Float64[Tensor, "pictures numbers"]
-    landmarks: list[Points | None]
-    missed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +43,6 @@ class Others:
 
     items: Sequence[Item]
     images: Float[Tensor, "others 3 size size"]
-
-
-def colours(path: Path) -> Any:
-    """A picture as uint8 (height, width, 3)."""
-    picture = read_picture(path)
-    values = picture.pixels if picture.frame.depth == 8 else (picture.pixels // 257).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
 
 
 def views(

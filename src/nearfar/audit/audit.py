@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nearfar.audit.attacks import (
     PIXELS,
-    Faces,
     Others,
     attack_views,
     formal_bound,
@@ -24,27 +23,20 @@ from nearfar.audit.attacks import (
 )
 from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
 from nearfar.audit.figure import Figure, with_library
-from nearfar.audit.pairs import (
-    Pairing,
-    Pairs,
-    Watch,
-    compare_strangers,
-    pair_folders,
-    read_images,
-    read_pairs,
-    unreadable,
-    unwatched,
-)
+from nearfar.audit.pairs import Pairing, Pairs, compare_strangers, pair_folders, read_images, read_pairs, unreadable
 from nearfar.audit.trained_attacker import FEWEST, teachers
-from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, top_folders, utility
+from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, utility
 from nearfar.audit.view import View, nearest_originals
+from nearfar.data.labels import top_folders
+from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import UsageError
-from nearfar.feature_networks import BATCH, FeatureNetwork, feature_network
-from nearfar.loading import load_model
-from nearfar.manifest import manifest_path, read_manifest
-from nearfar.model import FrozenModel
-from nearfar.noise import SecretKey
-from nearfar.sources import Item, Rejected
+from nearfar.io.listing import Item, Rejected
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.io.progress import Watch, unwatched
+from nearfar.metrics.faces import Faces
+from nearfar.metrics.features import BATCH, FeatureNetwork, feature_network
+from nearfar.models.loading import load_model
+from nearfar.models.model import FrozenModel
 
 LIMIT, LARGEST = 500, 224
 """Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nearfar.audit.figure import Figure, library
 from nearfar.audit.pairs import Pairs, unrelated
-from nearfar.audit.set_distances import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
-from nearfar.feature_networks import FeatureNetwork, perceptual_distance
-from nearfar.intervals import NORMAL, bootstrap
+from nearfar.metrics.features import FeatureNetwork, perceptual_distance
+from nearfar.metrics.intervals import NORMAL, bootstrap
+from nearfar.metrics.sets import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
 
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
 """Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from nearfar.audit.figure import Figure
 from nearfar.audit.view import Vectors, similarities
+from nearfar.diffusion.level import start_times
+from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.errors import UsageError
-from nearfar.intervals import NORMAL
-from nearfar.local_sampling import start_times
-from nearfar.model import FrozenModel
-from nearfar.noise import NoiseStream, SecretKey
+from nearfar.metrics.intervals import NORMAL
+from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images, per_image
 
 LEVELS, DRAWS, BATCH = (0.1, 0.3, 0.5), 2, 32

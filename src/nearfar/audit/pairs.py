@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,23 +12,17 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
-from nearfar.fitting import fit
-from nearfar.images import Picture, read_picture
-from nearfar.representation import psnr, ssim
-from nearfar.sources import Item, Rejected, list_folder, original_name
+from nearfar.io.fitting import fit
+from nearfar.io.listing import Item, Rejected, list_folder, original_name
+from nearfar.io.pictures import Picture, read_picture
+from nearfar.io.progress import Watch, unwatched
+from nearfar.metrics.quality import psnr, ssim
 
 STRANGERS = 200
 """Outputs from which it is measured what any two images have in common."""
 
 CHECKED = 500
 """Originals without an output that are read, to learn whether they can be."""
-
-Watch = Callable[[str, int, int], None]
-"""Told of a stage of the work, how much of it is done, and how much there is."""
-
-
-def unwatched(stage: str, done: int, total: int) -> None:
-    """Nobody is told."""
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from nearfar.annotations import read_annotations
 from nearfar.audit.figure import Figure
-from nearfar.audit.pairs import Watch, unwatched
+from nearfar.data.annotations import read_annotations
 from nearfar.errors import UsageError
-from nearfar.label_check import logistic_pipeline
+from nearfar.io.progress import Watch, unwatched
+from nearfar.metrics.classifier import logistic_pipeline
 
 SEEDS, TRAINED = 5, 0.8
 STEPS, BATCH, RATE, CNN_PIXELS = 300, 32, 2e-3, 32
@@ -48,13 +48,6 @@ class Classifier:
     name: str
     by_features: bool
     learn: Learner
-
-
-def top_folders(names: Sequence[str]) -> list[str] | None:
-    """The top folder of each image. Nothing if some lie in none, or all in one."""
-    parts = [PurePosixPath(name).parts for name in names]
-    found = [each[0] for each in parts if len(each) > 1]
-    return found if len(found) == len(parts) and len(set(found)) > 1 else None
 
 
 def classes_in(folder: Path, every: Sequence[str], names: Sequence[str]) -> list[str] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearfar.audit.figure import Figure
 from nearfar.errors import UsageError
-from nearfar.intervals import independent, wilson
+from nearfar.metrics.intervals import independent, wilson
 
 Vectors = Shaped[Tensor, "_ _"]
 Scores = Float64[Tensor, "queries candidates"]

@@ -9,11 +9,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
-from nearfar.intervals import NORMAL
-from nearfar.local_sampling import WARP, noise_for, start_times
-from nearfar.model import FrozenModel
-from nearfar.noise import NoiseStream, SecretKey
-from nearfar.solver import Heun, solve
+from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
+from nearfar.diffusion.solver import Heun, solve
+from nearfar.metrics.intervals import NORMAL
+from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images, per_image
 
 STEPS, BATCH = 50, 32

@@ -1,0 +1,123 @@
+"""nearfar's own generators for the table of `synthesis.py`: the default, its neighbours, every family, and three ideas.
+
+"nearfar" is the default with its pilot. All share one fit of a domain and one set of the model's own samples. Each
+takes (model, fit, count, seed) like those of `baselines.py`; ideas are numbered as in the prototype's notes: 2
+symmetric copies as parents, 3 a short return through the guided model after mixing by region, 5 rejection by the
+guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.far.baselines import BATCH, Made, Make
+from benchmarks.support.domains import NO_UPRIGHT, symmetric_copies
+from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.noise import SecretKey
+from nearfar.domain.domain import OWN_SAMPLES, STRENGTH, Domain
+from nearfar.domain.draws import FAMILIES, FAMILY
+from nearfar.domain.guidance import GUIDANCE
+from nearfar.domain.pilot import COUNT, pilot
+from nearfar.domain.synthesis import synthesise, synthesiser
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.local_sampling import local_sample
+from nearfar.sampling.own_samples import own_samples
+
+RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
+"""Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    **{f"regions guidance {weight:g}": {"pull": weight} for weight in (0.0, 0.3)},
+    "regions inverted without": {"pull": 0.0, "guidance": GUIDANCE},
+    "regions of any parents": {"alike": 1.0},
+    "regions margin 0.9": {"margin": 0.9},
+    **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
+    **{family: {"family": family} for family in FAMILIES if family != FAMILY},
+}
+
+
+def far_generators(domain: str) -> dict[str, Make]:
+    """All of them by name, for a domain of `domains.py`."""
+    made: dict[str, Make] = {name: partial(drawn, domain=domain, **settings) for name, settings in SETTINGS.items()}
+    made = {"nearfar": partial(default, domain=domain), **made}
+    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", pull=0.0, guidance=1.0)
+    made["structured guidance 1"] = partial(
+        drawn, domain=domain, strength=HIGH, family="structured", pull=0.0, guidance=1.0
+    )
+    made["regions symmetric"] = partial(drawn, domain=domain, copies=True)
+    made["regions short return"] = partial(returned, domain=domain)
+    made["regions guards"] = partial(guarded, domain=domain)
+    return made
+
+
+def default(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """What `nearfar domain fit` and `sample` make: the domain's own mixing, chosen by a pilot."""
+    found, trials = pilot(model, fitted(model, fit, domain, STRENGTH, False))
+    print(f"pilot: {[(dict(trial.mixing), round(trial.copies, 3)) for trial in trials]}", flush=True)
+    made, tried = synthesise(model, found, count, seed=seed, batch_size=BATCH), len(trials) * COUNT * found.steps
+    return Made(made.images, found.steps + (fit_calls(found) + tried) / count, made.acceptance)
+
+
+def drawn(
+    model: FrozenModel,
+    fit: Tensor,
+    count: int,
+    seed: int,
+    *,
+    domain: str,
+    strength: float = STRENGTH,
+    copies: bool = False,
+    pull: float = GUIDANCE,
+    **settings: Any,
+) -> Made:
+    """Outputs of `synthesise`. pull: the guidance of the fit."""
+    found = fitted(model, fit, domain, strength, copies, pull)
+    made = synthesise(model, found, count, seed=seed, batch_size=BATCH, **settings)
+    return Made(made.images, found.steps + fit_calls(found) / count, made.acceptance)
+
+
+def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """Outputs noised a little and brought back by the guided model."""
+    found, before = fitted(model, fit, domain, STRENGTH, False), drawn(model, fit, count, seed, domain=domain)
+    guided, key = found.guided(model), SecretKey.from_seed(seed)
+    after = [local_sample(guided, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
+    return Made(torch.cat(after), before.calls + STEPS)
+
+
+def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
+    """Outputs that the guards keep, as many as can be had from `MOST_TRIES` for each one wanted."""
+    found = fitted(model, fit, domain, STRENGTH, False)
+    making, kept, tried = synthesiser(model, found, seed=seed), [], 0
+    while len(kept) < count and tried < MOST_TRIES * count:
+        images = making.make(range(tried, tried + BATCH)).images
+        judged = zip(images, found.guards.judge(model, images, BATCH), strict=True)
+        kept += [image for image, judgement in judged if judgement.verdict == "keep"]
+        tried += BATCH
+    calls = ((found.steps + 1) * tried + fit_calls(found)) / count
+    return Made(torch.stack(kept[:count]), calls, len(kept) / tried)
+
+
+@lru_cache(maxsize=4)
+def fitted(
+    model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool, pull: float = GUIDANCE
+) -> Domain:
+    """The domain of the images, or of these and their symmetric copies."""
+    symmetry = "none" if copies else "turn" if domain in NO_UPRIGHT else "mirror"
+    images = symmetric_copies(fit, domain) if copies else fit
+    return Domain.fit(model, images, own=own(model), strength=strength, guidance=pull, symmetry=symmetry)
+
+
+@lru_cache(maxsize=1)
+def own(model: FrozenModel) -> Tensor:
+    return own_samples(model, OWN_SAMPLES)
+
+
+def fit_calls(found: Domain) -> float:
+    """Network calls of a fit, each for one image: there, back and features; own samples and their features."""
+    figures = found.diagnostics
+    return figures["images"] * (figures["calls_per_image"] + found.steps + 1) + OWN_SAMPLES * (STEPS + 1)

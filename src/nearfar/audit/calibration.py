@@ -1,0 +1,254 @@
+"""The smallest strength that meets a target, with confidence, from the scores of a sample of images.
+
+A score of an output (was it re-identified, how similar is it) rises or falls with strength in expectation. At each
+strength the sample gives a mean and one-sided bounds. Strengths are gone through from the safe end, and the last one is
+taken whose bound meets the target, as do all before it. If the expected score is monotone, a strength whose expectation
+misses the target is taken with at most the probability that one bound is wrong, however many were looked at (fixed
+sequence testing; Bates et al., arXiv 2101.02703, theorem 1, whose infimum the bisection seeks).
+
+A calibration is kept in a file, JSON, for people too: what was measured, with what, and the strength that came of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearfar.errors import UsageError
+from nearfar.io.writing import write_whole, writing
+from nearfar.metrics.intervals import Groups, Scores, bootstrap, independent, wilson
+
+GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+HALVINGS, CONFIDENCE, LEAST_IMAGES, RESAMPLES = 4, 0.95, 20, 4000
+
+ScoresAt = Callable[[Sequence[float]], Mapping[str, Mapping[float, NDArray[np.float64]]]]
+"""Strengths -> by measure, by strength: one score for each image, at strength 0 that of the original itself."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be asked of a measure. rate: its scores are 0 or 1. at_least: the target is a floor, not a ceiling.
+    rises: with strength. chance: its value where nothing of the image is left, in words."""
+
+    words: str
+    rate: bool
+    at_least: bool
+    rises: bool
+
+    @property
+    def safe_when_strong(self) -> bool:
+        """Whether it is strong enough outputs that meet the target, and not weak enough ones."""
+        return self.at_least == self.rises
+
+
+KINDS = {
+    "rank1": Kind("share of outputs that are re-identified", rate=True, at_least=False, rises=False),
+    "similarity": Kind("mean cosine of an output and its original", rate=False, at_least=False, rises=False),
+    "label": Kind("share of outputs that keep their label", rate=True, at_least=True, rises=False),
+    "distance": Kind("mean perceptual distance from an output to its original", rate=False, at_least=True, rises=True),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the mean score of a measure shall be: at most `value`, or at least, as its kind has it."""
+
+    measure: str
+    value: float
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.measure]
+
+    def met_by(self, point: Point) -> bool:
+        return point.low >= self.value if self.kind.at_least else point.high <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.measure} at {'least' if self.kind.at_least else 'most'} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The score at one strength. low, high: bounds, each of which holds with the confidence by itself."""
+
+    strength: float
+    value: float
+    low: float
+    high: float
+
+
+Curve = tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Curves by measure, in the order of strengths, and what they say.
+
+    limits: by target, the smallest strength that meets it, or the largest if only weak outputs meet it; None where none
+    does. strength: the smallest that meets all of them, None where there is none.
+    """
+
+    curves: Mapping[str, Curve]
+    limits: Mapping[str, float | None]
+    strength: float | None
+
+
+def parse_target(text: str) -> Target:
+    """`rank1=0.05` and the like; UsageError for what is none."""
+    name, given, number = text.partition("=")
+    if name not in KINDS:
+        raise UsageError(f"target must be one of {', '.join(KINDS)} with a value, like rank1=0.05, got {text!r}")
+    if not given:
+        raise UsageError(f"target {name} needs a value, like {name}=0.05")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    least, most = (0, 1) if KINDS[name].rate else (0, 2) if KINDS[name].rises else (-1, 1)
+    if not least <= value <= most:
+        raise UsageError(f"the target's value must be in [{least}, {most}] for {name}, got {number!r}")
+    return Target(name, value)
+
+
+def search(
+    scores_at: ScoresAt,
+    targets: Sequence[Target],
+    groups: Groups,
+    grid: Sequence[float] = GRID,
+    halvings: int = HALVINGS,
+    confidence: float = CONFIDENCE,
+) -> Found:
+    """Measure the grid, then halve the interval in which each target begins to be met, `halvings` times.
+
+    grid: strengths, ascending. Cost: `scores_at` for the grid, and at most `halvings` times for one strength a target.
+    Raises UsageError for fewer than 20 images.
+    """
+    if len(groups) < LEAST_IMAGES:
+        raise UsageError(f"a calibration needs at least {LEAST_IMAGES} images, got {len(groups)}: give more")
+    curves: dict[str, Curve] = {}
+    wanted = sorted(grid)
+    for _ in range(halvings + 1):
+        scores = scores_at(wanted) if wanted else {}
+        for name, by_strength in scores.items():
+            rate = KINDS[name].rate
+            new = [estimate(at, score, groups, rate, confidence) for at, score in by_strength.items()]
+            curves[name] = tuple(sorted((*curves.get(name, ()), *new), key=lambda point: point.strength))
+        wanted = sorted({middle for target in targets if (middle := next_strength(curves[target.measure], target))})
+    limits = {str(target): crossing(curves[target.measure], target)[0] for target in targets}
+    return Found(curves, limits, smallest(targets, limits))
+
+
+def crossing(curve: Curve, target: Target) -> tuple[float | None, float | None]:
+    """The last strength that meets the target, seen from the safe end, and the first that does not."""
+    ordered = sorted(curve, key=lambda point: point.strength, reverse=target.kind.safe_when_strong)
+    met = list(takewhile(target.met_by, ordered))
+    missed = ordered[len(met) :]
+    return met[-1].strength if met else None, missed[0].strength if missed else None
+
+
+def next_strength(curve: Curve, target: Target) -> float | None:
+    """The middle between the two; nothing where the target is met everywhere or nowhere."""
+    met, missed = crossing(curve, target)
+    return None if met is None or missed is None else round((met + missed) / 2, 6)
+
+
+def smallest(targets: Sequence[Target], limits: Mapping[str, float | None]) -> float | None:
+    """The smallest strength that meets all targets; the largest that does if none of them asks for strength."""
+    found = {target: limits[str(target)] for target in targets}
+    floors = [limit for target, limit in found.items() if target.kind.safe_when_strong and limit is not None]
+    ceilings = [limit for target, limit in found.items() if not target.kind.safe_when_strong and limit is not None]
+    if None in found.values() or (floors and ceilings and max(floors) > min(ceilings)):
+        return None
+    return max(floors) if floors else min(ceilings)
+
+
+def estimate(strength: float, scores: Scores, groups: Groups, rate: bool, confidence: float = CONFIDENCE) -> Point:
+    """Mean score with its bounds, one-sided each: Wilson's for a rate, a bootstrap over groups for a mean."""
+    value = float(scores.mean())
+    if rate:
+        low, high = wilson(value, independent(scores, groups), NormalDist().inv_cdf(confidence))
+    else:
+        low, high = bootstrap(scores, groups, 1 - confidence, RESAMPLES)
+    return Point(strength, value, low, high)
+
+
+def isotonic(values: Iterable[float], rises: bool) -> list[float]:
+    """The monotone sequence with the least squared distance, by pooling adjacent violators (Ayer et al., 1955)."""
+    sign = 1 if rises else -1
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        total, count = sign * value, 1
+        while blocks and blocks[-1][0] / blocks[-1][1] >= total / count:
+            before = blocks.pop()
+            total, count = total + before[0], count + before[1]
+        blocks.append((total, count))
+    return [sign * total / count for total, count in blocks for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """method: the model's hash and how it is sampled; a strength means the same only with these. measuring: all else
+    that decided the scores. images: in the sample, which rank1 was searched in. digest: of the file."""
+
+    method: Mapping[str, Any]
+    measuring: Mapping[str, Any]
+    images: int
+    confidence: float
+    targets: tuple[Target, ...]
+    found: Found
+    digest: str = ""
+
+    def strength_for(self, method: Mapping[str, Any]) -> float:
+        """The strength that was found; UsageError if there is none, or if it was found for another method."""
+        for name in {**self.method, **method}:
+            if self.method.get(name) != method.get(name):
+                was, now = (str(each.get(name))[:20] for each in (self.method, method))
+                raise UsageError(f"the calibration was made with {name} {was}, not {now}: calibrate again, or use that")
+        if self.found.strength is None:
+            raise UsageError(f"the calibration found no strength for {self.asked}: calibrate for another target")
+        return self.found.strength
+
+    @property
+    def asked(self) -> str:
+        return " and ".join(str(target) for target in self.targets)
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write it, whole or not at all."""
+    content = {"format": FORMAT, **asdict(calibration)}
+    content["targets"] = [f"{target.measure}={target.value!r}" for target in calibration.targets]
+    del content["digest"]
+    with writing(path):
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read it back; `digest` is the SHA-256 of the file. Raises UsageError for what is none."""
+    try:
+        text = path.read_bytes()
+        content = json.loads(text)
+        if content.pop("format") != FORMAT:
+            raise ValueError
+        found = content.pop("found")
+        curves = {name: tuple(Point(**point) for point in curve) for name, curve in found["curves"].items()}
+        return Calibration(
+            targets=tuple(parse_target(target) for target in content.pop("targets")),
+            found=Found(curves, found["limits"], found["strength"]),
+            digest=hashlib.sha256(text).hexdigest(),
+            **content,
+        )
+    except OSError as error:
+        raise UsageError(f"calibration {path} cannot be read ({error.strerror}): name another file") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path} is no calibration of this version: make it with nearfar calibrate") from None

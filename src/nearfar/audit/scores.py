@@ -1,0 +1,127 @@
+"""Scores of outputs against a sample of originals: what a calibration measures, through some network's vectors.
+
+Vectors have unit length. Output `i` was made of original `numbers[i]`; outputs are looked at in 8 bits, as written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from nearfar.audit.view import hits, unit
+from nearfar.errors import UsageError
+from nearfar.metrics.faces import FaceDetector, FaceRecogniser, Pixels, Points, as_pictures, embed_faces
+from nearfar.metrics.features import FeatureNetwork, perceptual_distance
+from nearfar.tensors import Images
+
+Vectors = Float64[Tensor, "images numbers"]
+Numbers = Int[Tensor, " images"]
+"""One number for each image: of the original that it was made of, or of its person or its class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Eyes:
+    """A way to look at images. name: of the network, for records. vectors: (images, their originals, which only say
+    where a face was) -> unit vectors."""
+
+    name: str
+    vectors: Callable[[Images, Images], Vectors]
+
+
+def network_eyes(network: FeatureNetwork) -> Eyes:
+    return Eyes(network.name, lambda images, originals: unit(network(images)))
+
+
+def face_eyes(detector: FaceDetector, recogniser: FaceRecogniser) -> Eyes:
+    """The largest face as a recogniser sees it; where none is found any more, what is at the original's place."""
+    places: dict[bytes, Points | None] = {}
+
+    def place(picture: Pixels) -> Points | None:
+        name = sha256(picture.tobytes()).digest()
+        if name not in places:
+            face = max(detector.find(picture), key=lambda face: face.box[2] * face.box[3], default=None)
+            places[name] = None if face is None else face.landmarks
+        return places[name]
+
+    def vectors(images: Images, originals: Images) -> Vectors:
+        known = [place(picture) for picture in as_pictures(originals)]
+        return embed_faces(detector, recogniser, as_pictures(images), known).vectors.double()
+
+    return Eyes(f"{recogniser.name} with {detector.name}", vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The originals through someone's eyes. groups, labels: the number of each one's person and of its class."""
+
+    eyes: Eyes
+    vectors: Vectors
+    groups: Numbers
+    labels: Numbers
+
+    @classmethod
+    def of(cls, eyes: Eyes, images: Images, groups: Numbers, labels: Numbers) -> Known:
+        return cls(eyes, eyes.vectors(images, images), groups, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """All scores that are asked for. attacker: sees rank1 and similarity. content: sees the label. network: sees the
+    distance."""
+
+    measures: Sequence[str]
+    attacker: Known
+    content: Known
+    network: FeatureNetwork
+
+    def __call__(self, outputs: Images, originals: Images, numbers: Numbers) -> dict[str, list[float]]:
+        """By measure, a score for each output."""
+        seen, scores = as_written(outputs), dict[str, Tensor]()
+        if "distance" in self.measures:
+            scores["distance"] = perceptual_distance(self.network, seen, originals)
+        if "label" in self.measures:
+            scores["label"] = label(self.content, self.content.eyes.vectors(seen, originals), numbers)
+        if {"rank1", "similarity"} & set(self.measures):
+            vectors = self.attacker.eyes.vectors(seen, originals)
+            scores["rank1"] = rank1(self.attacker, vectors, numbers)
+            scores["similarity"] = (vectors * self.attacker.vectors[numbers]).sum(1)
+        return {name: scores[name].tolist() for name in self.measures}
+
+
+def rank1(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, " images"]:
+    """1 where the nearest of all originals is the output's own, or one of its person where there are others, else 0.
+
+    In the latter case its own is not among the candidates. Ties count as the probability that the right one is drawn.
+    """
+    own = torch.arange(len(known.vectors))[None] == numbers[:, None]
+    same = known.groups[None] == known.groups[numbers][:, None]
+    asked = ~own | (same.sum(1, keepdim=True) == 1)
+    return hits(vectors @ known.vectors.T, same, 1, asked)
+
+
+def label(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, " images"]:
+    """1 where the nearest class centre is that of the original's class, which is taken without the original itself."""
+    classes = torch.nn.functional.one_hot(known.labels).double()
+    sums, counts, own = classes.T @ known.vectors, classes.sum(0), known.labels[numbers]
+    away = (vectors[:, None] - sums / counts[:, None]).square().sum(2)
+    without = (sums[own] - known.vectors[numbers]) / (counts[own] - 1)[:, None]
+    away[torch.arange(len(vectors)), own] = (vectors - without).square().sum(1)
+    return (away.argmin(1) == own).double()
+
+
+def check_labels(labels: Numbers) -> None:
+    """A label that is to be kept must be one of several, each of several images."""
+    counts = labels.bincount()
+    if len(counts) < 2 or counts.min() < 2:
+        needed = "a folder for each of 2 classes or more, each with 2 images or more in the sample"
+        raise UsageError(f"label needs {needed}: raise --sample, or give more folders or images")
+
+
+def as_written(images: Images) -> Images:
+    """In 8 bits: an attacker sees nothing finer."""
+    return images.add(1).mul(127.5).round().div(127.5).sub(1).clamp(-1, 1)

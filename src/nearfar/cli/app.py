@@ -1,0 +1,70 @@
+"""The command line: each command parses, calls the library, shows what came of it.
+
+Exit codes: 0 all done, 1 stopped by the machine, 2 wrong usage, 3 some images failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nearfar.cli.anonymize import anonymize
+from nearfar.cli.audit import audit
+from nearfar.cli.augment import augment
+from nearfar.cli.calibrate import calibrate
+from nearfar.cli.console import reported_errors
+from nearfar.cli.domain import domain
+from nearfar.cli.enhance import enhance
+from nearfar.cli.models import models
+from nearfar.cli.reconstruct import invert, reconstruct
+
+app = typer.Typer(
+    name="nearfar",
+    help="New images from frozen diffusion models, without training anything.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def show_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"nearfar {version('nearfar')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def nearfar(
+    _: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """New images from frozen diffusion models, without training anything."""
+
+
+app.command()(anonymize)
+app.command()(calibrate)
+app.command()(audit)
+app.command()(augment)
+app.command()(enhance)
+app.command()(reconstruct)
+app.command()(invert)
+app.add_typer(models, name="models")
+app.add_typer(domain, name="domain")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures and the page.")] = Path("demo"),
+) -> None:
+    """Anonymize photographs that come with scikit-image at several strengths, and make a page of them."""
+    with reported_errors():
+        from nearfar.cli.demo import make_demo
+
+        typer.echo(f"open {make_demo(out).resolve()}")

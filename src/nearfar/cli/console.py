@@ -1,0 +1,165 @@
+"""What a command shows while it works, and how it ends.
+
+A run is a bar on a terminal, a line every few seconds elsewhere, always on stderr. A command ends with a sentence and
+an exit code for everything that its user can mend.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nearfar.errors import RunError, UsageError
+from nearfar.io.progress import Progress as RunProgress
+
+if TYPE_CHECKING:
+    from nearfar.diffusion.solver import OnStep
+    from nearfar.models.model import FrozenModel
+
+Report = Callable[[RunProgress], None]
+
+SECONDS_BETWEEN_LINES = 10.0
+
+DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+KEPT = "interrupted; what is finished is kept, and --resume goes on with it"
+
+
+def write_line(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def shown_steps(title: str, total: int) -> Iterator[OnStep]:
+    """A function to be told of each of `total` solver steps."""
+    progress, began = RunProgress(total), time.monotonic()
+    with shown_progress(title, "steps") as report:
+
+        def tick(*_: object) -> None:
+            progress.done, progress.seconds = progress.done + 1, time.monotonic() - began
+            report(progress)
+
+        yield tick
+
+
+@contextmanager
+def shown_progress(title: str, unit: str = "images") -> Iterator[Report]:
+    """A function that shows how far a run is, for as long as it runs."""
+    if not sys.stderr.isatty():
+        yield plain_lines(title, unit)
+        return
+    columns = [
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[step]}{task.fields[failed]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, step="", failed="")
+
+        def report(progress: RunProgress) -> None:
+            step = step_of(progress) if finished(progress) < progress.total else ""
+            failed = f" {len(progress.failed)} failed" if progress.failed else ""
+            bar.update(task, completed=finished(progress), total=progress.total, step=step, failed=failed)
+
+        yield report
+
+
+def plain_lines(title: str, unit: str) -> Report:
+    """Report at most every few seconds, and at the end."""
+    last = time.monotonic()
+
+    def report(progress: RunProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES or finished(progress) == progress.total:
+            last = time.monotonic()
+            rate = progress.done / max(progress.seconds, 1e-9)
+            under_way = not progress.done and finished(progress) < progress.total
+            pace = step_of(progress) if under_way else f"{rate:.2g} {unit}/s"
+            failed = f", {len(progress.failed)} failed" if unit == "images" else ""
+            write_line(f"{title} {finished(progress)}/{progress.total}{failed}, {pace}")
+
+    return report
+
+
+def step_of(progress: RunProgress) -> str:
+    return f"step {progress.step} of {progress.steps}" if progress.steps else ""
+
+
+def finished(progress: RunProgress) -> int:
+    return progress.done + progress.kept + len(progress.dropped) + len(progress.failed)
+
+
+def batch_of(model: FrozenModel, given: int | None) -> int:
+    from nearfar.models.model import check_batch_size, default_batch_size
+
+    return check_batch_size(default_batch_size(model) if given is None else given)
+
+
+@contextmanager
+def stepping(title: str, steps: int, batch_size: int) -> Iterator[Any]:
+    """Work of so many solver steps for images of one shape, which memory may not hold."""
+    from nearfar.jobs.run import within_memory
+
+    with shown_steps(title, steps) as tick, within_memory(batch_size):
+        yield tick
+
+
+def model_line(model: FrozenModel) -> str:
+    size = f"{model.image.size}x{model.image.size}"
+    return f"{model.provenance.source}, {size}, licence {model.provenance.licence}, on {model.device}"
+
+
+def level_line(level: dict[str, float]) -> str:
+    return f"strength {level['strength']:.4g} = time {level['time']:.4g} = sigma {level['sigma']:.4g}"
+
+
+def say(what: str, text: str) -> None:
+    """A line on stderr."""
+    typer.echo(f"{what:9} {text}", err=True)
+
+
+def tell(content: dict[str, Any], lines: list[tuple[str, str]], as_json: bool) -> None:
+    """What came of it, on stdout."""
+    if as_json:
+        typer.echo(json.dumps(content))
+    else:
+        for what, text in lines:
+            typer.echo(f"{what:9} {text}")
+
+
+@contextmanager
+def reported_errors(interrupted: str = KEPT) -> Iterator[None]:
+    """Errors as sentences: wrong usage ends with 2, a machine that refuses with 1, Ctrl-C with 130."""
+    try:
+        yield
+    except UsageError as error:
+        leave(str(error), USAGE)
+    except (RunError, OSError) as error:
+        leave(str(error), STOPPED)
+    except KeyboardInterrupt:
+        leave(interrupted, INTERRUPTED)
+
+
+def raise_on_signals() -> None:
+    """From here on Ctrl-C and a termination signal are exceptions: there is something to put in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def leave(sentence: str, code: int) -> None:
+    typer.echo(f"nearfar: {sentence}", err=True)
+    raise typer.Exit(code) from None

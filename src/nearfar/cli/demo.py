@@ -1,0 +1,96 @@
+"""`nearfar demo`: real photographs, anonymized at several strengths, on one page.
+
+The photographs come with scikit-image: 100 small grey faces ("lfw_subset") and the astronaut's portrait.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nearfar.cli.console import shown_progress, write_line
+from nearfar.errors import UsageError
+from nearfar.jobs.anonymize import anonymize_job
+from nearfar.jobs.plan import plan_run
+from nearfar.jobs.run import run
+from nearfar.models.loading import load_model
+from nearfar.models.model import FrozenModel
+from nearfar.reports.sheet import contact_sheet
+
+STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
+SHOWN_FACES = 7
+ASTRONAUT_FACE = (166, 67, 284, 185)
+"""Left, upper, right, lower: the face as large and as high in the square as the bundled model knows faces."""
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>nearfar demo</title>
+<style>body {{ font: 16px/1.5 sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100%; image-rendering: pixelated }} td, th {{ padding: .1rem 1rem .1rem 0; text-align: left }}</style>
+<h1>Near images of {count} photographs</h1>
+<p>Each photograph was pushed part of the way to noise and brought back by a frozen diffusion model ({model}).
+The further it goes, the less of the original comes back. The random key of the noise is gone.</p>
+<img src="sheet.png" alt="Originals and their local samples at rising strength">
+<table><tr><th>strength</th><th>noise to signal</th><th>images</th><th>seconds</th><th>folder</th></tr>
+{rows}</table>
+<p>A changed face is not an anonymous person: composition, colours, hair and clothes stay recognisable for long, and how
+much a strength protects has to be measured. Model: {licence}. Photographs: scikit-image (LFW subset; NASA).</p>
+"""
+
+
+def make_demo(out: Path) -> Path:
+    """Write originals, results, a contact sheet and a page into a new folder; returns the page's path."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} must be an empty folder or none at all: choose another")
+    originals = out / "originals"
+    write_photographs(originals)
+    model = load_model()
+    rows = [anonymize_at(strength, model, originals, out) for strength in STRENGTHS]
+    write_sheet(out)
+    page = PAGE.format(
+        count=len(list(originals.iterdir())),
+        model=f"{model.parameters / 1e6:.1f} million parameters, {model.image.size}x{model.image.size} pixels",
+        licence=html.escape(model.provenance.licence),
+        rows="\n".join(rows),
+    )
+    (out / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def write_photographs(folder: Path) -> None:
+    """The demo's originals as PNG files."""
+    try:
+        from skimage import data
+    except ImportError:
+        raise UsageError("the demo's photographs come with scikit-image: pip install 'nearfar[demo]'") from None
+    folder.mkdir(parents=True)
+    Image.fromarray(data.astronaut()).crop(ASTRONAUT_FACE).save(folder / "astronaut.png")
+    for number, face in enumerate(data.lfw_subset()[:100]):
+        Image.fromarray((face * 255).round().astype(np.uint8)).save(folder / f"face-{number:03}.png")
+
+
+def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path) -> str:
+    """Run one strength; returns its line of the page's table."""
+    target = out / folder_name(strength)
+    job = anonymize_job(model, strength=strength)
+    with shown_progress(f"strength {strength:g}") as report:
+        progress = run(job, originals, target, plan_run(job, originals, target, resume=False), report)
+    if progress.failed:
+        raise UsageError(f"{progress.failed[0].name}: {progress.failed[0].reason}")
+    write_line(f"strength {strength:g}: {progress.done} images in {progress.seconds:.1f} s in {target}")
+    cells = (f"{strength:g}", f"{job.settings['sigma']:.2f}", progress.done, f"{progress.seconds:.1f}", target.name)
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def folder_name(strength: float) -> str:
+    return f"strength-{strength:.2f}"
+
+
+def write_sheet(out: Path) -> None:
+    """Rows are photographs, columns the original and each strength."""
+    names = ["astronaut.png", *(f"face-{number:03}.png" for number in range(SHOWN_FACES))]
+    folders = ["originals", *(folder_name(strength) for strength in STRENGTHS)]
+    rows = [[Image.open(out / folder / name) for folder in folders] for name in names]
+    contact_sheet(rows, ["original", *(f"{strength:g}" for strength in STRENGTHS)]).save(out / "sheet.png")

@@ -1,0 +1,86 @@
+"""What all layouts of annotations share: labels by image, the copies that inherit them, files read with care.
+
+Names of images are those below the folder, with `/`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, runtime_checkable
+
+from nearfar.errors import UsageError, first_line
+
+Labels = dict[str, tuple[str, ...]]
+"""Name of an image -> its labels; no entry or an empty one where it has none."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An image of OUT, the original that its labels come from, and what else is noted (strength, label_agrees)."""
+
+    name: str
+    origin: str
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it is a copy, not the original itself."""
+        return self.name != self.origin
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Annotations as they were found in IN, in one of the ways of writing them."""
+
+    @property
+    def labels(self) -> Labels: ...
+
+    def files(self, made: Sequence[Made]) -> dict[str, bytes]:
+        """Annotation files for these images: name below OUT -> content."""
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(
+            f"{path} cannot be read as UTF-8 text ({first_line(error)}): mend it or move it away"
+        ) from None
+
+
+def parsed_json(text: str, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{place} is not valid JSON ({first_line(error)}): mend it or move it away") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{place} must be a JSON object, got {type(content).__name__}: mend it or move it away")
+    return content
+
+
+def csv_file(rows: Sequence[dict[str, Any]], first: Sequence[str]) -> bytes:
+    """Rows of any columns, these first; truth values as `true` and `false`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys([*first, *(column for row in rows for column in row)])))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()})
+    return text.getvalue().encode()
+
+
+def check_there(source: Path, name: str, names: Collection[str], place: str) -> None:
+    """Refuse an annotation of an image that is not below `source`."""
+    if name not in names and (name.startswith("..") or not (source / name).is_file()):
+        raise UsageError(f"{place} names {name}, which is not in {source}: bring the image or remove the entry")
+
+
+def top_folders(names: Sequence[str]) -> list[str] | None:
+    """The top folder of each image. Nothing if some lie in none, or all in one."""
+    parts = [PurePosixPath(name).parts for name in names]
+    found = [each[0] for each in parts if len(each) > 1]
+    return found if len(found) == len(parts) and len(set(found)) > 1 else None

@@ -1,0 +1,82 @@
+"""YOLO: a tree `labels/` beside `images/`, for each image a file of lines "class x y width height" or of polygons."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nearfar.data.labels import Labels, Made, read_text
+from nearfar.errors import UsageError, first_line
+
+CONFIG = "data.yaml"
+NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """config: `data.yaml` for OUT, where there is one. classes: their names. texts: image -> content of its labels."""
+
+    config: dict[str, bytes]
+    classes: dict[int, str]
+    texts: dict[str, str]
+
+    @property
+    def labels(self) -> Labels:
+        lines = {name: [line for line in text.splitlines() if line.strip()] for name, text in self.texts.items()}
+        return {name: tuple(dict.fromkeys(self.name_of(line) for line in found)) for name, found in lines.items()}
+
+    def name_of(self, line: str) -> str:
+        number = int(float(line.split()[0]))
+        return self.classes.get(number, str(number))
+
+    def files(self, made: Sequence[Made]) -> dict[str, bytes]:
+        inheriting = [each for each in made if each.origin in self.texts]
+        return self.config | {label_place(each.name): self.texts[each.origin].encode() for each in inheriting}
+
+
+def label_place(name: str) -> str:
+    """`train/images/a.jpg` -> `train/labels/a.txt`, by the last folder called images."""
+    head, _, tail = f"/{name}".rpartition("/images/")
+    return f"{head}/labels/{posixpath.splitext(tail)[0]}.txt".lstrip("/")
+
+
+def read_yolo(source: Path, names: Collection[str]) -> Iterator[Yolo]:
+    """The label files of these images, checked; nothing where there are none."""
+    places = {name: source / label_place(name) for name in names if "/images/" in f"/{name}"}
+    texts = {name: read_text(path) for name, path in places.items() if path.is_file()}
+    for name, text in texts.items():
+        check_lines(text, label_place(name))
+    config = read_text(source / CONFIG) if (source / CONFIG).is_file() else ""
+    if texts:
+        # Without `path` the folders are looked for beside the file, which in OUT is where they are.
+        kept = {CONFIG: re.sub(r"(?m)^path:.*\n?", "", config).encode()} if config else {}
+        yield Yolo(kept, class_names(config), texts)
+
+
+def check_lines(text: str, place: str) -> None:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not re.fullmatch(rf"\s*\d+(\.0*)?(\s+{NUMBER}){{4,}}\s*", line, re.ASCII):
+            raise UsageError(f"{place} line {number} must be a class and at least 4 numbers, got {line[:40]!r}")
+        values = [float(value) for value in line.split()[1:]]
+        if len(values) in (4, 5) and not (all(0 <= value <= 1 for value in values[:2]) and min(values[2:4]) > 0):
+            rule = "must have its centre in [0, 1] and a width and height above 0, as shares of the image"
+            raise UsageError(f"{place} line {number} {rule}, got {line[:40]!r}: mend or remove it")
+
+
+def class_names(config: str) -> dict[int, str]:
+    """What `data.yaml` calls the classes."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(config) or {}
+        names = content.get("names", {})
+        numbered = dict(enumerate(names)) if isinstance(names, list) else names
+        classes = {int(number): str(name) for number, name in numbered.items()}
+    except (yaml.YAMLError, AttributeError, ValueError) as error:
+        raise UsageError(f"{CONFIG} cannot be read ({first_line(error)}): mend it or move it away") from None
+    if lists := [content[split] for split in ("train", "val", "test") if str(content.get(split)).endswith(".txt")]:
+        raise UsageError(f"{CONFIG} names the list {lists[0]}, which is not carried over: name folders of images")
+    return classes

@@ -1,0 +1,230 @@
+"""Solvers: one move on the time axis, and the loop that everything rests on.
+
+A solver is a frozen value with a pure `step`. Times are one value per image, so images of different strengths share a
+batch. Coefficients are computed in float64, the state stays in its own dtype. With `rho = sigma / alpha`:
+
+    DDIM              x_s = alpha_s x_0 + sqrt(sigma_s^2 - c^2) eps + c z,   c = eta sigma_s sqrt(1 - (rho_s / rho_t)^2)
+    ... fixed point   the same DDIM step, solved for x_t
+    Heun              trapezium rule for dx = x_0 d(alpha) + eps d(sigma)
+    DPM-Solver++ 2M   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - rho_s / rho_t) D,   D extrapolated from two x_0
+    ... SDE           the same with (rho_s / rho_t)^2 and fresh noise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from nearfar.diffusion.denoiser import Denoiser, predict
+from nearfar.diffusion.noise import NoiseStream
+from nearfar.errors import UsageError
+from nearfar.tensors import Images, TimeGrid, Times, per_image, select
+
+OnStep = Callable[[int, Images], None]
+"""Told of every step: its number, from 1, and the state."""
+
+History = tuple[Images, Times]
+"""What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """One step of every image from its time `t` to its time `s`."""
+
+    order: ClassVar[int]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` draws noise."""
+        ...
+
+    @property
+    def invertible(self) -> bool:
+        """Whether `step` may go up, from clean to noise."""
+        ...
+
+    def calls(self, steps: int) -> int:
+        """Network calls that `steps` steps down to the clean end cost."""
+        ...
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History | None]: ...
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Song et al., arXiv 2010.02502, formula 12. One network call a step.
+
+    eta: 0 follows the deterministic trajectory; 1 is the ancestral step of DDPM with the posterior variance, which is
+    the reverse process of the Boomerang paper (arXiv 2210.12100, algorithm 1).
+    """
+
+    eta: float = 0.0
+    order: ClassVar[int] = 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def invertible(self) -> bool:
+        return self.eta == 0
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, None]:
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        fresh = self.eta * sigma * (1 - decay(sigma_t / alpha_t, sigma / alpha) ** 2).clamp(min=0).sqrt()
+        x_0, eps = predict(denoiser, x, t)
+        x = per_image(alpha, x) * x_0 + per_image((sigma**2 - fresh**2).clamp(min=0).sqrt(), x) * eps
+        return (x if noise is None else x + per_image(fresh, x) * noise.draw()), None
+
+
+@dataclass(frozen=True)
+class Heun:
+    """Trapezium rule in the schedule's own level, where it is smooth to the very end. Two network calls a step.
+
+    On a variance-exploding schedule this is EDM's sampler (Karras et al., arXiv 2206.00364, algorithm 1). The step that
+    ends clean is an Euler step of one call.
+    """
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    invertible: ClassVar[bool] = True
+
+    def calls(self, steps: int) -> int:
+        return 2 * steps - 1
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, None]:
+        schedule = denoiser.schedule
+        alpha, sigma = schedule.coefficients(s)
+        x_0, eps = predict(denoiser, x, t)
+        euler = per_image(alpha, x) * x_0 + per_image(sigma, x) * eps
+        if not (sigma > 0).any():
+            return euler, None
+        x_0_s, eps_s = predict(denoiser, euler, s)
+        half = torch.where(sigma > 0, (schedule.level(s) - schedule.level(t)) / 2, 0.0)
+        alpha_slope, sigma_slope = (per_image(half * slope, x) for slope in schedule.slopes(s))
+        return euler + alpha_slope * (x_0_s - x_0) + sigma_slope * (eps_s - eps), None
+
+
+@dataclass(frozen=True)
+class DPMSolverPP:
+    """DPM-Solver++(2M), deterministic (Lu et al., arXiv 2211.01095, algorithm 2). One network call a step."""
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    invertible: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History]:
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        rho_t, rho = sigma_t / alpha_t, sigma / alpha
+        x_0, _ = predict(denoiser, x, t)
+        estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
+        gain = alpha * (1 - decay(rho_t, rho))
+        return per_image(sigma / sigma_t, x) * x + per_image(gain, x) * estimate, remembered
+
+
+@dataclass(frozen=True)
+class DPMSolverPPSDE:
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al., arXiv 2211.01095, section 5). One network call a step."""
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+    invertible: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History]:
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        rho_t, rho = sigma_t / alpha_t, sigma / alpha
+        x_0, _ = predict(denoiser, x, t)
+        estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
+        kept = decay(rho_t, rho)
+        mean = per_image(sigma / sigma_t * kept, x) * x + per_image(alpha * (1 - kept**2), x) * estimate
+        fresh = sigma * (1 - kept**2).clamp(min=0).sqrt()
+        return (mean if noise is None else mean + per_image(fresh, x) * noise.draw()), remembered
+
+
+def decay(rho_t: Times, rho: Times) -> Times:
+    """`rho_s / rho_t`: 1 where nothing moves, 0 at the clean end."""
+    return torch.where(rho_t == rho, 1.0, rho / rho_t)
+
+
+def extrapolate(
+    x_0: Images, rho_t: Times, rho: Times, history: History | None, within: Bool[Tensor, " batch"]
+) -> tuple[Images, History]:
+    """The clean estimate extrapolated with that of the step before, and what to remember of this one.
+
+    First order where there is no step before, where it did not move, at both infinite ends, and where the step does not
+    end `within` the levels that the network knows: below them its size says nothing about the estimate's change.
+    """
+    log_ratio = rho_t.log()
+    if history is None:
+        return x_0, (x_0, log_ratio)
+    before, log_before = history
+    weight = ((log_ratio - rho.log()) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
+    return x_0 + per_image(torch.where(within, weight, 0.0), x_0) * (x_0 - before), (x_0, log_ratio)
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": DDIM(),
+    "ancestral": DDIM(eta=1.0),
+    "heun": Heun(),
+    "dpm++": DPMSolverPP(),
+    "dpm++sde": DPMSolverPPSDE(),
+}
+
+
+@torch.inference_mode()
+def solve(
+    denoiser: Denoiser,
+    x: Images,
+    times: TimeGrid,
+    solver: Solver,
+    noise: NoiseStream | None = None,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Carry every image along its own row of `times`; a row that repeats a time rests there.
+
+    times: `(batch, steps + 1)`, descending to denoise, ascending to invert.
+    noise: for stochastic solvers, one draw a step.
+    on_step: called after each step with its number (from 1) and the state.
+    """
+    check_direction(times, solver, noise)
+    noise = noise if solver.stochastic else None
+    history: History | None = None
+    for number, (t, s) in enumerate(pairwise(times.unbind(1)), start=1):
+        moved, history = solver.step(denoiser, x, t, s, noise, history)
+        x = select(t == s, x, moved)
+        if on_step:
+            on_step(number, x)
+    return x
+
+
+def check_direction(times: TimeGrid, solver: Solver, noise: NoiseStream | None) -> None:
+    """Refuse what has no meaning: inversion with a solver that cannot, randomness without a source."""
+    if solver.stochastic and noise is None:
+        raise UsageError(f"{solver} draws noise at every step: give it a NoiseStream")
+    if (times.diff(dim=1) > 0).any() and not solver.invertible:
+        raise UsageError(f"{solver} cannot run towards noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")

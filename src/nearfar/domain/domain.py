@@ -1,0 +1,182 @@
+"""An unseen domain, found in the latent space of one frozen model (arXiv 2310.09213)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearfar.diffusion.level import WARP, level_of, start_times
+from nearfar.diffusion.solver import OnStep
+from nearfar.domain.guards import Guards, encoded
+from nearfar.domain.guidance import GUIDANCE, Gaussian, guided
+from nearfar.errors import ModelWarning, UsageError
+from nearfar.latents.covariance import LowRank, shrunk_mean
+from nearfar.latents.shell import FEWEST, Targets, measure
+from nearfar.metrics.quality import psnr
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.inversion import INVERTER, STEPS, denoise, traced_inversion
+from nearfar.sampling.own_samples import BATCH, own_samples
+from nearfar.tensors import Images, Latents
+
+STRENGTH = 0.5
+OWN_SAMPLES = 200
+FEW = 10
+
+OwnImages = Float[Tensor, "_ channel height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Where the images of a domain lie in one model's latent space, and what the model takes for its own.
+
+    model: sha256 of the model. settings: what is bound to its network (prompt, guidance, label).
+    strength, steps: the level, and the inversion that led there; `steps` lead back.
+    latents: of the fitted images at that level, as float16 holds them. clean: the same at the clean end.
+    own: the model's own domain as a Gaussian over clean latents.
+    targets: of the paper's three tests, each latent against the others.
+    guards: judge of new images. diagnostics: figures of the fit, by name.
+    preprocessing: how files became images, kept for those who make files of new images.
+    mixing: how latents are mixed by region unless told otherwise, see `pilot`.
+    guidance: weight of the density ratio on the way there, and on the way back unless told otherwise.
+    From `latents` the fitted images can be had back: a domain is as confidential as they are.
+    """
+
+    model: str
+    strength: float
+    steps: int
+    latents: Latents
+    clean: Latents
+    own: Gaussian
+    targets: Targets
+    guards: Guards
+    diagnostics: Mapping[str, float]
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mixing: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 0.0
+
+    @classmethod
+    def fit(
+        cls,
+        model: FrozenModel,
+        images: Images,
+        *,
+        strength: float = STRENGTH,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        own: OwnImages | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH,
+        symmetry: str = "none",
+        preprocessing: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Domain:
+        """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
+
+        strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
+        guidance: in [0, 1]; images are inverted with the guided model, so that the way back, guided too, ends at them.
+        own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
+        of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
+        `guards.SYMMETRIES`.
+        Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
+        20 for each batch of the 200 own samples, and what the guards' features take.
+        """
+        check_images(model, images)
+        model.schedule.grid(start_times(model.schedule, 1, strength, None), steps, WARP)  # refuses what is no level
+        if own is None:
+            own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
+        model.image.check(own)
+        clean, its_own = encoded(model, images, batch_size).half().float(), encoded(model, own, batch_size)
+        toward = replace(model, denoiser=guided(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), guidance))
+        parts = [found(toward, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
+        there, figures = zip(*parts, strict=True)
+        latents = torch.cat(there).half().float()
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            model=model.provenance.sha256,
+            strength=strength,
+            steps=steps,
+            latents=latents,
+            clean=clean,
+            own=Gaussian.fit(its_own),
+            targets=measure(latents, generator),
+            guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
+            diagnostics=level_of(model.schedule, strength) | diagnose(latents, figures),
+            preprocessing=preprocessing or {},
+            settings=bound(model),
+            guidance=guidance,
+        )
+
+    def guided(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
+        """The model with density-ratio guidance to this domain, of the domain's own weight unless another is given."""
+        weight = self.guidance if weight is None else weight
+        return replace(model, denoiser=guided(model.denoiser, Gaussian.fit(self.clean), self.own, weight))
+
+    def check(self, model: FrozenModel) -> None:
+        """Refuse another model than the one that the domain was found in, or the same with another prompt or size."""
+        if model.provenance.sha256 != self.model:
+            raise UsageError(
+                f"domain was fitted with model sha256:{self.model[:12]}..., this model is "
+                f"sha256:{model.provenance.sha256[:12]}...: fit it again, or name that model"
+            )
+        fitted = {**self.settings, "latents": tuple(self.latents.shape[1:])}
+        given = {**bound(model), "latents": tuple(model.latent_shape)}
+        for name in {**fitted, **given}:
+            if fitted.get(name) != given.get(name):
+                was, comes = fitted.get(name), given.get(name)
+                raise UsageError(f"domain was fitted with {name} {was!r}, this model has {comes!r}: load it as it was")
+
+
+def bound(model: FrozenModel) -> dict[str, Any]:
+    """What is bound to a model's network and changes its trajectories; the size shows in the latents' shape."""
+    return {name: value for name, value in model.settings.items() if name != "size"}
+
+
+def check_images(model: FrozenModel, images: Images) -> None:
+    """Refuse what makes no domain, and warn of few images."""
+    model.image.check(images)
+    different = len({image.cpu().numpy().tobytes() for image in images})
+    if different < FEWEST:
+        raise UsageError(
+            f"a domain needs at least {FEWEST} different images, got {different} of {len(images)}: add some"
+        )
+    if different < FEW:
+        text = f"{different} different images say little of a domain: outputs will be near-copies, give {FEW} or more"
+        warnings.warn(text, ModelWarning, stacklevel=3)
+
+
+def found(
+    model: FrozenModel, images: Images, strength: float, steps: int, on_step: OnStep | None
+) -> tuple[Latents, dict[str, Tensor]]:
+    """Latents at the level, on the CPU, and figures of each image's way there and back."""
+    way = traced_inversion(model, images, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
+    again = denoise(model, way.latents, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
+    figures = {
+        "psnr": psnr(images.cpu(), again),
+        "residual": way.residuals.amax(1),
+        "fell_back": way.fell_back.sum(1),
+        "calls": way.calls.sum(1),
+    }
+    return way.latents.cpu(), figures
+
+
+def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Figures of a fit: how well images come back, and the shape of their latents' cloud."""
+    figures = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {
+        "images": float(len(latents)),
+        "psnr_least": figures["psnr"].min().item(),
+        "psnr_median": figures["psnr"].median().item(),
+        "residual_most": figures["residual"].max().item(),
+        "steps_fallen_back": float(figures["fell_back"].sum()),
+        "calls_per_image": figures["calls"].double().mean().item(),
+        "latent_deviation": latents.std().item(),
+        "mean_kept": shrunk_mean(latents)[1],
+        "shrinkage": LowRank.fit(latents).shrinkage,
+    }

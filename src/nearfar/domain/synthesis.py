@@ -1,0 +1,169 @@
+"""New images of a domain that the frozen model has never seen: draw latents, then denoise (arXiv 2310.09213)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.diffusion.solver import DDIM, OnStep, solve
+from nearfar.domain.domain import Domain
+from nearfar.domain.draws import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
+from nearfar.errors import UsageError
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.inversion import invert
+from nearfar.sampling.own_samples import BATCH
+from nearfar.tensors import Images, Latents
+
+Image = Float[Tensor, "channel height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesis:
+    """New images, float32 in [-1, 1], on the CPU, and where each of them began. `numbers`: the outputs' own."""
+
+    images: Images
+    starts: tuple[Start, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the draws that were taken; 1 where none is refused: no tests, and mixtures without a margin."""
+        return len(self.starts) / sum(start.attempts for start in self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesiser:
+    """Everything that is settled once for all outputs: the draws, the guided model, the way down.
+
+    eta: 0 follows the deterministic trajectory, as the paper; above, fresh noise is added, up to 1 (see `bandwidth`).
+    """
+
+    model: FrozenModel
+    domain: Domain
+    draw: Draw
+    eta: float
+    seed: int
+
+    def make(self, numbers: Sequence[int], on_step: OnStep | None = None) -> Synthesis:
+        """The outputs of these numbers. Cost: the domain's `steps` network calls for the batch."""
+        starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
+        latents = torch.stack([start.latent for start in starts])
+        return Synthesis(self.denoise(latents, numbers, on_step), starts, tuple(numbers))
+
+    def make_all(self, numbers: Sequence[int], batch_size: int = BATCH, on_step: OnStep | None = None) -> Synthesis:
+        """The same, a batch at a time."""
+        if not numbers:
+            raise UsageError("count must be at least 1, got none")
+        batches = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+        parts = [self.make(batch, on_step) for batch in batches]
+        starts = tuple(start for part in parts for start in part.starts)
+        return Synthesis(torch.cat([part.images for part in parts]), starts, tuple(numbers))
+
+    def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
+        """The way down from latents at the domain's level."""
+        model, domain, key = self.model, self.domain, SecretKey.from_seed(self.seed)
+        streams = [bytes.fromhex(key.tag(f"synthesis {number}")) for number in numbers]
+        noise = NoiseStream(streams, model.latent_shape, model.device)
+        start = start_times(model.schedule, len(latents), domain.strength, None)
+        grid = model.schedule.grid(start, domain.steps, WARP)
+        clean = solve(model.denoiser, latents.to(model.device, torch.float32), grid, DDIM(self.eta), noise, on_step)
+        return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+
+
+def synthesiser(
+    model: FrozenModel,
+    domain: Domain,
+    *,
+    family: str = FAMILY,
+    geometry: str = "free",
+    guidance: float | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Synthesiser:
+    """Settle how new images are made; the arguments are those of `synthesise`."""
+    domain.check(model)
+    if geometry not in GEOMETRIES:
+        raise UsageError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta must be in [0, 1], got {eta:g}")
+    draw = GEOMETRIES[geometry](drawing(domain, family, **options), domain)
+    return Synthesiser(domain.guided(model, guidance), domain, draw, eta, seed)
+
+
+def synthesise(
+    model: FrozenModel,
+    domain: Domain,
+    count: int,
+    *,
+    first: int = 0,
+    family: str = FAMILY,
+    geometry: str = "free",
+    guidance: float | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Synthesis:
+    """`count` new images of a domain. Output `i` depends on model, domain, settings, seed and `i`, not on `count`.
+
+    family: of spread, see `starts.drawing`. geometry: "free" takes draws as they are, "projected" puts them onto the
+    domain's shell, "tested" repeats them until they pass the paper's three tests.
+    guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`), the domain's own unless given; 0 is the
+    frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
+    eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
+    Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
+    """
+    making = synthesiser(
+        model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
+    )
+    return making.make_all(range(first, first + count), batch_size, on_step)
+
+
+def vary(
+    model: FrozenModel,
+    domain: Domain,
+    image: Image,
+    count: int,
+    *,
+    amount: float = 0.5,
+    family: str = FAMILY,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+) -> Images:
+    """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
+
+    amount: 0 gives the image back, 1 forgets it and is what `synthesise` makes: the image's latent and a draw are added
+    as in `starts.steer`, so that every mixture lies where latents of the domain lie. guidance: of `synthesise`; the
+    image is inverted with it too.
+    Cost: one inversion, and `steps` calls for each batch.
+    """
+    making = varying(model, domain, image, amount=amount, family=family, guidance=guidance, seed=seed, on_step=on_step)
+    return making.make_all(range(count), batch_size, on_step).images
+
+
+def varying(
+    model: FrozenModel,
+    domain: Domain,
+    image: Image,
+    *,
+    amount: float,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Synthesiser:
+    """Settle how variations of one image are made, as `vary` says; options: of `synthesiser`. Cost: one inversion."""
+    if not 0 <= amount <= 1:
+        raise UsageError(f"amount must be in [0, 1], got {amount:g}")
+    making = synthesiser(model, domain, **options)
+    latent = invert(making.model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
+    return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))

@@ -1,0 +1,135 @@
+"""The record of a run, JSON lines beside the output folder: first its settings, then one line per image.
+
+It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from nearfar.errors import UsageError
+from nearfar.io.writing import writing
+
+Status = Literal["done", "dropped", "failed"]
+SPARSE = ("figures", "verdict", "parents")
+"""Fields that a line leaves out where there is nothing in them."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one image. Of a failed one, only name and reason are of use; a dropped one was not written.
+
+    source_tag: tells whether the source is still the same. batch_size: the shape that the network was called with.
+    figures: what the job measured on this image. verdict: of a domain's guards on a sample.
+    parents: the numbers of the fitted images that a sample mixes.
+    """
+
+    name: str
+    status: Status
+    reason: str = ""
+    batch_size: int = 0
+    target_sha256: str = ""
+    source_tag: str = ""
+    figures: dict[str, int | float] = field(default_factory=dict)
+    verdict: str = ""
+    parents: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left: its header (nothing if it did not come so far) and the last record of every image."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+
+
+def manifest_path(out: Path) -> Path:
+    """Beside the output folder, so that publishing the folder publishes no bookkeeping."""
+    whole = out.resolve()
+    return whole.with_name(whole.name + ".manifest.jsonl")
+
+
+def read_manifest(path: Path) -> Earlier:
+    """What a manifest says; lines that a killed run left incomplete are passed over."""
+    header: dict[str, Any] = {}
+    records: dict[str, Record] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
+        content = parse(line)
+        if isinstance(content.get("run"), dict):
+            header = content
+        elif record := to_record(content.get("image")):
+            records[record.name] = record
+    return Earlier(header, records)
+
+
+def parse(line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def to_record(content: Any) -> Record | None:
+    try:
+        record = Record(**content)
+    except TypeError:
+        return None
+    return record if isinstance(record.name, str) else None
+
+
+class Manifest:
+    """Appends to the record of a run, which it locks; what `commit` has returned from is on the disk."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+            lock(self._file, path)
+            self._write("\n" if is_cut(path) else "")
+            self._write(json.dumps(header, ensure_ascii=False) + "\n")
+
+    def add(self, record: Record) -> None:
+        content = {name: value for name, value in asdict(record).items() if value or name not in SPARSE}
+        self._write(json.dumps({"image": content}, ensure_ascii=False) + "\n")
+
+    def commit(self) -> None:
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _write(self, text: str) -> None:
+        with writing(self._path):
+            self._file.write(text)
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with writing(self._path), self._file:
+            self.commit()
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a killed run left the last line incomplete."""
+    content = path.read_bytes()
+    return content != b"" and not content.endswith(b"\n")
+
+
+def lock(file: IO[str], path: Path) -> None:
+    """Keep a second run from writing to the same output; the lock goes with the process."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"another run holds {path}: wait for it, or choose another output") from None

@@ -1,0 +1,254 @@
+"""`augment`: copies of the images of a folder, each a local sample, with the labels of their originals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nearfar.data.annotations import Annotations, read_annotations
+from nearfar.data.coco import check_shape
+from nearfar.data.copies import Select, Strengths, check_classes, copies_of_each
+from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
+from nearfar.data.labels import Labels, Made
+from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import Solver
+from nearfar.errors import UsageError
+from nearfar.io.fitting import FitMode
+from nearfar.io.listing import Item, copy_name, list_folder
+from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
+from nearfar.io.pictures import read_picture
+from nearfar.io.progress import Progress
+from nearfar.io.writing import writing
+from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one_square, trajectory_settings, unchanged
+from nearfar.jobs.plan import header, plan_run, source_tag
+from nearfar.jobs.run import run
+from nearfar.metrics.features import feature_network
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.local_sampling import SOLVER
+
+Check = Literal["", "flag", "drop"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which copies are wanted.
+
+    copies: of each image, at most. strengths: how far they go. seed: equal ones give equal copies.
+    select, share: which images get copies, as `copy_choice.copies_of_each` has it. only: a pattern that their names
+    match. keep_originals: OUT holds these too, byte for byte.
+    check: whether copies that a classifier takes for another class are flagged or dropped. classifier: a folder of
+    transformers; otherwise one is trained on the originals' `features` (a name or folder of `feature_network`).
+    label_column: of metadata, where labels stand in another one than `label`.
+    """
+
+    copies: int = 1
+    strengths: Strengths = field(default_factory=Strengths)
+    seed: int = 0
+    select: Select = "all"
+    share: float = 0.4
+    only: str = "*"
+    keep_originals: bool = False
+    check: Check = ""
+    classifier: Path | None = None
+    features: str = "model"
+    label_column: str | None = None
+
+    @property
+    def needs_all_images(self) -> bool:
+        """Whether what is made of one image depends on the others."""
+        return self.select != "all" or (self.check != "" and self.classifier is None)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A folder's job, its annotations, and who judges the copies."""
+
+    job: Job
+    annotations: Annotations
+    judge: Judge | None
+    wanted: Wanted
+
+    def finish(self, source: Path, out: Path) -> dict[str, int]:
+        """Check the labels of all copies in `out`, write its annotation files; returns counts for the summary.
+
+        The same whether the run was interrupted or not.
+        """
+        records = read_manifest(manifest_path(out)).records
+        items = self.job.expand(list_folder(source).items)
+        done = [item for item in items if item.name in records and records[item.name].status == "done"]
+        made = [Made(item.name, item.path.relative_to(source).as_posix(), marks_of(item)) for item in done]
+        verdicts: dict[str, int] = {}
+        if self.judge and self.wanted.check:
+            made = judged(self.judge, out, made, self.annotations.labels)
+            note(self.job, out, made, records, self.wanted.check == "drop")
+            made, verdicts = self.outcome(made, out)
+        self.annotations.write(out, made)
+        copies = sum(each.inherited for each in made)
+        return {"copies": copies, "originals": len(made) - copies, **verdicts}
+
+    def outcome(self, made: Sequence[Made], out: Path) -> tuple[list[Made], dict[str, int]]:
+        """The images that stay, and what the judge did in this run and before."""
+        agreeing = [each for each in made if each.marks.get("label_agrees", True)]
+        if self.wanted.check == "flag":
+            return list(made), {"disagree": len(made) - len(agreeing)}
+        records = read_manifest(manifest_path(out)).records.values()
+        return agreeing, {"dropped": sum(record.status == "dropped" for record in records)}
+
+
+def augmentation(
+    model: FrozenModel, source: Path, out: Path, wanted: Wanted, *, whole: bool = True, **options: Any
+) -> Augmentation:
+    """Read the annotations, choose what gets copies and settle the job; nothing is written.
+
+    whole: whether this is all there is, so that every class that is named must occur.
+    options: those of `augment_job`. Cost: for "hardest" and for a trained check, one call of the feature network for
+    each 32 images.
+    """
+    names = [item.name for item in list_folder(source).items]
+    annotations = read_annotations(source, names, wanted.label_column)
+    labels, key = annotations.labels, SecretKey.from_seed(wanted.seed)
+    if whole:
+        check_classes(wanted.strengths.by_class, labels)
+    chosen = [name for name in names if fnmatchcase(name, wanted.only)]
+    if names and not chosen:
+        raise UsageError(f"--only {wanted.only} matches none of {len(names)} images, such as {names[0]}")
+    judge = judge_of(model, source, chosen, labels, wanted)
+    own = judge.own if judge else {}
+    copies = copies_of_each(chosen, labels, wanted.copies, wanted.select, wanted.share, key, own)
+    job = augment_job(model, wanted, copies, labels, out, **options)
+    job = replace(job, read=partial(read_annotated, job.read, annotations.shapes, source))
+    return Augmentation(job, annotations, judge, wanted)
+
+
+def judge_of(model: FrozenModel, source: Path, names: Sequence[str], labels: Labels, wanted: Wanted) -> Judge | None:
+    """The classifier that the wishes ask for."""
+    if wanted.select == "hardest":
+        if wanted.classifier:
+            raise UsageError("hardest is found by a classifier trained on these images: leave out --classifier")
+        return cross_fitted(feature_network(wanted.features, model), source, names, labels)
+    if not wanted.check:
+        return None
+    if wanted.classifier:
+        return trained_judge(wanted.classifier, names, labels)
+    return cross_fitted(feature_network(wanted.features, model), source, names, labels)
+
+
+def augment_job(
+    model: FrozenModel,
+    wanted: Wanted,
+    copies: Mapping[str, int],
+    labels: Labels,
+    out: Path,
+    *,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
+    fit: FitMode = FitMode.PAD,
+    batch_size: int | None = None,
+    keep_metadata: bool = False,
+) -> Job:
+    """The job of making so many copies of these images. Cost: `solver.calls(steps)` network calls for each batch."""
+    key = SecretKey.from_seed(wanted.seed)
+    level = trajectory_settings(model, wanted.strengths.general[1], None, steps, solver, fit)
+    own = {"command": "augment", "strengths": str(wanted.strengths), "seed": wanted.seed, "check": wanted.check}
+    if wanted.check:
+        own["judge"] = str(wanted.classifier or wanted.features)
+    picture = as_picture(fit, keep_metadata)
+    job = make_job(
+        model,
+        near(model, key, strength=level["strength"], sigma=None, steps=steps, solver=solver),
+        {**level, **own, "keep_metadata": keep_metadata, "keep_originals": wanted.keep_originals},
+        read=partial(read, one_square(model.image, fit)),
+        encode=lambda results, reading: picture(results, reading) if len(results) else reading.context,
+        object_to=unchanged,
+        key=key,
+        batch_size=batch_size,
+        measure=lambda _, reading: {} if isinstance(reading.context, bytes) else marks_of(reading.context),
+    )
+    return replace(job, expand=partial(expand, job, wanted, copies, labels, out))
+
+
+def expand(
+    job: Job, wanted: Wanted, copies: Mapping[str, int], labels: Labels, out: Path, items: list[Item]
+) -> list[Item]:
+    """The copies of these images, but for those that a check has dropped before, and the originals where wanted."""
+    taken = {item.name for item in items}
+    records = read_manifest(manifest_path(out)).records if wanted.check == "drop" else {}
+    made = list(items) if wanted.keep_originals else []
+    for item in items:
+        for number in range(1, copies.get(item.name, 0) + 1):
+            name = copy_name(item.name, number)
+            if name in taken:
+                raise UsageError(f"{name} is the name of a copy of {item.name}, and of an image in IN: rename that")
+            if not dropped_before(job, item.path, records.get(name)):
+                strength = wanted.strengths.of(name, labels.get(item.name, ()), job.key)
+                made.append(Item(item.path, name, number, strength))
+    return made
+
+
+def dropped_before(job: Job, path: Path, record: Record | None) -> bool:
+    return record is not None and record.status == "dropped" and record.source_tag == source_tag(job, path)
+
+
+def read(read_one: Read, item: Item) -> Reading:
+    """A copy is made of its original's square; an original is only checked and passed on as it is."""
+    if item.variant:
+        return replace(read_one(item), context=item)
+    return Reading(torch.empty(0, 1, 1, 1), read_picture(item.path).frame, context=item.path.read_bytes())
+
+
+def read_annotated(read_one: Read, shapes: Mapping[str, Any], source: Path, item: Item) -> Reading:
+    """A copy is upright: ImageError where its original's boxes were drawn in a picture of another shape."""
+    reading = read_one(item)
+    if item.variant:
+        check_shape(shapes.get(item.path.relative_to(source).as_posix()), reading.frame.height, reading.frame.width)
+    return reading
+
+
+def marks_of(item: Item) -> dict[str, Any]:
+    """What is noted of a copy."""
+    return {"strength": item.strength} if item.variant else {}
+
+
+def judged(judge: Judge, out: Path, made: Sequence[Made], labels: Labels) -> list[Made]:
+    """The copies in `out` with what the judge says of them."""
+    origins = {each.name: each.origin for each in made if each.inherited}
+    found: dict[str, dict[str, Any]] = {}
+    for names, images in batches(out, list(origins), judge.size, judge.channels):
+        found |= zip(names, judge.verdicts(images, [origins[name] for name in names], labels), strict=True)
+    return [replace(each, marks=each.marks | found.get(each.name, {})) for each in made]
+
+
+def note(job: Job, out: Path, made: Sequence[Made], records: Mapping[str, Record], drop: bool) -> None:
+    """Put verdicts into the manifest, and remove the copies that disagree where they are to be dropped."""
+    with Manifest(manifest_path(out), header(job)) as manifest:
+        for each in (each for each in made if each.inherited and "label_agrees" in each.marks):
+            agrees = each.marks["label_agrees"]
+            figures = {name: value for name, value in each.marks.items() if name != "label_agrees"}
+            record = replace(records[each.name], figures=figures, verdict="" if agrees else "label disagrees")
+            if drop and not agrees:
+                record = replace(record, status="dropped", reason="a classifier takes it for another class")
+                with writing(out / each.name):
+                    (out / each.name).unlink(missing_ok=True)
+            if record != records[each.name]:
+                manifest.add(record)
+
+
+def augment_folder(
+    model: FrozenModel, source: str | Path, out: str | Path, wanted: Wanted, *, resume: bool = False, **options: Any
+) -> Progress:
+    """Make the wanted copies of the images below `source`, with their annotations, in `out`.
+
+    options: those of `augment_job`. Returns the run's outcome; `failed` lists images that could not be done.
+    """
+    source, out = Path(source), Path(out)
+    work = augmentation(model, source, out, wanted, **options)
+    progress = run(work.job, source, out, plan_run(work.job, source, out, resume))
+    work.finish(source, out)
+    return progress

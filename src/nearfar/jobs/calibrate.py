@@ -1,0 +1,234 @@
+"""`calibrate`: local samples of some images at several strengths, scored, until the targets' strengths are found.
+
+Every image keeps one noise at all strengths, so that its scores move smoothly; outputs are looked at and forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nearfar.audit.calibration import GRID, HALVINGS, LEAST_IMAGES, Found, Target, search
+from nearfar.audit.scores import Numbers, Scorer
+from nearfar.data.labels import top_folders
+from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.diffusion.solver import OnStep, Solver, solve
+from nearfar.errors import ImageError, UsageError
+from nearfar.io.fitting import FitMode
+from nearfar.io.listing import Rejected, list_folder
+from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
+from nearfar.jobs.job import read_square, trajectory_settings
+from nearfar.jobs.plan import check_same_settings
+from nearfar.models.model import FrozenModel
+from nearfar.tensors import Images
+
+Pair = tuple[int, float]
+"""Number of an image, and a strength."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Images that are measured: float32 in [-1, 1]. labels: the number of each one's folder. people: whether that
+    is a person. failed: what could not be read."""
+
+    names: list[str]
+    images: Images
+    labels: Numbers
+    people: bool = False
+    failed: Sequence[Rejected] = ()
+
+    @property
+    def groups(self) -> Numbers:
+        """The number of each one's person; each is a person of its own if nothing is known."""
+        return self.labels if self.people else torch.arange(len(self.names))
+
+
+@dataclass(frozen=True, eq=False)
+class Measuring:
+    """How outputs are made and scored."""
+
+    model: FrozenModel
+    sample: Sample
+    scorer: Scorer
+    steps: int
+    solver: Solver
+    batch_size: int
+    seed: int = 0
+
+    def name(self, pair: Pair) -> str:
+        """Of its record."""
+        return f"{self.sample.names[pair[0]]}@{pair[1]:g}"
+
+    def cost(self, targets: int, grid: Sequence[float] = GRID, halvings: int = HALVINGS) -> int:
+        """The most network calls, each for a batch, that the search makes."""
+        count, levels = len(self.sample.names), sum(strength > 0 for strength in grid)
+        whole = math.ceil(count * levels / self.batch_size) + halvings * targets * math.ceil(count / self.batch_size)
+        return whole * self.solver.calls(self.steps)
+
+    def outputs(self, pairs: Sequence[Pair], on_step: OnStep | None) -> Images:
+        """A local sample for each pair, in one batch; at strength 0 the image itself."""
+        numbers, strengths = [list(each) for each in zip(*pairs, strict=True)]
+        images, model = self.sample.images[numbers], self.model
+        if not any(strengths):
+            return images
+        key, start = SecretKey.from_seed(self.seed), start_times(model.schedule, len(pairs), strengths, None)
+        noise = NoiseStream([key.for_image(image, 0.0) for image in images], model.latent_shape, model.device)
+        latents = model.latent_space.encode(images.to(model.device), noise)
+        noisy = model.schedule.add_noise(latents, start, noise.draw())
+        clean = solve(model.denoiser, noisy, model.schedule.grid(start, self.steps, WARP), self.solver, noise, on_step)
+        return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+
+    def scores(self, pairs: Sequence[Pair], on_step: OnStep | None) -> list[dict[str, float]]:
+        """By measure, of each pair; the network is called with full batches, the last pair repeated."""
+        full = [*pairs, *[pairs[-1]] * (self.batch_size - len(pairs))]
+        numbers = torch.tensor([number for number, _ in pairs])
+        outputs = self.outputs(full, on_step)[: len(pairs)]
+        found = self.scorer(outputs, self.sample.images[numbers], numbers)
+        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def take_sample(source: Path, model: FrozenModel, fit: FitMode, count: int, people: bool, seed: int = 0) -> Sample:
+    """At most `count` images of a folder, drawn at random; with `people`, whole top folders, each of one person.
+
+    Raises UsageError for fewer than 20, and where an image has no person.
+    """
+    listing, failed = list_folder(source), []
+    folders = folders_of([item.name for item in listing.items], people, source)
+    images: dict[str, Tensor] = {}
+    places = drawn(folders, count, people, seed)
+    for place in places:
+        item = listing.items[place]
+        try:
+            images[item.name] = read_square(item, model.image, fit).squares[0]
+        except (ImageError, OSError) as error:
+            failed.append(Rejected(item.name, str(error)))
+    check_number(source, len(images), all_taken=len(places) == len(folders))
+    of = {item.name: folder for item, folder in zip(listing.items, folders, strict=True)}
+    labels = torch.from_numpy(np.unique([of[name] for name in images], return_inverse=True)[1])
+    return Sample(list(images), torch.stack(list(images.values())), labels, people, [*listing.rejected, *failed])
+
+
+def check_listing(source: Path, count: int) -> None:
+    """Refuse a folder, or a size of the sample, that cannot give 20 images, before anything is read or loaded."""
+    listed = len(list_folder(source).items)
+    check_number(source, min(listed, count), all_taken=listed <= count)
+
+
+def check_number(source: Path, number: int, all_taken: bool) -> None:
+    more = "give more" if all_taken else "raise --sample"
+    if number < LEAST_IMAGES:
+        raise UsageError(f"a calibration needs {LEAST_IMAGES} images or more, {source} gave {number}: {more}")
+
+
+def folders_of(names: Sequence[str], people: bool, source: Path) -> Sequence[str]:
+    """The folder of each image; of people the top folder, as audits have it."""
+    if not people:
+        return [str(Path(name).parent) for name in names]
+    if (found := top_folders(names)) is None:
+        raise UsageError(f"people must be top folders, two or more: {source} has fewer, or images outside of them")
+    return found
+
+
+def drawn(folders: Sequence[str], count: int, people: bool, seed: int) -> Int[np.ndarray, " drawn"]:
+    """Places of the images to take, ascending: of single ones, or of whole folders as long as there is room."""
+    random = np.random.default_rng(seed)
+    if not people:
+        return np.sort(random.permutation(len(folders))[:count])
+    names, places = np.unique(folders, return_inverse=True)
+    ordered = random.permutation(len(names))
+    taken = ordered[np.cumsum(np.bincount(places)[ordered]) <= count]
+    return np.flatnonzero(np.isin(places, taken))
+
+
+def calibrate(
+    work: Measuring,
+    targets: Sequence[Target],
+    record: Path,
+    *,
+    settings: dict[str, Any],
+    resume: bool = False,
+    grid: Sequence[float] = GRID,
+    halvings: int = HALVINGS,
+    on_step: OnStep | None = None,
+) -> Found:
+    """Find the smallest strength that meets the targets.
+
+    record: scores are kept in `record.manifest.jsonl` until the search is over, and an interrupted one that is resumed
+    with the same settings takes them from there. Cost: `work.cost` at most.
+    """
+    path = manifest_path(record)
+    if path.exists() and not resume:
+        raise UsageError(f"{path} is the record of an earlier run: give --resume, or remove it")
+    earlier = read_manifest(path)
+    check_same_settings(settings, record, earlier)
+    known = {name: entry.figures for name, entry in earlier.records.items()}
+    with Manifest(path, {"run": settings}) as manifest:
+        scores_at = partial(measured, work, known, manifest, on_step)
+        found = search(scores_at, targets, work.sample.groups.numpy(), grid, halvings)
+    path.unlink()
+    return found
+
+
+def measured(
+    work: Measuring,
+    known: dict[str, dict[str, int | float]],
+    manifest: Manifest,
+    on_step: OnStep | None,
+    strengths: Sequence[float],
+) -> dict[str, dict[float, NDArray[np.float64]]]:
+    """Scores by measure and strength; what is not known yet is measured and recorded, batch by batch."""
+    pairs = [(number, strength) for strength in sorted(strengths) for number in range(len(work.sample.names))]
+    for batch in batches([pair for pair in pairs if work.name(pair) not in known], work.batch_size):
+        for pair, scores in zip(batch, work.scores(batch, on_step), strict=True):
+            known[work.name(pair)] = {**scores}
+            manifest.add(Record(work.name(pair), "done", figures={**scores}))
+        manifest.commit()
+
+    def scored(measure: str, at: float) -> NDArray[np.float64]:
+        return np.array([known[work.name(pair)][measure] for pair in pairs if pair[1] == at])
+
+    return {measure: {at: scored(measure, at) for at in strengths} for measure in work.scorer.measures}
+
+
+def batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    """In order; originals apart, which need no sampling."""
+    for _, some in groupby(pairs, key=lambda pair: pair[1] > 0):
+        group = list(some)
+        yield from (group[first : first + size] for first in range(0, len(group), size))
+
+
+def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:
+    """Everything that decides the scores; the sample by its files' names, sizes and times."""
+    sample = work.sample
+    files = [(name, (source / name).stat()) for name in sample.names]
+    stamps = "".join(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0" for name, status in files)
+    return {
+        "command": "calibrate",
+        **method_settings(work.model, work.steps, work.solver, fit),
+        "measures": list(work.scorer.measures),
+        "attacker": work.scorer.attacker.eyes.name,
+        "content": work.scorer.network.name,
+        "people": len(set(sample.groups.tolist())) if sample.people else 0,
+        "sample": SecretKey.from_seed(work.seed).tag("sample", stamps.encode()),
+        "batch_size": work.batch_size,
+        "seed": work.seed,
+    }
+
+
+def method_settings(model: FrozenModel, steps: int, solver: Solver, fit: FitMode) -> dict[str, Any]:
+    """What a strength means only together with: the model, and how it is sampled."""
+    level = ("strength", "time", "sigma")
+    chosen = trajectory_settings(model, 1.0, None, steps, solver, fit)
+    return {"model": model.provenance.sha256, **model.settings} | {k: v for k, v in chosen.items() if k not in level}

@@ -1,0 +1,156 @@
+"""`enhance`: a folder of images in, a folder of the same images enlarged out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.errors import ImageError
+from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
+from nearfar.io.listing import Item, list_folder
+from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
+from nearfar.io.progress import Progress
+from nearfar.jobs.job import Job, Reading, anything_goes, make_job, nothing, trajectory_settings
+from nearfar.jobs.plan import plan_run
+from nearfar.jobs.run import is_out_of_memory, run
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.back_projection import AreaDownsampling
+from nearfar.sampling.enhancement import check_scale, enhance, proposed_strength, tiles_of
+from nearfar.sampling.local_sampling import SOLVER
+from nearfar.tensors import Images
+
+MAX_SIDE = 16383
+"""Pixels of a side of a result: what WebP can hold."""
+
+
+def enhance_job(
+    model: FrozenModel,
+    *,
+    scale: int,
+    strength: float | None = None,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
+    cascade: int = 1,
+    consistency: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+    keep_metadata: bool = False,
+    files: int | None = None,
+) -> Job:
+    """The job of enlarging every image, in its own format, `scale` times in both directions.
+
+    Arguments as for `enhance`; an image's detail follows from its content and the seed. A model of grey images enlarges
+    the colours of a picture one by one. Alpha is enlarged bicubically. With consistency the record of every image has
+    its `consistency_error`: the largest difference, in grey levels, between the image and the mean over squares of the
+    result, as it is before a lossy format encodes it; at most half a level.
+    files: how many images there are, so that no cores wait for images that never come.
+    """
+    check_scale(scale, cascade)
+    options: dict[str, Any] = {"scale": scale, "cascade": cascade, "consistency": consistency}
+    way: dict[str, Any] = {
+        "strength": proposed_strength(model, scale, consistency) if strength is None else strength,
+        "steps": steps,
+    }
+    settings = trajectory_settings(model, sigma=None, solver=solver, fit=FitMode.PAD, **way)
+    key = SecretKey.from_seed(seed)
+
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
+        tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
+        how: dict[str, Any] = {"solver": solver, "key": key, "on_step": on_step, **way, **options}
+        work = partial(enhance, model, images, **how)
+        return work(batch_size=tiles) if batch_size else halving(work, tiles)
+
+    job = make_job(
+        model,
+        transform,
+        {"command": "enhance", **settings, **options, "seed": seed, "keep_metadata": keep_metadata},
+        read=partial(read_small, channels=model.image.channels, scale=scale),
+        encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata),
+        object_to=anything_goes,
+        key=key,
+        batch_size=batch_size,
+        measure=partial(consistency_error, scale=scale) if consistency else nothing,
+    )
+    return replace(
+        job,
+        steps=cascade * steps,
+        workers=max(1, min(job.workers, files or job.workers)),
+        capacity=lambda shape, size: max(1, size // tiles_of(model, shape, scale)),
+    )
+
+
+def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:
+    """The work with as many tiles in one network call as the memory holds, from `tiles` down."""
+    try:
+        return work(batch_size=tiles)
+    except (RuntimeError, MemoryError) as error:
+        if tiles == 1 or not is_out_of_memory(error):
+            raise
+    return halving(work, tiles // 2)
+
+
+def read_small(item: Item, channels: int, scale: int) -> Reading:
+    """One square of a picture's colours, or one for each of them where the model has one channel."""
+    picture = read_picture(item.path)
+    check_result(picture.frame, scale)
+    planes = np.stack([to_float(plane) for plane in np.moveaxis(picture.pixels, -1, 0)])
+    squares = planes[:, None] if channels == 1 else with_channels(planes, channels)[None]
+    return Reading(torch.from_numpy(squares), picture.frame)
+
+
+def check_result(frame: Frame, scale: int) -> None:
+    """Refuse what would become too large for a file or for the memory."""
+    height, width = frame.height * scale, frame.width * scale
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        most = f"{MAX_PIXELS:,} pixels or {MAX_SIDE} of a side"
+        raise ImageError(f"would have {width} x {height} pixels, more than {most}: lower the scale or cut it")
+
+
+def enlarged_file(results: Tensor, reading: Reading, scale: int, keep_metadata: bool) -> bytes:
+    """The result as a file in the format of its original."""
+    frame = reading.frame
+    height, width = frame.height * scale, frame.width * scale
+    alpha = frame.alpha
+    if alpha is not None:
+        alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    larger = replace(frame, height=height, width=width, alpha=alpha)
+    return encode(Picture(as_pixels(results, frame), larger), keep_metadata)
+
+
+def as_pixels(squares: Tensor, frame: Frame) -> NDArray[Any]:
+    """The squares of one picture, (1, 1 or 3, ...) or (3, 1, ...), as its pixels (height, width, channels)."""
+    planes = with_channels(squares.flatten(0, 1).numpy(), frame.channels)
+    return np.stack([to_integer(plane, frame.depth) for plane in planes], axis=-1)
+
+
+def consistency_error(results: Tensor, reading: Reading, scale: int) -> dict[str, float]:
+    """How far the result's pixels, shrunk, are from the image's, in its grey levels."""
+    large, small = (
+        torch.from_numpy(as_pixels(each, reading.frame).astype(np.float32)) for each in (results, reading.squares)
+    )
+    shrunk = AreaDownsampling(scale).shrink(large.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    return {"consistency_error": (shrunk - small).abs().max().item()}
+
+
+def enhance_folder(
+    model: FrozenModel, source: str | Path, out: str | Path, *, resume: bool = False, **options: Any
+) -> Progress:
+    """Enlarge every image below `source`, in `out`, under the same name.
+
+    options: those of `enhance_job`. Returns the run's outcome; `failed` lists images that could not be done.
+    """
+    files = len(list_folder(Path(source)).items)
+    job = enhance_job(model, files=files, **options)
+    return run(job, Path(source), Path(out), plan_run(job, Path(source), Path(out), resume))

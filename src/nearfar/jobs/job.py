@@ -1,0 +1,228 @@
+"""`Job`: what a folder job does with each of its images, and the parts that several jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.diffusion.bdia import BDIA
+from nearfar.diffusion.level import WARP, describe_level
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.errors import UsageError
+from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
+from nearfar.io.listing import Item
+from nearfar.io.pictures import Frame, encode, read_picture
+from nearfar.models.model import FrozenModel, ImageContract, check_batch_size, default_batch_size
+from nearfar.sampling.inversion import solver_name
+from nearfar.sampling.local_sampling import local_sample
+from nearfar.tensors import Images
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one file gives to the transform, and what is needed to make a file of the results.
+
+    squares: float32 `(n, channel, height, width)` in [-1, 1]: one for most jobs, one for each region of an image;
+    none where there is nothing to transform, only a file to write.
+    context: whatever else the job's own `encode` needs. reduced: whether detail was lost on the way.
+    """
+
+    squares: Tensor
+    frame: Frame
+    context: Any = None
+    reduced: bool = False
+
+
+Read = Callable[[Item], Reading]
+"""Reads the source of an item; raises ImageError where it cannot be used."""
+
+Transform = Callable[[Images, Sequence[Item], OnStep], Tensor]
+"""(a batch of squares of one shape, the item that each belongs to) -> as many results, of whatever shape."""
+
+Encode = Callable[[Tensor, Reading], bytes]
+"""(results, what they were made of) -> content of a file."""
+
+Objection = Callable[[Tensor, Tensor], str]
+"""(squares, their results) -> why the results must not be written; empty when they may."""
+
+Measure = Callable[[Tensor, Reading], dict[str, float]]
+"""(results, what they were made of) -> figures of this image for the record."""
+
+UNCHANGED = 1 / 255
+"""Root mean square change, in [-1, 1], below which an output counts as its input: half a grey level."""
+
+
+def nothing(results: Tensor, reading: Reading) -> dict[str, float]:
+    """Most jobs measure nothing."""
+    return {}
+
+
+def make_job(
+    model: FrozenModel,
+    transform: Transform,
+    settings: dict[str, Any],
+    *,
+    read: Read,
+    encode: Encode,
+    object_to: Objection,
+    key: SecretKey | None,
+    batch_size: int | None,
+    suffix: str = "",
+    measure: Measure = nothing,
+) -> Job:
+    """A job with this model's contract, a batch size that fits it, and one worker for each core.
+
+    Images so large that they go one by one are computed by all cores together, in the memory of one.
+    key: None where nothing outlives the run.
+    """
+    batch = check_batch_size(default_batch_size(model) if batch_size is None else batch_size)
+    return Job(
+        read=read,
+        transform=transform,
+        encode=encode,
+        object_to=object_to,
+        image=model.image,
+        settings={"nearfar": version("nearfar"), "model": model.provenance.sha256, **model.settings, **settings},
+        key=key or SecretKey.random(),
+        repeatable=key is not None,
+        batch_size=batch,
+        shrinkable=batch_size is None,
+        workers=torch.get_num_threads() if model.device.type == "cpu" and batch > 1 else 1,
+        suffix=suffix,
+        steps=settings["steps"],
+        measure=measure,
+    )
+
+
+def trajectory_settings(
+    model: FrozenModel, strength: float | None, sigma: float | None, steps: int, solver: Solver | BDIA, fit: FitMode
+) -> dict[str, Any]:
+    """The settings of every job that goes to a noise level and back."""
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    return {
+        **describe_level(model.schedule, strength, sigma),
+        "steps": steps,
+        "warp": WARP,
+        "solver": solver_name(solver),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "fit": str(fit),
+    }
+
+
+def one_square(image: ImageContract, mode: FitMode) -> Read:
+    """Every picture as one square of the model's."""
+    return partial(read_square, image=image, mode=mode)
+
+
+def read_square(item: Item, image: ImageContract, mode: FitMode) -> Reading:
+    picture = read_picture(item.path)
+    square = fit(picture, image.size, image.channels, mode)
+    seen = seen_shape(picture.frame.height, picture.frame.width, mode)
+    return Reading(square[None], picture.frame, reduced=max(seen) > image.size)
+
+
+def as_picture(fit: FitMode, keep_metadata: bool) -> Encode:
+    """A result that is an image goes back into the frame and the format of its original."""
+    return lambda results, reading: picture_file(results[0], reading.frame, fit, keep_metadata)
+
+
+def picture_file(output: Tensor, frame: Frame, fit: FitMode, keep_metadata: bool) -> bytes:
+    return encode(unfit(output, frame, fit), keep_metadata)
+
+
+def as_they_are(items: list[Item]) -> list[Item]:
+    """Most jobs make one image of each."""
+    return items
+
+
+def the_same(shape: Sequence[int], batch_size: int) -> int:
+    """In most jobs all squares cost the same."""
+    return batch_size
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with every image.
+
+    expand: turns the images of a folder into those to be made. read: what one of them gives to the transform.
+    encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
+    measure: figures of a result for the record.
+    capacity: how many squares of a shape are transformed together where the batch size is so many.
+    suffix: what is added to the names of the images. steps: how many a batch takes.
+    settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
+    squares: how many inputs of the transform a file is expected to give.
+    batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
+    when memory runs out.
+    repeatable: whether the key outlives the run, so that its outputs can be made again.
+    workers: batches that are transformed at the same time.
+    """
+
+    read: Read
+    transform: Transform
+    encode: Encode
+    object_to: Objection
+    image: ImageContract
+    settings: dict[str, Any]
+    key: SecretKey
+    repeatable: bool
+    batch_size: int
+    shrinkable: bool
+    workers: int = 1
+    suffix: str = ""
+    steps: int = 1
+    squares: int = 1
+    measure: Measure = nothing
+    expand: Callable[[list[Item]], list[Item]] = as_they_are
+    capacity: Callable[[Sequence[int], int], int] = the_same
+
+    def target(self, out: Path, name: str) -> Path:
+        """Where the result of the image of this name goes."""
+        return out / f"{name}{self.suffix}"
+
+
+def near(
+    model: FrozenModel, key: SecretKey, *, strength: float | None, sigma: float | None, steps: int, solver: Solver
+) -> Transform:
+    """Local samples, each with the variant of its item, and at the item's own strength where it has one."""
+
+    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Images:
+        level = {"sigma": sigma} if sigma is not None else {"strength": strengths(items, strength)}
+        return local_sample(
+            model,
+            images,
+            key=key,
+            steps=steps,
+            solver=solver,
+            variant=[item.variant for item in items],
+            on_step=on_step,
+            **level,
+        )
+
+    return transform
+
+
+def strengths(items: Sequence[Item], default: float | None) -> list[float]:
+    found = [default if item.strength is None else item.strength for item in items]
+    return [each for each in found if each is not None]
+
+
+def unchanged(images: Tensor, outputs: Tensor) -> str:
+    """An output that is its input again protects nobody."""
+    change = (outputs - images).square().flatten(1).mean(1).sqrt().min().item()
+    if change < UNCHANGED:
+        return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
+    return ""
+
+
+def anything_goes(images: Tensor, outputs: Tensor) -> str:
+    """A reconstruction may well be its input."""
+    return ""

@@ -1,0 +1,142 @@
+"""Folder jobs whose strength comes from a calibration: one for all images, or to each image only what it needs.
+
+The latter halves the interval in which the square root of each image's strength lies (few images need high ones), all
+images of a batch at once, each at its own, and keeps the output of the smallest that met the image's own target. That
+very output was tested, by that network: another network, or other noise at the same strength, need not agree, the less
+as the luckiest was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.audit.calibration import Calibration, Target
+from nearfar.audit.scores import Eyes, as_written
+from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.errors import UsageError
+from nearfar.io.fitting import FitMode
+from nearfar.io.listing import Item
+from nearfar.jobs.anonymize import anonymize_job
+from nearfar.jobs.calibrate import method_settings
+from nearfar.jobs.job import Job, Transform, unchanged
+from nearfar.metrics.features import FeatureNetwork, distances_from
+from nearfar.models.model import FrozenModel
+from nearfar.sampling.local_sampling import SOLVER, local_sample
+from nearfar.tensors import Images
+
+HALVINGS = 5
+
+OwnScore = Callable[[Images], Callable[[Images], Tensor]]
+"""Originals, which are looked at once -> (outputs) -> a score for each output, from this pair alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Need:
+    """What each image's own output must meet. most: the strength that is tried first, above which nothing is."""
+
+    target: Target
+    score: OwnScore
+    most: float = 1.0
+
+    def met(self, scores: Tensor) -> Tensor:
+        return scores >= self.target.value if self.target.kind.at_least else scores <= self.target.value
+
+
+def calibrated_job(model: FrozenModel, calibration: Calibration, need: Need | None = None, **options: Any) -> Job:
+    """The job of `anonymize_job` at the strength that a calibration found; with `need`, at each image's own.
+
+    options: those of `anonymize_job`; strength and sigma are of no account. Raises UsageError if the calibration is of
+    another model or another way to sample it. Cost: that of `anonymize_job`, with `need` 6 times as much.
+    """
+    steps, solver = options.get("steps", STEPS), options.get("solver", SOLVER)
+    found = calibration.strength_for(method_settings(model, steps, solver, options.get("fit", FitMode.PAD)))
+    least = found if need is None else need.most / 4**HALVINGS
+    job = anonymize_job(model, **{**options, "strength": least, "sigma": None})
+    job = replace(job, settings={**job.settings, "calibration": calibration.digest})
+    return job if need is None else per_image_job(job, model, need, steps, solver)
+
+
+def per_image_job(job: Job, model: FrozenModel, need: Need, steps: int, solver: Solver) -> Job:
+    """The job with strengths of the images' own, which its records tell beside the scores."""
+    return replace(
+        job,
+        transform=only_as_far(model, job.key, need, steps, solver),
+        encode=lambda results, reading: job.encode(results[:, :-2], reading),
+        object_to=lambda squares, results: objection(squares, results, need),
+        measure=lambda results, reading: dict(zip(("strength", need.target.measure), told(results), strict=True)),
+        settings={**job.settings, "per_image": str(need.target), "halvings": HALVINGS},
+        steps=steps * (1 + HALVINGS),
+    )
+
+
+def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solver: Solver) -> Transform:
+    """Each image's output, and two more planes that are its strength, below 0 if none met the target, and its score."""
+
+    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Tensor:
+        score, variants = need.score(images), [item.variant for item in items]
+
+        def attempt(strength: Tensor, on_step: OnStep) -> tuple[Images, Tensor]:
+            way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, "variant": variants}
+            outputs = local_sample(model, images, strength=strength, on_step=on_step, **way)
+            return outputs, score(as_written(outputs)).float()
+
+        low, high = torch.zeros(len(images)), torch.ones(len(images))
+        best, scores = attempt(need.most * high**2, on_step)
+        met = need.met(scores)
+        for turn in range(1, 1 + HALVINGS):
+            root = torch.where(met, (low + high) / 2, high)
+            outputs, found = attempt(need.most * root**2, later(on_step, turn * steps))
+            good = met & need.met(found)
+            best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, found, scores)
+            low, high = torch.where(good, low, root), torch.where(good, root, high)
+        planes = torch.stack([torch.where(met, need.most * high**2, -1.0), scores], 1)
+        return torch.cat([best, planes[:, :, None, None].expand(-1, -1, *best.shape[2:])], 1)
+
+    return transform
+
+
+def later(on_step: OnStep, done: int) -> OnStep:
+    """Counts steps from those that are done."""
+    return lambda step, state: on_step(done + step, state)
+
+
+def told(results: Tensor) -> list[float]:
+    """Strength and score of the output of one image."""
+    return [round(value, 6) for value in results[0, -2:, 0, 0].tolist()]
+
+
+def objection(squares: Tensor, results: Tensor, need: Need) -> str:
+    strength, score = told(results)
+    if strength < 0:
+        return f"even at strength {need.most:g} its {need.target.measure} is {score:.3g}, asked was {need.target}"
+    return unchanged(squares, results[:, :-2])
+
+
+def need_of(calibration: Calibration, eyes: Eyes, network: FeatureNetwork) -> Need:
+    """The one target of a calibration as that of every image, through the same networks.
+
+    Raises UsageError where images have no score of their own, and for other networks.
+    """
+    target, asked = calibration.targets[0], calibration.asked
+    if len(calibration.targets) > 1 or target.measure not in ("similarity", "distance"):
+        raise UsageError(f"--per-image needs one target, similarity or distance, the calibration has {asked}: "
+                         "calibrate with such a target alone")  # fmt: skip
+    role, name = ("attacker", eyes.name) if target.measure == "similarity" else ("content", network.name)
+    if calibration.measuring[role] != name:
+        raise UsageError(f"the calibration looked through {calibration.measuring[role]}, not {name}: give the same")
+    score = partial(similarity, eyes) if target.measure == "similarity" else partial(distances_from, network)
+    return Need(target, score, max(point.strength for point in calibration.found.curves[target.measure]))
+
+
+def similarity(eyes: Eyes, originals: Images) -> Callable[[Images], Tensor]:
+    """Cosine of each output and its original."""
+    known = eyes.vectors(originals, originals)
+    return lambda outputs: (eyes.vectors(outputs, originals) * known).sum(1)

@@ -1,0 +1,201 @@
+"""Folders as diffusers writes them: an index, and a folder with configuration and weights for each part.
+
+The first pixel models on the hub (google/ddpm-...) keep the network and the scheduler flat beside the index; diffusers
+takes a part from the root when it has no folder of its own, and so does this. Weights are read from safetensors; those
+that an old repository has as a pickle only are read as weights alone, and nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nearfar.errors import RunError, UsageError, first_line, printable
+from nearfar.models.original.checkpoints import read_weights
+
+PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
+FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
+DESCRIPTIONS = (".json", ".txt", ".model")
+PICKLE = "diffusion_pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: its folder, its class and its configuration."""
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A folder with a `model_index.json`."""
+
+    root: Path
+    index: dict[str, Any]
+
+    @property
+    def family(self) -> str:
+        return printable(str(self.index.get("_class_name")))
+
+    def kind_of(self, name: str) -> str | None:
+        """The class of a part; None when the index has none."""
+        entry = self.index.get(name)
+        kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        return None if kind is None else printable(str(kind))
+
+    def part(self, *names: str) -> Part | None:
+        """The first of these parts that the index names."""
+        for name in names:
+            kind = self.kind_of(name)
+            if kind is not None:
+                file = "scheduler_config.json" if name == "scheduler" else "config.json"
+                flat = not (self.root / name).is_dir() and (self.root / file).is_file()
+                folder = self.root if flat else self.root / name
+                return Part(folder, kind, read_config(self.root, folder / file))
+        return None
+
+
+def open_folder(root: Path) -> DiffusersFolder:
+    """Read the index of a diffusers folder."""
+    index = root / "model_index.json"
+    if not index.is_file():
+        raise UsageError(
+            f"{root} is no diffusers folder (no model_index.json): give one that a pipeline's save_pretrained wrote"
+        )
+    return DiffusersFolder(root, read_json(index))
+
+
+def read_config(root: Path, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{root} lacks {path.relative_to(root)}: copy the whole folder that save_pretrained wrote")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} must be JSON, got {error}: copy the folder again") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a JSON object, got a {type(content).__name__}: copy the folder again")
+    return content
+
+
+def load_part(part: Part, dtype: torch.dtype) -> Any:
+    """The network of a part in evaluation mode, its gradients off; every weight must be there.
+
+    Memory: the weights once in `dtype` when accelerate is installed, twice when it is not.
+    """
+    import diffusers
+
+    if "quantization_config" in part.config:
+        raise UsageError(f"{part.folder} is quantised, which nearfar does not read: take the model it was made from")
+    check_weights(part.folder)
+    with reading(part.folder):
+        network, loading = getattr(diffusers, part.kind).from_pretrained(
+            part.folder,
+            dtype=dtype,
+            variant=variant_of(part.folder),
+            use_safetensors=has_safetensors(part.folder),
+            local_files_only=True,
+            low_cpu_mem_usage=find_spec("accelerate") is not None,
+            output_loading_info=True,
+        )
+    check_complete(part.folder, loading["missing_keys"])
+    return in_precision(network, dtype).eval().requires_grad_(False)
+
+
+def in_precision(network: Any, dtype: torch.dtype) -> Any:
+    """Cast what diffusers 0.42 left as it was (SD3's transformer), and nothing that it keeps in float32 on purpose."""
+    return network if network.dtype == dtype else network.to(dtype)
+
+
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Errors of other libraries while `what` is read, as sentences."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError(too_large(what)) from error
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise UsageError(f"{what} cannot be loaded ({first_line(error)}): copy the whole folder again") from error
+
+
+def too_large(what: object) -> str:
+    return f"{what} does not fit into the memory: use --precision bfloat16 on a GPU, or a smaller model"
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder without weights, with a pickle that is not weights alone, and shards that lie elsewhere."""
+    if not has_safetensors(folder):
+        if not (folder / PICKLE).is_file():
+            raise UsageError(
+                f"{folder} holds no weights (.safetensors): copy the whole folder that save_pretrained wrote"
+            )
+        read_weights(folder / PICKLE)
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in set(read_json(index).get("weight_map", {}).values()):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+                raise UsageError(f"{index} names {printable(str(name))}, which is no shard beside it: copy it again")
+
+
+def check_complete(folder: Path, missing: Iterable[str]) -> None:
+    if names := sorted(missing):
+        raise UsageError(f"{folder} lacks {len(names)} of the network's weights ({names[0]}, ...): copy it again")
+
+
+def has_safetensors(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def variant_of(folder: Path) -> str | None:
+    """ "fp16" where a part has its weights in half precision only, as `name.fp16.safetensors`."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return "fp16" if names and all(is_half(name) for name in names) else None
+
+
+def is_half(name: str) -> bool:
+    return ".fp16." in name or ".fp16-" in name
+
+
+def read_licence(root: Path) -> str:
+    """The `license:` line of the model card's header, as the hub writes it; empty when there is none."""
+    card = root / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    named = re.search(r"^license_name: *(.+)$", text, re.MULTILINE)
+    found = named or re.search(r"^license: *(.+)$", text, re.MULTILINE)
+    return printable(found.group(1)) if found else ""
+
+
+def folder_digest(folder: DiffusersFolder) -> str:
+    """SHA-256 over the files that are read, independent of where the folder lies. Cost: reads the weights once."""
+    digest = hashlib.sha256()
+    root = folder.root
+    folders = [path for part in PARTS for path in root.glob(part) if path.is_dir()]
+    files = [path for part in folders for path in part.iterdir() if path.suffix in DESCRIPTIONS]
+    weights = [path for part in folders for path in weights_of(part)]
+    flat = [path for pattern in FLAT for path in root.glob(pattern)]
+    for path in sorted({*files, *weights, *flat}):
+        with path.open("rb") as file:
+            digest.update(path.relative_to(root).as_posix().encode() + hashlib.file_digest(file, "sha256").digest())
+    flags = {name: value for name, value in folder.index.items() if isinstance(value, bool)}
+    digest.update(json.dumps(flags, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files of weights that are read: safetensors, of one precision, or else the pickle."""
+    found = list(folder.glob("*.safetensors"))
+    full = [path for path in found if not is_half(path.name) and ".non_ema." not in path.name]
+    return full or found or list(folder.glob(PICKLE))

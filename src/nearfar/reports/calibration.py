@@ -1,0 +1,79 @@
+"""The page of a calibration: the curve of every measure with its bounds, the targets, the strength that was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nearfar.audit.calibration import KINDS, Calibration, Curve, Found, Target, isotonic
+from nearfar.reports.page import heading, page, paragraph, plot, shown, table, write_page
+
+
+def write_calibration_report(path: Path, calibration: Calibration, content: dict[str, Any]) -> None:
+    """The page at `path`, and `content` beside it as JSON."""
+    sections = [paragraph(verdict(calibration)), paragraph(account(calibration))]
+    for measure, curve in calibration.found.curves.items():
+        rows = zip(curve, isotonic([point.value for point in curve], KINDS[measure].rises), strict=True)
+        sections += [
+            heading(f"{measure}: {KINDS[measure].words}"),
+            plot(curve_figure(measure, curve, calibration), f"{measure} by strength"),
+            table(
+                ["strength", "measured", "low", "high", "monotone curve"],
+                [[*map(shown, (at.strength, at.value, at.low, at.high)), shown(smooth)] for at, smooth in rows],
+            ),
+        ]
+    write_page(path, content, page("Which strength meets the target", *sections))
+
+
+def verdict(calibration: Calibration) -> str:
+    """What was found, in a sentence."""
+    found, asked = calibration.found, calibration.asked
+    if found.strength is None:
+        reached = "; ".join(limit(target, found) for target in calibration.targets)
+        return f"No strength meets {asked} ({reached}). More images would narrow the bounds."
+    if found.strength == 0:
+        return f"The originals themselves meet {asked}: nothing need be done for it."
+    word = "Smallest" if any(target.kind.safe_when_strong for target in calibration.targets) else "Largest"
+    return f"{word} strength that meets {asked}: {found.strength:g}."
+
+
+def limit(target: Target, found: Found) -> str:
+    """How far one target can be met, or how near the safest strength comes to it."""
+    curve, at = found.curves[target.measure], found.limits[str(target)]
+    if at is not None:
+        return f"{target} {'from' if target.kind.safe_when_strong else 'up to'} {at:g}"
+    safest = curve[-1 if target.kind.safe_when_strong else 0]
+    bounds = f"{shown(safest.value)}, between {shown(safest.low)} and {shown(safest.high)}"
+    return f"{target} nowhere: at strength {safest.strength:g} it is {bounds}"
+
+
+def account(calibration: Calibration) -> str:
+    """What it rests on."""
+    measuring, people = calibration.measuring, calibration.measuring["people"]
+    whose = f" of {people} people, who count as one each" if people else ""
+    return (
+        f"Measured on {calibration.images} images{whose}, which were also the ones that outputs were searched in; "
+        f"rank1 and similarity through {measuring['attacker']}, label and distance through {measuring['content']}, at "
+        f"the model's size. Each bound holds with a confidence of {calibration.confidence:.0%}, for images like these, "
+        f"this attacker and no other: a stronger one finds more. In a smaller sample one is found more easily."
+    )
+
+
+def curve_figure(measure: str, curve: Curve, calibration: Calibration) -> Figure:
+    """Measured scores with their bounds, the monotone curve through them, the target and the answer."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    strengths, values = [point.strength for point in curve], [point.value for point in curve]
+    off = [[point.value - point.low for point in curve], [point.high - point.value for point in curve]]
+    axes.errorbar(strengths, values, [[max(each, 0) for each in side] for side in off], fmt="o", label="measured")
+    axes.plot(strengths, isotonic(values, KINDS[measure].rises), label="monotone curve")
+    for target in calibration.targets:
+        if target.measure == measure:
+            axes.axhline(target.value, color="black", linestyle=":", label=str(target))
+    if calibration.found.strength is not None:
+        axes.axvline(calibration.found.strength, color="tab:green", label=f"strength {calibration.found.strength:g}")
+    axes.set(xlabel="strength", ylabel=measure)
+    axes.legend()
+    return figure

@@ -1,0 +1,119 @@
+"""One self-contained HTML page: text, tables, pictures and plots, with nothing to fetch beside it.
+
+Every function returns HTML. What is not HTML yet (titles, sentences, cells, descriptions) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nearfar.audit.figure import Figure as Measured
+from nearfar.audit.figure import grouped
+from nearfar.errors import UsageError
+from nearfar.io.writing import write_whole, writing
+
+STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+img, svg { max-width: 100%; height: auto; display: block; margin: 1rem 0 } img { image-rendering: pixelated }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+td, th { padding: .1rem 1.2rem .1rem 0; text-align: left; white-space: nowrap }"""
+
+
+def page(title: str, *sections: str) -> str:
+    """A whole document; sections: HTML, as the other functions return it, in reading order."""
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>\n<style>{STYLE}</style>'
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *sections])
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Cells are shown as `str` shows them: round numbers before."""
+    lines = [line("th", header), *(line("td", row) for row in rows)]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def line(tag: str, cells: Sequence[object]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+
+def picture(image: Image.Image, alt: str) -> str:
+    """An image as PNG within the page; alt: what it shows, for those who do not see it."""
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    encoded = base64.b64encode(content.getvalue()).decode("ascii")
+    return f'<img src="data:image/png;base64,{encoded}" width="{image.width}" alt="{escape(alt)}">'
+
+
+def plot(figure: Figure, alt: str = "") -> str:
+    """A figure as SVG within the page; equal figures give equal text."""
+    content = io.StringIO()
+    with rc_context({"svg.hashsalt": "nearfar"}):
+        figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None})
+    drawing = content.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+
+def page_beside(report: Path | None, out: Path, *sources: Path, keep: Sequence[Path] = ()) -> Path:
+    """Where a page on what is in `out` goes: beside it unless told, and never among images or over files to keep."""
+    whole = out.resolve()
+    path = report or whole.with_name(whole.name + ".report.html")
+    check_page(path, [*sources, out], keep)
+    return path
+
+
+def check_page(path: Path, folders: Sequence[Path], keep: Sequence[Path] = ()) -> None:
+    """Refuse a page that is none, that would lie among images, or that would replace a file to keep with its JSON."""
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UsageError(f"the report is a page, got {path}: give a file that ends in .html")
+    for folder in folders:
+        if folder.resolve() in path.resolve().parents:
+            raise UsageError(f"report {path} must not lie in {folder}, which holds images: keep it elsewhere")
+    written = {each.resolve() for each in (path, path.with_suffix(".json"))}
+    if lost := next((file for file in keep if file.resolve() in written), None):
+        raise UsageError(f"report {path} and the JSON beside it would replace {lost}: give the report another name")
+
+
+def write_page(path: Path, content: dict[str, Any], whole: str, mode: int = 0o666) -> None:
+    """The page at `path` and the same numbers beside it as .json, each whole or not at all; mode: the page's."""
+    with writing(path):
+        write_whole(path.with_suffix(".json"), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(path, whole.encode(), mode)
+
+
+def shown(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def section(name: str, figures: Sequence[Measured]) -> list[str]:
+    """A table for each network, with what measured it below."""
+    header = ["", "value", "95 % interval", "chance", "n", "note"]
+    parts = [heading(name)]
+    for network, some in grouped(figures).items():
+        libraries = sorted({figure.library for figure in some})
+        by = f"By {network}; measured" if network else "Measured"
+        parts += [table(header, [row(figure) for figure in some]), paragraph(f"{by} by {'; '.join(libraries)}.")]
+    return parts
+
+
+def row(figure: Measured) -> list[object]:
+    interval = "" if figure.low is None or figure.high is None else f"{figure.low:.4g} to {figure.high:.4g}"
+    chance = "" if figure.chance is None else f"{figure.chance:.4g}"
+    return [figure.name, f"{figure.value:.4g}", interval, chance, figure.count, figure.note]

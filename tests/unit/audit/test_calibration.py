@@ -1,0 +1,269 @@
+"""The search for a strength: its statistics against other libraries, its answer against closed forms."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.isotonic import IsotonicRegression
+
+from nearfar.audit.calibration import (
+    Calibration,
+    Found,
+    Point,
+    Target,
+    crossing,
+    isotonic,
+    load_calibration,
+    parse_target,
+    save_calibration,
+    search,
+    smallest,
+)
+from nearfar.audit.scores import Eyes, Known, Scorer, check_labels, label, network_eyes, rank1
+from nearfar.audit.view import unit
+from nearfar.errors import UsageError
+from nearfar.io.fitting import FitMode
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.jobs.calibrate import Measuring, Sample, calibrate, check_listing, drawn, take_sample
+from nearfar.metrics.features import pixel_features
+from nearfar.sampling.local_sampling import SOLVER
+from oracle_domains import MEAN, SIDE, VARIANCE, oracle, own
+
+ALONE = np.arange(100)
+RANK1, SIMILARITY, LABEL = Target("rank1", 0.2), Target("similarity", 0.4), Target("label", 0.9)
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_the_curve_is_that_of_scikit_learn(rises):
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=12).round(1)
+        expected = IsotonicRegression(increasing=rises).fit_transform(np.arange(12), values)
+        assert isotonic(values, rises) == pytest.approx(expected)
+
+
+def simulated(random, count, expected):
+    """Rank-1 of images each of which has a strength of its own from which on it is not found any more."""
+    last = random.uniform(0, 1, count)
+    return lambda strengths: {"rank1": {at: (last > expected(at)).astype(float) for at in strengths}}
+
+
+def test_a_strength_that_misses_the_target_is_found_as_rarely_as_promised():
+    target, random, misses = Target("rank1", 0.2), np.random.default_rng(0), 0
+    for _ in range(400):
+        found = search(simulated(random, 100, lambda at: at**0.5), [target], ALONE).strength
+        misses += 1 - found**0.5 > 0.2  # the true rate at the strength that was found
+    assert 10 <= misses <= 30  # 5 % of 400, give or take 2 standard deviations; none would be a bound that is too wide
+
+
+def test_the_search_closes_in_on_the_crossing():
+    found = search(simulated(np.random.default_rng(0), 4000, lambda at: at), [RANK1], np.arange(4000))
+    assert found.strength == pytest.approx(0.8 + 0.0105, abs=0.3 / 2**4)
+    assert len(found.curves["rank1"]) == 7 + 4
+    assert found.limits == {"rank1 at most 0.2": found.strength}
+
+
+def curve(*values, width=0.02):
+    return tuple(Point(n / 10, value, value - width, value + width) for n, value in enumerate(values))
+
+
+def test_one_lucky_strength_is_not_taken():
+    assert crossing(curve(1.0, 0.1, 0.5, 0.15, 0.1), RANK1) == (0.3, 0.2)
+    assert crossing(curve(1.0, 0.95, 0.8, 0.95), LABEL) == (0.1, 0.2)
+    assert crossing(curve(0.9, 0.5, 0.4), RANK1) == (None, 0.2)
+    assert crossing(curve(0.1, 0.05), RANK1) == (0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "strength"),
+    [
+        ({RANK1: 0.3, LABEL: 0.5}, 0.3),
+        ({RANK1: 0.6, LABEL: 0.5}, None),
+        ({RANK1: 0.3, SIMILARITY: 0.4}, 0.4),
+        ({LABEL: 0.5}, 0.5),
+        ({RANK1: None, LABEL: 0.5}, None),
+        ({RANK1: 0.0, LABEL: 0.0}, 0.0),
+    ],
+)
+def test_targets_that_pull_in_two_directions_are_both_met_or_none_is(limits, strength):
+    assert smallest(list(limits), {str(target): limit for target, limit in limits.items()}) == strength
+
+
+@pytest.mark.parametrize("text", ["rank1", "rank1=", "rank1=x", "rank1=1.2", "label=nan", "distance=-1", "beauty=1"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(UsageError, match="target"):
+        parse_target(text)
+
+
+def known_as(vectors, groups, labels):
+    unit = torch.nn.functional.normalize(torch.tensor(vectors, dtype=torch.float64), dim=1)
+    return Known(network_eyes(pixel_features(8)), unit, torch.tensor(groups), torch.tensor(labels))
+
+
+def test_a_person_is_looked_for_among_the_other_pictures():
+    vectors = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]]
+    people, alone = known_as(vectors, [0, 1, 0, 1], [0] * 4), known_as(vectors, [0, 1, 2, 3], [0] * 4)
+    numbers = torch.arange(4)
+    assert rank1(alone, alone.vectors, numbers).tolist() == [1, 1, 1, 1]
+    assert rank1(people, people.vectors, numbers).tolist() == [0, 1, 0, 1]  # 0 is nearest to 1, and 2 to 3
+
+
+def test_a_label_is_told_without_the_original_itself():
+    known = known_as([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.95, 0.0]], [0] * 5, [0, 0, 1, 1, 1])
+    assert label(known, known.vectors, torch.arange(5)).tolist() == [1, 1, 1, 1, 0]
+
+
+def work_on(count=100, steps=5):
+    model, network = oracle(), pixel_features(SIDE)
+    sample = Sample([f"{n}.png" for n in range(count)], own(count), torch.arange(count) % 2)
+    eyes = Eyes("deviations", lambda images, _: unit((images - MEAN).flatten(1)))
+    known = Known.of(eyes, sample.images, sample.groups, sample.labels)
+    return Measuring(model, sample, Scorer(["similarity", "rank1"], known, known, network), steps, SOLVER, 64)
+
+
+def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
+    """Of Gaussian data an output keeps a share `r` of each deviation: their mean cosine is `r`, as variances stay."""
+    work, targets = work_on(), [SIMILARITY]
+    found = calibrate(work, targets, tmp_path / "c.json", settings={})
+    schedule, denoiser = work.model.schedule, work.model.denoiser.denoiser
+    strengths = torch.linspace(0.01, 1, 500, dtype=torch.float64)
+    kept = denoiser.retention(schedule.time_of_strength(strengths))
+    cosine = (VARIANCE * kept).mean((1, 2, 3)) / VARIANCE.mean()
+    exact = strengths[(cosine < SIMILARITY.value).nonzero()[0]].item()
+    assert exact - 0.01 < found.strength < exact + 0.03
+    for point in found.curves["similarity"][1:]:
+        expected = cosine[(strengths - point.strength).abs().argmin()].item()
+        assert point.value == pytest.approx(expected, abs=0.02)
+
+
+def test_what_it_costs_is_said_before(tmp_path):
+    work = work_on()
+    calibrate(work, [SIMILARITY, RANK1], tmp_path / "c.json", settings={})
+    assert work.cost(2) // 2 < work.model.denoiser.calls <= work.cost(2)
+    assert not manifest_path(tmp_path / "c.json").exists()
+
+
+class StoppedError(Exception):
+    """Stands for Ctrl-C."""
+
+
+def test_an_interrupted_search_goes_on(tmp_path):
+    record, settings = tmp_path / "c.json", {"some": 1}
+    whole = calibrate(work_on(), [SIMILARITY], record, settings=settings, halvings=1)
+    ticks = iter(range(25))
+
+    def stop(*_):
+        if next(ticks, None) is None:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        calibrate(work_on(), [SIMILARITY], record, settings=settings, on_step=stop)
+    assert len(read_manifest(manifest_path(record)).records) == 100 + 5 * 64  # strength 0, five batches of 5 steps
+    with pytest.raises(UsageError, match="--resume"):
+        calibrate(work_on(), [SIMILARITY], record, settings=settings)
+    with pytest.raises(UsageError, match="other settings"):
+        calibrate(work_on(), [SIMILARITY], record, settings={"some": 2}, resume=True)
+    work = work_on()
+    resumed = calibrate(work, [SIMILARITY], record, settings=settings, resume=True, halvings=1)
+    assert work.model.denoiser.calls == work_calls(whole) - 5 * 5
+    assert resumed.strength == whole.strength
+    for one, other in zip(resumed.curves["similarity"], whole.curves["similarity"], strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-6)
+
+
+def work_calls(found):
+    """Network calls of `work_on` for the strengths of this search: the grid in batches of 64, the others one by one."""
+    others = len(found.curves["similarity"]) - 7
+    return 5 * (-(-6 * 100 // 64) + others * -(-100 // 64))
+
+
+def test_whole_people_are_drawn():
+    folders = [f"person {number // 5}" for number in range(100)]
+    places = drawn(folders, 32, people=True, seed=3)
+    assert len(places) == 30
+    assert {folders.count(folders[place]) for place in places} == {5}
+    assert len({folders[place] for place in places}) == 6
+    assert len(drawn(folders, 32, people=False, seed=3)) == 32
+
+
+def test_too_few_images_are_refused_by_their_number_alone(tmp_path, write_pictures):
+    write_pictures(tmp_path, 24)
+    check_listing(tmp_path, 20)
+    with pytest.raises(UsageError, match=r"20 images or more, .* gave 19: raise --sample"):
+        check_listing(tmp_path, 19)
+    write_pictures(tmp_path / "few", 12)
+    with pytest.raises(UsageError, match=r"gave 12: give more"):
+        check_listing(tmp_path / "few", 100)
+
+
+def test_a_target_needs_a_value():
+    with pytest.raises(UsageError, match=r"rank1 needs a value, like rank1=0\.05"):
+        parse_target("rank1")
+
+
+def test_the_sample_is_of_a_folder(tmp_path, write_pictures, model):
+    names = write_pictures(tmp_path, 24)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    sample = take_sample(tmp_path, model, FitMode.PAD, 100, people=False)
+    assert sample.names == names
+    assert sample.images.shape == (24, 3, 16, 16)
+    assert [entry.name for entry in sample.failed] == ["broken.png"]
+    assert len(set(sample.labels.tolist())) == 4
+    with pytest.raises(UsageError, match=r"20 images or more, .* gave 18: raise --sample"):
+        take_sample(tmp_path, model, FitMode.PAD, 19, people=False)
+    (tmp_path / names[-1]).unlink()
+    with pytest.raises(UsageError, match="people must be top folders"):
+        take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+
+
+def test_a_person_is_a_top_folder(tmp_path, smooth, model):
+    for number in range(24):
+        path = tmp_path / ("ann", "bob")[number % 2] / ("home", "work")[number // 12] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth(number).save(path)
+    sample = take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+    assert [sample.groups[n].item() for n in range(24)] == [name.startswith("bob") for name in sample.names]
+    with pytest.raises(UsageError, match=r"gave 0: raise --sample"):
+        take_sample(tmp_path, model, FitMode.PAD, 11, people=True)
+    for path in sorted((tmp_path / "ann").rglob("*.png"))[:8]:
+        path.unlink()
+    with pytest.raises(UsageError, match=r"gave 16: give more"):
+        take_sample(tmp_path, model, FitMode.PAD, 100, people=True)
+
+
+def test_labels_need_two_images_of_each_class():
+    with pytest.raises(UsageError, match="in the sample: raise --sample, or give more folders or images"):
+        check_labels(torch.tensor([0, 0, 1]))
+    check_labels(torch.tensor([0, 0, 1, 1]))
+
+
+METHOD = {"model": "abc", "steps": 20, "solver": "dpm++sde"}
+
+
+def a_calibration(**changes):
+    found = Found({"similarity": curve(1.0, 0.5, 0.2)}, {"similarity at most 0.4": 0.2}, 0.2)
+    return Calibration(METHOD, {"people": 0}, 100, 0.95, (SIMILARITY,), found, **changes)
+
+
+def test_a_calibration_is_what_it_was_when_it_is_read_back(tmp_path):
+    path = tmp_path / "c.json"
+    save_calibration(a_calibration(), path)
+    read = load_calibration(path)
+    assert read == a_calibration(digest=read.digest)
+    assert read.strength_for(METHOD) == 0.2
+    assert json.loads(path.read_text())["targets"] == ["similarity=0.4"]
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_another_model_or_method_is_refused(name):
+    with pytest.raises(UsageError, match=f"was made with {name} "):
+        a_calibration().strength_for(METHOD | {name: "another"})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "found": 3}'])
+def test_other_files_are_no_calibrations(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UsageError, match="is no calibration of this version"):
+        load_calibration(tmp_path / "c.json")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_calibration(tmp_path / "absent.json")

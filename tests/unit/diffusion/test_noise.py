@@ -1,0 +1,175 @@
+"""Keys and streams: who may read them, what they depend on, and that the numbers are standard normal."""
+
+import os
+import stat
+
+import pytest
+import torch
+
+from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.errors import UsageError
+
+SECRET = bytes(range(32))
+KEY = SecretKey(SECRET)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "key"
+    KEY.save(path)
+    return path
+
+
+def test_a_key_comes_back_from_its_file(key_file):
+    assert SecretKey.load(key_file) == KEY
+    assert key_file.read_text() == SECRET.hex() + "\n"
+
+
+def test_a_key_file_is_for_its_owner_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        KEY.save(tmp_path / "key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o602, 0o666])
+def test_a_key_file_that_others_can_reach_is_refused(key_file, mode):
+    key_file.chmod(mode)
+    with pytest.raises(UsageError) as error:
+        SecretKey.load(key_file)
+    assert str(error.value) == f"key file {key_file} can be read by others: run chmod 600 {key_file}"
+
+
+def test_an_existing_key_file_is_never_overwritten(key_file):
+    with pytest.raises(FileExistsError):
+        SecretKey.random().save(key_file)
+    assert SecretKey.load(key_file) == KEY
+
+
+@pytest.mark.parametrize("content", [b"not a key", b"\xff\xfe\x00", SECRET.hex().encode()[:-1]])
+def test_a_file_without_a_key_gets_a_sentence(key_file, content):
+    key_file.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        SecretKey.load(key_file)
+    assert str(error.value) == f"key file {key_file} must hold 64 hexadecimal digits: let nearfar write a new one"
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_a_key_of_another_length_is_refused(length):
+    with pytest.raises(UsageError) as error:
+        SecretKey(bytes(length))
+    assert str(error.value) == f"a key has 32 bytes, got {length}: use SecretKey.random()"
+
+
+def test_printing_a_key_does_not_show_it():
+    for text in (repr(KEY), str(KEY), f"{KEY}", repr([KEY])):
+        assert text.strip("[]") == "SecretKey()"
+
+
+def test_random_keys_differ_and_seeded_keys_repeat():
+    assert SecretKey.random() != SecretKey.random()
+    assert SecretKey.from_seed(7) == SecretKey.from_seed(7)
+
+
+@pytest.mark.parametrize("bit", [0, 31, 32, 40, 63, 64, 100])
+def test_every_bit_of_a_seed_counts(bit):
+    # torch's CPU generator drops the bits from 32 on (research/codebases.md 5.3).
+    assert SecretKey.from_seed(5) != SecretKey.from_seed(5 ^ (1 << bit))
+
+
+def test_a_tag_is_a_128_bit_hash_of_key_purpose_and_content():
+    tags = {
+        KEY.tag("file", b"a"),
+        KEY.tag("file", b"b"),
+        KEY.tag("name", b"a"),
+        KEY.tag("fil", b"ea"),
+        KEY.tag("file"),
+        SecretKey(SECRET[::-1]).tag("file", b"a"),
+    }
+    assert len(tags) == 6
+    assert all(len(bytes.fromhex(tag)) == 16 for tag in tags)
+    assert KEY.tag("file", b"a") == SecretKey(SECRET).tag("file", b"a")
+
+
+def test_an_image_has_one_key_whatever_its_batch_and_memory_layout(images):
+    expected = [KEY.for_image(image, 499.0) for image in images]
+    for batch in (images.flip(0).flip(0), images.double(), images.contiguous(memory_format=torch.channels_last)):
+        assert [KEY.for_image(image, 499.0) for image in batch] == expected
+    assert KEY.for_image(images.flip(0)[0], 499.0) == expected[2]
+    assert KEY.for_image(images[1].clone(), 499.0) == expected[1]
+
+
+def test_images_are_compared_at_eight_bits(images):
+    grey = torch.full((1, 2, 2), 100 / 127.5 - 1)
+    assert KEY.for_image(grey, 1.0) == KEY.for_image(grey + 0.4 / 127.5, 1.0)
+    assert KEY.for_image(grey, 1.0) != KEY.for_image(grey + 0.6 / 127.5, 1.0)
+
+
+def test_another_image_level_variant_shape_or_key_is_another_stream(images):
+    image = images[0]
+    changed = image.clone()
+    changed[2, 7, 7] += 2 / 127.5
+    keys = {
+        KEY.for_image(image, 499.0),
+        KEY.for_image(images[1], 499.0),
+        KEY.for_image(changed, 499.0),
+        KEY.for_image(image, 499.5),
+        KEY.for_image(image, 499.0, variant=1),
+        KEY.for_image(image, 499.0, variant=2),
+        KEY.for_image(image.reshape(3, 4, 16), 499.0),
+        KEY.for_image(image.reshape(1, 24, 8), 499.0),
+        SecretKey(SECRET[::-1]).for_image(image, 499.0),
+    }
+    assert len(keys) == 9
+    assert all(len(key) == 16 for key in keys)
+
+
+def streams(*numbers):
+    return [number.to_bytes(16, "little") for number in numbers]
+
+
+def drawn(keys, shape=(3, 8, 8), draws=3):
+    stream = NoiseStream(keys, shape)
+    return torch.stack([stream.draw() for _ in range(draws)], dim=1)  # (key, draw, *shape)
+
+
+def test_a_row_depends_on_its_key_and_not_on_batch_or_order():
+    together = drawn(streams(1, 2, 3, 4))
+    assert torch.equal(drawn(streams(3)), together[2:3])
+    assert torch.equal(drawn(streams(4, 3, 2, 1)), together.flip(0))
+    assert torch.equal(drawn(streams(2, 2)), together[[1, 1]])
+
+
+def test_a_smaller_image_hears_the_beginning_of_the_same_stream():
+    large = drawn(streams(9), (1, 8, 8), draws=1).flatten()
+    assert torch.equal(drawn(streams(9), (1, 2, 4), draws=1).flatten(), large[:8])
+    assert torch.equal(drawn(streams(9), (1, 4, 4), draws=4).flatten(), large)
+
+
+@pytest.mark.parametrize("bit", [0, 31, 32, 63, 64, 127])
+def test_every_bit_of_a_stream_key_counts(bit):
+    assert not torch.equal(drawn(streams(5)), drawn(streams(5 ^ (1 << bit))))
+
+
+def test_draws_are_float32_of_the_asked_shape():
+    noise = NoiseStream(streams(1, 2), (3, 4, 5)).draw()
+    assert (noise.dtype, noise.shape, noise.device.type) == (torch.float32, (2, 3, 4, 5), "cpu")
+
+
+def test_noise_is_standard_normal_and_independent_between_rows_and_draws():
+    noise = drawn(streams(10, 11, 12), (4, 128, 128), draws=2).double().flatten(2).flatten(0, 1)  # (6, 65536)
+    count = noise.shape[1]
+    # Standard errors of the first four moments of a standard normal: 1, sqrt 2, sqrt 15, sqrt 96 over sqrt(count);
+    # 24 comparisons, so four of them (once in 16,000 each) and not three.
+    for power, moment, error in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
+        assert ((noise**power).mean(1) - moment).abs().max() < 4 * error / count**0.5
+    correlation = noise @ noise.T / count - torch.eye(6, dtype=torch.float64)
+    assert correlation.fill_diagonal_(0).abs().max() < 4 / count**0.5
+    assert (noise[:, 1:] * noise[:, :-1]).mean(1).abs().max() < 4 / count**0.5  # neighbouring pixels

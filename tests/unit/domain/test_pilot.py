@@ -1,0 +1,60 @@
+"""The trial run: the first way of mixing that copies no more than is wanted, and what is said when none does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nearfar.domain.guards import rates
+from nearfar.domain.pilot import CANDIDATES, pilot
+from nearfar.domain.synthesis import synthesise
+from nearfar.errors import ModelWarning, UsageError
+from oracle_domains import fitted, oracle
+
+pytestmark = pytest.mark.filterwarnings("ignore::nearfar.errors.ModelWarning")
+ONE, TWO, MANY = ({"parents": number, "reach": 0.13} for number in (1, 2, 99))
+
+
+def test_the_first_candidate_that_keeps_the_limit_is_taken():
+    """One parent is the fitted image itself."""
+    chosen, trials = pilot(oracle(), fitted(), count=12, limit=0.99, candidates=(ONE, TWO, CANDIDATES[2]))
+    assert [trial.mixing for trial in trials] == [ONE, TWO]
+    assert trials[0].copies == 1
+    assert trials[1].copies <= 0.99
+    assert chosen.mixing == TWO
+    assert torch.equal(chosen.latents, fitted().latents)
+
+
+def test_what_is_tried_is_what_the_guards_say_of_such_outputs():
+    _, (trial,) = pilot(oracle(), fitted(), count=12, limit=0.99, candidates=(TWO,), seed=3)
+    made = synthesise(oracle(), fitted(), 12, seed=3, **TWO).images
+    assert trial.rates == rates(fitted().guards.judge(oracle(), made))
+
+
+def test_outputs_are_mixed_as_the_domain_says_unless_told_otherwise():
+    mixed = replace(fitted(), mixing=TWO)
+    made = synthesise(oracle(), mixed, 3)
+    assert [len(start.parents) for start in made.starts] == [2, 2, 2]
+    assert torch.equal(made.images, synthesise(oracle(), fitted(), 3, **TWO).images)
+    assert len(synthesise(oracle(), mixed, 1, parents=4).starts[0].parents) == 4
+
+
+def test_candidates_with_more_parents_than_images_are_passed_over():
+    _, trials = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE, MANY))
+    assert [trial.mixing for trial in trials] == [ONE]
+
+
+def test_candidates_that_no_mixture_can_meet_are_passed_over(monkeypatch):
+    """No mixture of images that are all equally far apart is farther from its parents than these are."""
+    monkeypatch.setattr("nearfar.domain.draws.MOST_ATTEMPTS", 20)
+    far = {"parents": 2, "margin": 100.0}
+    _, trials = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE, far, TWO))
+    assert [trial.mixing for trial in trials] == [ONE, TWO]
+    with pytest.raises(UsageError, match="none of 20 mixtures is 100 from the fitted images"):
+        pilot(oracle(), fitted(), count=4, candidates=(far, ONE))
+
+
+def test_a_limit_that_cannot_be_kept_is_told():
+    with pytest.warns(ModelWarning, match=r"^however images are mixed, more than 0% of the outputs are copies \(100%"):
+        chosen, _ = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE,))
+    assert chosen.mixing == ONE

@@ -1,0 +1,253 @@
+"""Shards and data sets in and out, written and read by the libraries that they belong to."""
+
+import gc
+import json
+import tarfile
+import warnings
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from cli.folders import contents
+from nearfar.data.copies import Strengths
+from nearfar.errors import UsageError
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.jobs import units as record_sets
+from nearfar.jobs.augment import Wanted
+from nearfar.jobs.units import augment_units, units_of
+
+NAMES = ["cat", "dog"]
+
+
+def read_shards(pattern, decode=()):
+    """What webdataset reads, which leaves its files to the garbage collector."""
+    wds = pytest.importorskip("webdataset")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        found = list(wds.WebDataset(str(pattern), shardshuffle=False).decode(*decode))
+        gc.collect()
+    return found
+
+
+def png(picture):
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def augment(model, tmp_path):
+    """Augment `in` into a new folder in two steps, with batches of four."""
+
+    def call(source, name="out", resume=False, **wanted):
+        found = augment_units(model, source, tmp_path / name, Wanted(**wanted), resume=resume, steps=2, batch_size=4)
+        return found, tmp_path / name
+
+    return call
+
+
+@pytest.fixture
+def shards(tmp_path, smooth):
+    """Two shards of two records, one of them with a second extension and a folder in its key."""
+    wds = pytest.importorskip("webdataset")
+    (tmp_path / "in").mkdir()
+    for shard in range(2):
+        with wds.TarWriter(str(tmp_path / "in" / f"s-{shard}.tar")) as writer:
+            for number in range(2):
+                image = {"__key__": f"part/{shard}{number}", "png": png(smooth(10 * shard + number))}
+                writer.write(image | {"cls": number, "json": {"note": f"n{number}"}, "seg.png": png(smooth(99))})
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def data_set(smooth):
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES), "mask": datasets.Image()}
+    rows = {"image": [smooth(n) for n in range(4)], "label": [0, 1, 1, 1], "mask": [smooth(n + 50) for n in range(4)]}
+    rows["note"] = ["a", "b", None, "d"]
+    return datasets.Dataset.from_dict(rows, datasets.Features(features | {"note": datasets.Value("string")}))
+
+
+def test_webdataset_reads_shards_of_originals_and_copies(augment, shards):
+    found, out = augment(shards, copies=2, keep_originals=True)
+    assert (found.progress.done, found.counts) == (12, {"copies": 8, "originals": 4})
+    samples = read_shards(out / "s-{0..1}.tar", ["pil"])
+    assert [each["__key__"] for each in samples] == [
+        f"part/{key}{copy}" for key in ("00", "01", "10", "11") for copy in ("", "~1", "~2")
+    ]
+    before = {each["__key__"]: each for each in read_shards(shards / "s-{0..1}.tar")}
+    for each in read_shards(out / "s-{0..1}.tar"):
+        original = before[each["__key__"].split("~")[0]]
+        assert {field: each[field] for field in ("cls", "json", "seg.png")} == {
+            field: original[field] for field in ("cls", "json", "seg.png")
+        }
+        assert ("~" in each["__key__"]) == (each["png"] != original["png"])
+    marks = {each["__key__"]: each.get("inherited.json") for each in samples}
+    assert marks["part/00"] is None
+    assert marks["part/01~2"] == {"inherited_from": "part/01.png", "label_inherited": True, "strength": 0.3}
+    assert all(each["png"].size == (16, 16) for each in samples)
+
+
+def test_an_interrupted_run_goes_on_with_the_shard_that_is_missing(augment, shards, monkeypatch):
+    _, whole = augment(shards, "whole", copies=2)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    pack = record_sets.pack_shard
+    monkeypatch.setattr(
+        record_sets, "pack_shard", lambda shard, *rest: stop() if shard.name == "s-1.tar" else pack(shard, *rest)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        augment(shards, "cut", copies=2)
+    assert contents(whole).items() > contents(whole.with_name("cut")).items()
+    monkeypatch.undo()
+    found, cut = augment(shards, "cut", resume=True, copies=2)
+    assert contents(cut) == contents(whole)
+    assert (found.progress.done, found.progress.kept) == (0, 8)
+    assert sorted(path.name for path in cut.parent.iterdir()) == [
+        *("cut", "cut.manifest.jsonl", "in", "whole", "whole.manifest.jsonl")
+    ]
+    assert augment(shards, "cut", resume=True, copies=2)[0].progress.kept == 8
+    with pytest.raises(UsageError, match="made with other settings"):
+        augment(shards, "cut", resume=True, seed=1, strengths=Strengths((0.5, 0.5)))
+
+
+def test_a_broken_image_in_a_shard_is_left_out_and_listed(augment, shards):
+    wds = pytest.importorskip("webdataset")
+    with wds.TarWriter(str(shards / "s-0.tar")) as writer:
+        writer.write({"__key__": "bad", "png": b"\x89PNG\r\n\x1a\n broken", "cls": 0})
+        writer.write({"__key__": "good", "png": png(Image.new("RGB", (9, 7), "red")), "cls": 1})
+    found, out = augment(shards)
+    assert [record.name for record in found.progress.failed] == ["s-0.tar/bad~1.png"]
+    assert [each["__key__"] for each in read_shards(out / "s-0.tar")] == ["good~1"]
+    assert read_manifest(manifest_path(out)).records["s-0.tar/bad~1.png"].status == "failed"
+    again, _ = augment(shards, resume=True)
+    assert [record.name for record in again.progress.failed] == ["s-0.tar/bad~1.png"]
+    assert (again.progress.total, again.progress.done, again.progress.kept) == (4, 0, 3)
+
+
+def test_other_wishes_make_a_finished_shard_anew(augment, shards):
+    (shards / "s-1.tar").unlink()
+    assert augment(shards)[0].progress.done == 2
+    found, out = augment(shards, resume=True, copies=2)
+    assert (found.progress.done, found.counts["copies"]) == (4, 4)
+    assert len(read_shards(out / "s-0.tar")) == 4
+    assert augment(shards, resume=True, copies=2)[0].progress.kept == 4
+
+
+def test_what_another_judge_dropped_is_not_gone_on_with(augment, shards):
+    (shards / "s-1.tar").unlink()
+    with pytest.raises(UsageError, match="two classes or more"):
+        augment(shards, check="drop", features="pixels")
+    augment(shards, "flagged")
+    with pytest.raises(UsageError, match=r"other settings \(check .*judge None, now 'pixels'"):
+        augment(shards, "flagged", resume=True, check="drop", features="pixels")
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ({"a.cls": b"1"}, "record a must have one image such as a.jpg, got cls"),
+        ({"a.png": b"", "a.jpg": b""}, "record a must have one image"),
+        ({"../a.png": b""}, r"has the key '\.\./a', which is no safe file name"),
+        ({"a.png": b"", "b.png": b"", "a.cls": b""}, "record a must have one image"),
+        ({"a.png": b"", "b.png": b"", "a.jpg": b""}, "has the key a twice: keys must differ"),
+        ({"a.png": b"", "a.json": b"{"}, "record a has a label that cannot be read"),
+    ],
+)
+def test_a_shard_that_cannot_be_carried_over_is_refused(augment, tmp_path, members, sentence):
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    with pytest.raises(UsageError, match=sentence):
+        augment(tmp_path / "one.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.tar"]
+
+
+def test_a_cut_shard_is_refused(augment, shards):
+    path = shards / "s-0.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UsageError, match="is no whole tar file"):
+        augment(shards)
+
+
+def test_choices_that_need_all_images_are_not_for_shards(augment, shards):
+    with pytest.raises(UsageError, match="2 files are augmented one by one"):
+        augment(shards, select="rarest")
+    with pytest.raises(UsageError, match="--only is for folders of images"):
+        augment(shards, only="a*")
+    with pytest.raises(UsageError, match="leave out --label-column"):
+        augment(shards, label_column="kind")
+
+
+def test_a_saved_data_set_comes_back_with_its_features(augment, data_set, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data_set.save_to_disk(tmp_path / "in")
+    found, out = augment(tmp_path / "in", copies=2, select="balance", keep_originals=True)
+    assert found.counts == {"copies": 2, "originals": 4}
+    read = datasets.load_from_disk(out)
+    assert read.features.items() >= data_set.features.items()
+    assert read["label"][:] == [0, 1, 1, 1, 0, 0]
+    assert read["note"][:] == ["a", "b", None, "d", "a", "a"]
+    assert read["label_inherited"][:] == [False] * 4 + [True] * 2
+    assert read["inherited_from"][4] == "00000000.png"
+    assert read[0]["image"].tobytes() == data_set[0]["image"].tobytes() != read[4]["image"].tobytes()
+    assert read[4]["mask"].tobytes() == data_set[0]["mask"].tobytes()
+
+
+def test_files_that_others_put_into_a_data_set_are_not_lost(augment, data_set, tmp_path):
+    data_set.save_to_disk(tmp_path / "in")
+    _, out = augment(tmp_path / "in")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not what an earlier run made of this input"):
+        augment(tmp_path / "in", resume=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert augment(tmp_path / "in", resume=True)[0].progress.kept == 4
+
+
+def test_every_split_is_augmented(augment, data_set, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict(train=data_set, test=data_set.select([1, 2])).save_to_disk(tmp_path / "in")
+    _, out = augment(tmp_path / "in", strengths=Strengths((0.3, 0.3), {"cat": (0.2, 0.2)}))
+    read = datasets.load_from_disk(out)
+    assert {split: rows["strength"][:] for split, rows in read.items()} == {
+        "train": [0.2, 0.3, 0.3, 0.3],
+        "test": [0.3] * 2,
+    }
+
+
+def test_parquet_comes_back_as_parquet_the_same_each_time(augment, data_set, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "in").mkdir()
+    data_set.to_parquet(tmp_path / "in" / "train-00000-of-00001.parquet")
+    first, again = (augment(tmp_path / "in", name)[1] for name in ("a", "b"))
+    assert contents(first) == contents(again)
+    files = {"train": str(first / "train-00000-of-00001.parquet")}
+    read = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert read.features["label"].names == NAMES
+    assert read[3]["image"].size == (16, 16)
+    assert read["label"][:] == [0, 1, 1, 1]
+
+
+def test_data_sets_without_usable_images_are_refused(augment, data_set, tmp_path):
+    data_set.remove_columns(["image", "mask"]).save_to_disk(tmp_path / "in")
+    with pytest.raises(UsageError, match="must have one column of images, or one called image, got none"):
+        augment(tmp_path / "in")
+    data_set.save_to_disk(tmp_path / "other")
+    with pytest.raises(UsageError, match="has no column kind: it has image, label, mask, note"):
+        augment(tmp_path / "other", label_column="kind")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="cannot be read as a data set"):
+        augment(tmp_path / "broken.parquet")
+
+
+def test_a_folder_of_images_is_no_record_set(tmp_path, smooth):
+    smooth(0).save(tmp_path / "a.png")
+    (tmp_path / "old.tar").write_bytes(b"")
+    assert units_of(tmp_path) == []
+    assert json.dumps([unit.name for unit in units_of(tmp_path / "old.tar")]) == '["old.tar"]'

@@ -1,0 +1,277 @@
+"""What `load_model` reads and refuses, and what identifies a model."""
+
+import json
+import shutil
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nearfar.diffusion.denoiser import PREDICTIONS, from_epsilon, from_sample
+from nearfar.errors import UsageError
+from nearfar.models.latent_space import PixelSpace
+from nearfar.models.loading import BUNDLED, load_model
+from nearfar.models.model import ImageContract
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(model_folder, tmp_path):
+    """A copy of the tiny model's folder, to be damaged."""
+    return shutil.copytree(model_folder, tmp_path / "copy")
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_weights(path, change):
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+# The contract
+
+
+def test_model_is_what_its_folder_says(model, model_folder):
+    assert model.image == ImageContract(size=16, channels=3)
+    assert model.parameters == sum(weight.numel() for weight in load_file(model_folder / WEIGHTS).values())
+    assert model.latent_space == PixelSpace()
+    assert model.provenance.source == str(model_folder)
+    assert model.device == torch.device("cpu")
+    assert model.schedule is model.denoiser.schedule
+
+
+def test_denoiser_is_the_network_of_diffusers(model, model_folder):
+    from diffusers import DDPMPipeline
+
+    unet = DDPMPipeline.from_pretrained(model_folder).unet
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.manual_seed(0)), torch.tensor([10.0, 700.0])
+    with torch.no_grad():
+        expected = unet(x, t).sample
+        # Another memory layout adds in another order: float32 rounding of values of order 1 through 20 layers.
+        torch.testing.assert_close(model.denoiser(x, t.double()), expected, rtol=0, atol=2e-6)
+
+
+def test_schedule_is_the_one_of_diffusers(model, model_folder):
+    from diffusers import DDPMPipeline
+
+    table = DDPMPipeline.from_pretrained(model_folder).scheduler.alphas_cumprod.double()
+    alpha, sigma = model.schedule.coefficients(torch.arange(1000, dtype=torch.float64))
+    torch.testing.assert_close(alpha, table.sqrt(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(sigma, (1 - table).sqrt(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_prediction_is_read_from_the_scheduler(copy, prediction):
+    change_json(copy / "scheduler/scheduler_config.json", prediction_type=prediction)
+    assert load_model(copy, "cpu").denoiser.prediction is PREDICTIONS[prediction]
+
+
+def test_prediction_is_the_noise_unless_stated(copy, model):
+    path = copy / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    del config["prediction_type"]
+    path.write_text(json.dumps(config))
+    assert load_model(copy, "cpu").denoiser.prediction is from_epsilon
+    assert model.denoiser.prediction is from_sample
+
+
+def test_nothing_can_be_trained_or_left_in_training_mode(model):
+    x = torch.zeros(1, 3, 16, 16)
+    output = model.denoiser(x, torch.tensor([500.0]).double())
+    assert not output.requires_grad
+
+
+def test_ddim_folders_are_read_too(copy):
+    change_json(copy / "model_index.json", _class_name="DDIMPipeline")
+    assert load_model(copy, "cpu").image.size == 16
+
+
+def test_source_may_be_text(model_folder):
+    assert load_model(str(model_folder), "cpu").provenance.source == str(model_folder)
+
+
+# Provenance
+
+
+def test_digest_does_not_depend_on_the_place(model, copy):
+    assert load_model(copy, "cpu").provenance.sha256 == model.provenance.sha256
+    assert len(bytes.fromhex(model.provenance.sha256)) == 32
+
+
+def test_digest_changes_with_one_weight(model, copy):
+    change_weights(copy / WEIGHTS, lambda weights: weights["conv_out.bias"].add_(torch.tensor([0, 1e-6, 0])))
+    assert load_model(copy, "cpu").provenance.sha256 != model.provenance.sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("scheduler/scheduler_config.json", {"beta_end": 0.03}), ("unet/config.json", {"norm_eps": 1e-3})],
+)
+def test_digest_changes_with_the_configuration(model, copy, file, changes):
+    change_json(copy / file, **changes)
+    assert load_model(copy, "cpu").provenance.sha256 != model.provenance.sha256
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, "not stated"),
+        ("# A model without a header\n", "not stated"),
+        ("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+    ],
+)
+def test_licence_comes_from_the_card(copy, card, licence):
+    if card:
+        (copy / "README.md").write_text(card)
+    assert load_model(copy, "cpu").provenance.licence == licence
+
+
+# The bundled model, offline
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("something reaches for the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_bundled_model_loads_by_default_and_offline():
+    model = load_model(device="cpu")
+    config = json.loads((BUNDLED / "unet" / "config.json").read_text())
+    assert model.image == ImageContract(size=config["sample_size"], channels=config["in_channels"])
+    assert model.provenance.source == "bundled"
+    x = torch.zeros(1, model.image.channels, model.image.size, model.image.size)
+    assert model.denoiser(x, torch.tensor([500.0]).double()).isfinite().all()
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_name_that_is_no_folder_is_not_looked_for_elsewhere():
+    with pytest.raises(UsageError, match="google/ddpm-cifar10-32 is neither a path nor in the Hugging Face cache"):
+        load_model("google/ddpm-cifar10-32")
+
+
+# Refusals
+
+
+def no_index(folder):
+    (folder / "model_index.json").unlink()
+
+
+def other_family(folder):
+    change_json(folder / "model_index.json", _class_name="DiTPipeline", unet=["diffusers", "DiTTransformer2DModel"])
+
+
+def broken_index(folder):
+    (folder / "model_index.json").write_text('{"_class_name": ')
+
+
+def index_of_another_kind(folder):
+    (folder / "model_index.json").write_text("[1, 2]")
+
+
+def broken_scheduler(folder):
+    (folder / "scheduler/scheduler_config.json").write_text("not json")
+
+
+def broken_unet(folder):
+    (folder / "unet/config.json").write_text("not json")
+
+
+def no_scheduler(folder):
+    shutil.rmtree(folder / "scheduler")
+
+
+def no_unet(folder):
+    shutil.rmtree(folder / "unet")
+
+
+def no_weights(folder):
+    (folder / WEIGHTS).unlink()
+
+
+def code_instead_of_weights(folder):
+    (folder / WEIGHTS).unlink()
+    torch.save({"conv_in.weight": change_json}, folder / "unet/diffusion_pytorch_model.bin")
+
+
+def cut_weights(folder):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:50_000])
+
+
+def weights_of_another_network(folder):
+    change_weights(folder / WEIGHTS, lambda weights: weights.update({"conv_out.bias": torch.zeros(7)}))
+
+
+def too_few_weights(folder):
+    change_weights(folder / WEIGHTS, lambda weights: weights.pop("conv_out.weight"))
+
+
+def unknown_prediction(folder):
+    change_json(folder / "scheduler/scheduler_config.json", prediction_type="magic")
+
+
+def unknown_block(folder):
+    change_json(folder / "unet/config.json", down_block_types=["Magic", "Magic"])
+
+
+def not_square(folder):
+    change_json(folder / "unet/config.json", sample_size=[16, 24])
+
+
+SENTENCES = {
+    no_index: r"copy is no diffusers folder \(no model_index.json\): give one that a pipeline's save_pretrained",
+    other_family: r"copy holds a DiTPipeline \(DiTTransformer2DModel\), which nearfar does not read: docs/models.md",
+    broken_index: "model_index.json must be JSON, got Expecting value: .* copy the folder again",
+    index_of_another_kind: "model_index.json must hold a JSON object, got a list: copy the folder again",
+    broken_scheduler: "scheduler_config.json must be JSON, got Expecting value: .* copy the folder again",
+    broken_unet: "unet/config.json must be JSON, got Expecting value: .* copy the folder again",
+    no_scheduler: "lacks scheduler/scheduler_config.json: copy the whole folder that save_pretrained wrote",
+    no_unet: "lacks unet/config.json: copy the whole folder that save_pretrained wrote",
+    no_weights: r"copy/unet holds no weights \(.safetensors\): copy the whole folder that save_pretrained wrote",
+    code_instead_of_weights: r"holds Python objects \(.*\), not only weights: nothing was run",
+    cut_weights: r"copy/unet cannot be loaded \(Unable to load weights .*\): copy the whole folder again",
+    weights_of_another_network: r"copy/unet cannot be loaded \(Error.*\): copy the whole folder again",
+    too_few_weights: r"copy/unet lacks 1 of the network's weights \(conv_out.weight, ...\): copy it again",
+    unknown_prediction: "prediction_type must be one of epsilon, .*, got 'magic'",
+    unknown_block: r"copy/unet cannot be loaded \(Magic does not exist.\): copy the whole folder again",
+    not_square: r"must have square images, got sample_size \[16, 24\]",
+}
+
+
+@pytest.mark.parametrize("damage", SENTENCES, ids=lambda damage: damage.__name__)
+def test_a_folder_that_cannot_be_used_is_refused_with_a_sentence(copy, damage):
+    damage(copy)
+    with pytest.raises(UsageError, match=SENTENCES[damage]):
+        load_model(copy, "cpu")
+
+
+def test_a_pickle_is_never_opened(copy, tmp_path):
+    # Loading this pickle would run a command.
+    (copy / WEIGHTS).unlink()
+    trace = tmp_path / "trace"
+    (copy / "unet/diffusion_pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch %s'\ntR." % bytes(trace))
+    with pytest.raises(UsageError):
+        load_model(copy, "cpu")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(model_folder, device):
+    with pytest.raises(UsageError, match=rf"device '{device}' cannot be used \(.+\): use --device cpu"):
+        load_model(model_folder, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_cpu_is_refused(model_folder, dtype):
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UsageError, match=f"a CPU runs {name} several times slower: use float32"):
+        load_model(model_folder, "cpu", dtype)
