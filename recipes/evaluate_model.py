@@ -1,12 +1,12 @@
-"""Measure a face model: draw images from it and compare them with real ones, by a face recogniser and a face detector.
+"""Measure a face model: draw images from it and compare them with real ones, by a face recognizer and a face detector.
 
 Three questions, each asked of real test images too, which give the value that a perfect model would reach:
 
-    distances          Fréchet and kernel distance to the test images, in the recogniser's space (so it is no "FID")
+    distances          Fréchet and kernel distance to the test images, in the recognizer's space (so it is no "FID")
     detector           share of images in which YuNet finds exactly one face
-    nearest_training   cosine and pixel distance to the closest training image, either way round: is it memorised?
+    nearest_training   cosine and pixel distance to the closest training image, either way round: is it memorized?
 
-    python recipes/evaluate_model.py MODEL faces.zip --recogniser mobilefacenet.onnx --detector yunet.onnx --out OUT
+    python recipes/evaluate_model.py MODEL faces.zip --recognizer mobilefacenet.onnx --detector yunet.onnx --out OUT
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ FRAME, TEMPLATE = 64, (96, 112)
 LANDMARKS = ((19.30, 18.11), (43.97, 17.73), (32.32, 31.98), (21.12, 43.26), (42.79, 42.91))
 """Mean position of eyes, nose and mouth corners in the 11,000 aligned UTKFace images (pixels of 64 x 64)."""
 TEMPLATE_LANDMARKS = ((30.29, 51.70), (65.53, 51.50), (48.03, 71.74), (33.55, 92.37), (62.73, 92.20))
-"""The same five points where the recogniser expects them (pixels of 96 x 112)."""
+"""The same five points where the recognizer expects them (pixels of 96 x 112)."""
 QUANTILES = (0.05, 0.5, 0.95)
 PACKAGES = ("nearfar", "torch", "torchmetrics", "diffusers", "opencv-python-headless", "numpy", "pillow")
 
 
 class Precomputed(torch.nn.Module):
-    """Feature network for torchmetrics that takes the recogniser's embeddings, so that each is computed once."""
+    """Feature network for torchmetrics that takes the recognizer's embeddings, so that each is computed once."""
 
     num_features = 128
 
@@ -64,10 +64,10 @@ class Faces:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Of each image the closest training image by recogniser and by pixels: value and index, each `(count,)`.
+class Neighbors:
+    """Of each image the closest training image by recognizer and by pixels: value and index, each `(count,)`.
 
-    `cosine` is that of the embeddings, `distance` the root mean square difference in grey levels (0 to 255).
+    `cosine` is that of the embeddings, `distance` the root mean square difference in gray levels (0 to 255).
     """
 
     cosine: Tensor
@@ -90,9 +90,9 @@ def draw_samples(model: FrozenModel, count: int, steps: int, seed: int) -> Tenso
 
 
 def alignment(size: int) -> np.ndarray:
-    """The similarity transform, `(2, 3)`, from pixels of an aligned `size` x `size` face to the recogniser's template.
+    """The similarity transform, `(2, 3)`, from pixels of an aligned `size` x `size` face to the recognizer's template.
 
-    Least squares over the five mean landmarks; pixel centres are whole numbers, hence the halves.
+    Least squares over the five mean landmarks; pixel centers are whole numbers, hence the halves.
     """
     source = (np.array(LANDMARKS) + 0.5) * size / FRAME - 0.5
     target = np.array(TEMPLATE_LANDMARKS)
@@ -103,7 +103,7 @@ def alignment(size: int) -> np.ndarray:
 
 
 def embed(network: cv2.dnn.Net, images: Tensor) -> Tensor:
-    """Embeddings, float64 `(count, 128)`, of uint8 RGB faces; outside of the frame the recogniser sees black."""
+    """Embeddings, float64 `(count, 128)`, of uint8 RGB faces; outside of the frame the recognizer sees black."""
     transform = alignment(images.shape[-1])
     embeddings = []
     for batch in images.split(64):
@@ -143,16 +143,16 @@ def face_scores(detector: Path, images: Tensor) -> dict[str, Any]:
     return {"one_face": (counts == 1).mean(), "no_face": (counts == 0).mean(), "best_score": quantiles(best)}
 
 
-def nearest(faces: Faces, mirrored: Faces, training: Faces) -> Neighbours:
+def nearest(faces: Faces, mirrored: Faces, training: Faces) -> Neighbors:
     """The closest training image of each face; the model saw mirrored images too, so both ways round are compared."""
     both = (faces, mirrored)
     cosine, by_cosine = torch.maximum(*(side.embeddings @ training.embeddings.T for side in both)).max(1)
     distance, by_distance = torch.minimum(*(pixel_distances(side.images, training.images) for side in both)).min(1)
-    return Neighbours(cosine, by_cosine, distance, by_distance)
+    return Neighbors(cosine, by_cosine, distance, by_distance)
 
 
 def pixel_distances(images: Tensor, bank: Tensor) -> Tensor:
-    """Root mean square difference, in grey levels, of every image and every image of `bank`: `(images, bank)`."""
+    """Root mean square difference, in gray levels, of every image and every image of `bank`: `(images, bank)`."""
     rows, columns = images.flatten(1).float(), bank.flatten(1).float()
     return torch.cdist(rows, columns) / rows.shape[1] ** 0.5
 
@@ -161,11 +161,11 @@ def quantiles(values: Tensor) -> dict[str, float]:
     return {f"{share:.0%}": values.double().quantile(share).item() for share in QUANTILES}
 
 
-def summary(neighbours: Neighbours) -> dict[str, dict[str, float]]:
+def summary(neighbors: Neighbors) -> dict[str, dict[str, float]]:
     """Quantiles of both measures, with the closest of all."""
     return {
-        "cosine": {**quantiles(neighbours.cosine), "closest": neighbours.cosine.max().item()},
-        "grey_levels": {**quantiles(neighbours.distance), "closest": neighbours.distance.min().item()},
+        "cosine": {**quantiles(neighbors.cosine), "closest": neighbors.cosine.max().item()},
+        "gray_levels": {**quantiles(neighbors.distance), "closest": neighbors.distance.min().item()},
     }
 
 
@@ -212,7 +212,7 @@ def main(
     folder: Annotated[Path, typer.Argument(metavar="MODEL", help="A diffusers folder.", exists=True)],
     data: Annotated[Path, typer.Argument(help="The zip or folder of aligned faces it was trained on.", exists=True)],
     *,
-    recogniser: Annotated[Path, typer.Option(help="MobileFaceNet (ONNX).", exists=True)],
+    recognizer: Annotated[Path, typer.Option(help="MobileFaceNet (ONNX).", exists=True)],
     detector: Annotated[Path | None, typer.Option(help="YuNet (ONNX), to count faces.", exists=True)] = None,
     split: Annotated[str, typer.Option(help="The real images to compare with: those below this folder.")] = "test/",
     train_split: Annotated[str, typer.Option(help="The images the model was trained on.")] = "train/",
@@ -225,29 +225,29 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     cv2.setNumThreads(torch.get_num_threads())
-    model, network = load_model(folder), cv2.dnn.readNetFromONNX(str(recogniser))
+    model, network = load_model(folder), cv2.dnn.readNetFromONNX(str(recognizer))
     test, train = (load_images(data, part, model.image.size) for part in (split, train_split))
     began = time.monotonic()
     images = {"samples": draw_samples(model, count, steps, seed), "test": test}
     seconds = time.monotonic() - began
     training = faces_of(network, train)
     faces = {name: faces_of(network, images[name]) for name in images}
-    neighbours = {name: nearest(faces[name], faces_of(network, images[name].flip(3)), training) for name in images}
+    neighbors = {name: nearest(faces[name], faces_of(network, images[name].flip(3)), training) for name in images}
     settings = {"count": count, "steps": steps, "solver": repr(SOLVER), "batch": BATCH, "seed": seed}
     report = {
         "model": {**asdict(model.provenance), "size": model.image.size, "parameters": model.parameters},
         "sampling": {**settings, "seconds": round(seconds), "threads": torch.get_num_threads()},
         "real_images": {"file": data.name, split: len(test), train_split: len(train)},
-        "features": feature_network(recogniser),
+        "features": feature_network(recognizer),
         "distances": compare(faces["samples"], faces["test"], training, seed),
         "detector": detector and {name: face_scores(detector, images[name]) for name in images},
-        "nearest_training": {name: summary(neighbours[name]) for name in images},
+        "nearest_training": {name: summary(neighbors[name]) for name in images},
         "versions": {name: version(name) for name in PACKAGES},
         "seconds": round(time.monotonic() - began),
     }
     text = json.dumps(report, indent=2)
     (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    samples, closest = images["samples"], neighbours["samples"]
+    samples, closest = images["samples"], neighbors["samples"]
     write_samples(out / "samples.png", samples)
     write_pairs(out / "closest_cosine.png", samples, train, closest.cosine, closest.by_cosine)
     write_pairs(out / "closest_pixels.png", samples, train, -closest.distance, closest.by_distance)

@@ -54,7 +54,7 @@ def bad_contents() -> dict[str, tuple[bytes, str]]:
         "float.tif": (encoded(pixels()[..., 0].astype(np.float32), "TIFF"), "32-bit F pixels"),
         "int32.tif": (encoded(pixels()[..., 0].astype(np.int32), "TIFF"), "32-bit I pixels"),
         "lab.tif": (encoded(pixels(), "TIFF", mode="LAB"), "8-bit LAB pixels"),
-        "deep_colour.png": (png(1, 1, zlib.compress(bytes(7)), depth=16), "16-bit RGB pixels"),
+        "deep_color.png": (png(1, 1, zlib.compress(bytes(7)), depth=16), "16-bit RGB pixels"),
     }
 
 
@@ -92,7 +92,7 @@ def make_name_that_is_not_utf8(folder: Path) -> Path:
 
 
 def pixels(height: int = 24, width: int = 32) -> np.ndarray:
-    """Incompressible colours, so that a file cut anywhere has lost some."""
+    """Incompressible colors, so that a file cut anywhere has lost some."""
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -110,7 +110,7 @@ def animation(form: str, frames: int = 3) -> bytes:
 
 
 def png(width: int, height: int, data: bytes, depth: int = 8) -> bytes:
-    """A colour PNG with valid checksums whatever it claims to hold."""
+    """A color PNG with valid checksums whatever it claims to hold."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", data) if data else b"", chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

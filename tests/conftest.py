@@ -33,9 +33,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with a seeded UNet of 41 thousand weights for 16x16 colours.
+    """A diffusers folder with a seeded UNet of 41 thousand weights for 16x16 colors.
 
-    It predicts the clean image: with random weights that stays in range, where one grey level more or less is seen.
+    It predicts the clean image: with random weights that stays in range, where one gray level more or less is seen.
     """
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -82,7 +82,7 @@ def write_pictures() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def smooth() -> Callable[..., Image.Image]:
-    """A picture of random smooth colours; the number is its seed."""
+    """A picture of random smooth colors; the number is its seed."""
     return smooth_picture
 
 

@@ -44,7 +44,7 @@ STABLE_DIFFUSION_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.0008
 
 
 def seeded(function):
-    """Call with torch's random state fixed, and put back afterwards."""
+    """Call with torch's random state fixed, and put back afterward."""
 
     def call(*args, **options):
         with torch.random.fork_rng():
@@ -269,7 +269,7 @@ def ddpm_pickled(folder):
 
 
 @seeded
-def ddpm_grey(folder):
+def ddpm_gray(folder):
     DDPMPipeline(unet(1), DDPMScheduler()).save_pretrained(folder)
 
 
@@ -305,7 +305,7 @@ FAMILIES = {
     "ddpm_v": Family(partial(ddpm, prediction_type="v_prediction")),
     "ddpm_flat": Family(ddpm_flat),
     "ddpm_pickled": Family(ddpm_pickled),
-    "ddpm_grey": Family(ddpm_grey),
+    "ddpm_gray": Family(ddpm_gray),
     "ddpm_checkpoint": Family(partial(original, name="ddpm"), suffix=".ckpt"),
     "guided_checkpoint": Family(partial(original, name="afhq_like"), suffix=".pt"),
     "improved_checkpoint": Family(partial(original, name="improved"), suffix=".pt"),

@@ -1,4 +1,4 @@
-"""nearfar's own generators for the table of `synthesis.py`: the default, its neighbours, every family, and three ideas.
+"""nearfar's own generators for the table of `synthesis.py`: the default, its neighbors, every family, and three ideas.
 
 "nearfar" is the default with its pilot. All share one fit of a domain and one set of the model's own samples. Each
 takes (model, fit, count, seed) like those of `baselines.py`; ideas are numbered as in the prototype's notes: 2
@@ -23,7 +23,7 @@ from nearfar.domain.domain import OWN_SAMPLES, STRENGTH, Domain
 from nearfar.domain.draws import FAMILIES, FAMILY
 from nearfar.domain.guidance import GUIDANCE
 from nearfar.domain.pilot import COUNT, pilot
-from nearfar.domain.synthesis import synthesise, synthesiser
+from nearfar.domain.synthesis import synthesize, synthesizer
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import local_sample
 from nearfar.sampling.own_samples import own_samples
@@ -59,7 +59,7 @@ def default(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: s
     """What `nearfar domain fit` and `sample` make: the domain's own mixing, chosen by a pilot."""
     found, trials = pilot(model, fitted(model, fit, domain, STRENGTH, False))
     print(f"pilot: {[(dict(trial.mixing), round(trial.copies, 3)) for trial in trials]}", flush=True)
-    made, tried = synthesise(model, found, count, seed=seed, batch_size=BATCH), len(trials) * COUNT * found.steps
+    made, tried = synthesize(model, found, count, seed=seed, batch_size=BATCH), len(trials) * COUNT * found.steps
     return Made(made.images, found.steps + (fit_calls(found) + tried) / count, made.acceptance)
 
 
@@ -75,9 +75,9 @@ def drawn(
     pull: float = GUIDANCE,
     **settings: Any,
 ) -> Made:
-    """Outputs of `synthesise`. pull: the guidance of the fit."""
+    """Outputs of `synthesize`. pull: the guidance of the fit."""
     found = fitted(model, fit, domain, strength, copies, pull)
-    made = synthesise(model, found, count, seed=seed, batch_size=BATCH, **settings)
+    made = synthesize(model, found, count, seed=seed, batch_size=BATCH, **settings)
     return Made(made.images, found.steps + fit_calls(found) / count, made.acceptance)
 
 
@@ -92,11 +92,11 @@ def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: 
 def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
     """Outputs that the guards keep, as many as can be had from `MOST_TRIES` for each one wanted."""
     found = fitted(model, fit, domain, STRENGTH, False)
-    making, kept, tried = synthesiser(model, found, seed=seed), [], 0
+    making, kept, tried = synthesizer(model, found, seed=seed), [], 0
     while len(kept) < count and tried < MOST_TRIES * count:
         images = making.make(range(tried, tried + BATCH)).images
         judged = zip(images, found.guards.judge(model, images, BATCH), strict=True)
-        kept += [image for image, judgement in judged if judgement.verdict == "keep"]
+        kept += [image for image, judgment in judged if judgment.verdict == "keep"]
         tried += BATCH
     calls = ((found.steps + 1) * tried + fit_calls(found)) / count
     return Made(torch.stack(kept[:count]), calls, len(kept) / tried)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.support.image_features import ImageSet, features, image_set, recoloured
+from benchmarks.support.image_features import ImageSet, features, image_set, recolored
 from nearfar.metrics.sets import distances, frechet_distance, kernel_distance, precision_recall, radii
 
 QUANTILE = 0.05
@@ -30,7 +30,7 @@ class CaptureClassifier:
 
     @classmethod
     def fit(cls, domain: Tensor, own: Tensor, *, folds: int = 5) -> CaptureClassifier:
-        """Logistic regression on standardised vectors, both domains weighing the same.
+        """Logistic regression on standardized vectors, both domains weighing the same.
 
         The accuracy is the mean over both domains, from `folds` stratified folds in the order of the images.
         """
@@ -55,7 +55,7 @@ class References:
 
     fitted: what the outputs were made from. turned: these and what the domain's symmetry makes of them, in the order of
     `domains.symmetric_copies`. held_out: other images of the same domain.
-    capture, capture_as_it_is: classifiers that know the model's own domain in the colours of the new one as well, and
+    capture, capture_as_it_is: classifiers that know the model's own domain in the colors of the new one as well, and
     in its own alone.
     """
 
@@ -69,9 +69,9 @@ class References:
     def of(cls, fitted: Tensor, held_out: Tensor, own: Tensor, turned: Tensor | None = None) -> References:
         """From images, float32 `(count, 3, size, size)` in [-1, 1]; own: of the model's own domain."""
         sets = [image_set(images) for images in (fitted, fitted if turned is None else turned, held_out)]
-        as_it_is, coloured = features(own), features(recoloured(own, fitted))
+        as_it_is, colored = features(own), features(recolored(own, fitted))
         domain = sets[0].features
-        strict = CaptureClassifier.fit(domain, torch.cat([as_it_is, coloured]))
+        strict = CaptureClassifier.fit(domain, torch.cat([as_it_is, colored]))
         return cls(*sets, strict, CaptureClassifier.fit(domain, as_it_is))
 
     def evaluate(self, outputs: ImageSet) -> dict[str, Any]:

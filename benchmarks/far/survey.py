@@ -67,8 +67,8 @@ def figures_of(level: LevelStatistics) -> dict[str, Any]:
         **gaussian,
         "accuracy": round(apart.accuracy, 3),
         "accuracy_p": apart.accuracy_p,
-        "centres": round(apart.quarter_power, 2),
-        "centres_p": apart.distance_p,
+        "centers": round(apart.quarter_power, 2),
+        "centers_p": apart.distance_p,
         "separable": level.separable,
     }
 

@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python -m benchmarks.near.augment digits MODEL [DATA] --labels 2,5,10
 
 MODEL is a diffusers folder that recipes/train_ddpm.py trained on all training images of the task **without labels**:
-the setting is semi-supervised, the plain classifier sees the few labelled images only. MODEL saw no test image.
+the setting is semi-supervised, the plain classifier sees the few labeled images only. MODEL saw no test image.
 
-Arms, all with the same weights at the start, the same order of images and the same number of optimiser steps:
+Arms, all with the same weights at the start, the same order of images and the same number of optimizer steps:
 
-    none      the labelled images
+    none      the labeled images
     moves     shifted by a few pixels; mirrored and turned where the task allows it
     local     half of the time one of K local samples in an image's place
     both      local, then moves
@@ -33,7 +33,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks.near.classifier import Shown, Training, accuracy, predict, train
-from benchmarks.near.few_labels import TASKS, Labelled, Task, few
+from benchmarks.near.few_labels import TASKS, Labeled, Task, few
 from benchmarks.support.common import RESULTS, write_result
 from nearfar import FrozenModel, SecretKey, load_model, local_sample
 
@@ -48,7 +48,7 @@ class Copies:
     """Local samples of a pool's images, made once for each image and strength: `of(rows, strength)`."""
 
     model: FrozenModel
-    pool: Labelled
+    pool: Labeled
     count: int
     steps: int
     made: dict[tuple[float, int], Tensor] = field(default_factory=dict)
@@ -145,14 +145,14 @@ def main(
     task: Annotated[str, typer.Argument(help="digits, cells or cifar.")],
     model: Annotated[Path, typer.Argument(help="A model trained on the task's training images.")],
     data: Annotated[Path, typer.Argument(help="The folder with bloodcells.zip and cifar10.zip.")] = Path(),
-    labels: Annotated[str, typer.Option(help="Labelled images of each class, one setting each.")] = "10,25,100",
+    labels: Annotated[str, typer.Option(help="Labeled images of each class, one setting each.")] = "10,25,100",
     seeds: Annotated[int, typer.Option(help="Trainings of each arm and setting.")] = 5,
     copies: Annotated[int, typer.Option(help="Local samples of each image.")] = 4,
     steps: Annotated[int, typer.Option(help="Network calls for each local sample.")] = 10,
     strengths: Annotated[
         str, typer.Option(help="Strengths to choose from; one is taken as it is.")
     ] = "0.1,0.2,0.3,0.4",
-    training: Annotated[int, typer.Option(help="Optimiser steps of the classifier.")] = 200,
+    training: Annotated[int, typer.Option(help="Optimizer steps of the classifier.")] = 200,
     name: Annotated[str, typer.Option(help="Keep the result under this name instead of the task's.")] = "",
 ) -> None:
     """Measure, print and write results/augment.json."""

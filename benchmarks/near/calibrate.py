@@ -4,7 +4,7 @@
 
 DATA holds faces_orl.zip, WEIGHTS mobilefacenet_casia_068.onnx and yunet_n_320_320.onnx. Of each of the 40 people every
 second photograph is used, 5. The people are split by chance: 20 to calibrate on, 20 that are fresh, with fresh noise.
-An output counts as re-identified if the nearest of the 99 other photographs of its half, as the recogniser sees them at
+An output counts as re-identified if the nearest of the 99 other photographs of its half, as the recognizer sees them at
 the model's size, is of the same person (chance 0.04). A target is hit if the score of the fresh half meets it, and
 missed for certain if the whole two-sided 95 % interval of the fresh half, over people, lies on the wrong side. The
 bundled model, 20 steps, about 55,000 network calls for one image each.
@@ -30,7 +30,7 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.io.listing import Item
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate
 from nearfar.jobs.per_image import Need, only_as_far, similarity
-from nearfar.metrics.faces import FaceDetector, FaceRecogniser
+from nearfar.metrics.faces import FaceDetector, FaceRecognizer
 from nearfar.metrics.features import feature_network
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
@@ -46,8 +46,8 @@ def half(model: FrozenModel, faces: Faces, images: Tensor, people: set[int], wei
     labels = torch.from_numpy(np.unique([faces.people[number] for number in chosen], return_inverse=True)[1])
     sample = Sample([str(number) for number in chosen], images[chosen], labels, people=True)
     detector = FaceDetector.load(weights / "yunet_n_320_320.onnx")
-    recogniser = FaceRecogniser.load(weights / "mobilefacenet_casia_068.onnx")
-    known = Known.of(face_eyes(detector, recogniser), sample.images, sample.groups, labels)
+    recognizer = FaceRecognizer.load(weights / "mobilefacenet_casia_068.onnx")
+    known = Known.of(face_eyes(detector, recognizer), sample.images, sample.groups, labels)
     scorer = Scorer(MEASURES, known, known, feature_network("pixels", model))
     return Measuring(model, sample, scorer, STEPS, SOLVER, BATCH, seed)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.near.few_labels import Labelled, Symmetry
+from benchmarks.near.few_labels import Labeled, Symmetry
 
 STILL = Symmetry(mirror=False, turn=False, shift=0)
 COPY_SHARE = 0.5
@@ -15,7 +15,7 @@ COPY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Training:
-    """Optimiser steps, images a step, highest learning rate (AdamW, one cycle, weight decay 0.05)."""
+    """Optimizer steps, images a step, highest learning rate (AdamW, one cycle, weight decay 0.05)."""
 
     steps: int
     batch: int = 32
@@ -24,12 +24,12 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What training shows: labelled images, copies of each that stand in for it half of the time, and its symmetry.
+    """What training shows: labeled images, copies of each that stand in for it half of the time, and its symmetry.
 
     `copies`: float32 `(count, K, 3, size, size)`, or None. `usable`: bool `(count, K)`, the copies that may be shown.
     """
 
-    known: Labelled
+    known: Labeled
     copies: Tensor | None = None
     usable: Tensor | None = None
     symmetry: Symmetry = STILL
@@ -109,7 +109,7 @@ def predict(model: nn.Sequential, images: Tensor) -> Tensor:
     return torch.cat([model(part).argmax(1) for part in images.split(256)])
 
 
-def accuracy(model: nn.Sequential, part: Labelled) -> float:
+def accuracy(model: nn.Sequential, part: Labeled) -> float:
     """Share of a part's images whose class is found, the mean over classes (so that a rare class counts as much)."""
     right = (predict(model, part.images) == part.labels).double()
     return torch.stack([right[part.labels == number].mean() for number in part.labels.unique()]).mean().item()

@@ -22,7 +22,7 @@ class Hourglass(nn.Module):
         self.down = nn.ModuleList(block(width, CHANNELS, stride=2) for width in widths[:-1])
         self.skip = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in widths[:-1])
         self.up = nn.ModuleList(block(CHANNELS + 4, CHANNELS, stride=1) for _ in range(DEPTH))
-        self.colours = nn.Conv2d(CHANNELS, 3, 1)
+        self.colors = nn.Conv2d(CHANNELS, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         sides = []
@@ -32,7 +32,7 @@ class Hourglass(nn.Module):
         for up, side in zip(self.up, reversed(sides), strict=True):
             larger = functional.interpolate(x, size=side.shape[2:], mode="bilinear", align_corners=False)
             x = up(torch.cat([larger, side], dim=1))
-        return self.colours(x).tanh()
+        return self.colors(x).tanh()
 
 
 def block(channels: int, out: int, stride: int) -> nn.Sequential:

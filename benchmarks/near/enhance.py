@@ -8,10 +8,10 @@
 Images are shrunk by the mean over squares and enlarged again; DATA holds faces_utk64.zip and sr_sets.zip. Faces have
 the size of the model, so each is one tile.
 
-* psnr, ssim: against the original (scikit-image, 8-bit colours).
+* psnr, ssim: against the original (scikit-image, 8-bit colors).
 * perceptual: `metrics.features.perceptual_distance` in EfficientNet-Lite0, unweighted and so not LPIPS.
 * kernel: kernel distance of its pooled features to 200 other test faces, and its deviation; faces only.
-* consistency_error: the largest difference, in grey levels, between the small image and the 8-bit result shrunk again.
+* consistency_error: the largest difference, in gray levels, between the small image and the 8-bit result shrunk again.
 
 The bundled model has seen nothing but faces: Set5 and Set14 are out of its domain, and their figures say what it does
 there. Deep Image Prior takes seconds for an image, so it is measured on the first 16 faces, with the others beside it.
@@ -93,13 +93,13 @@ def middle(picture: Image.Image) -> Image.Image:
     return picture.crop((left, top, left + CROP, top + CROP))
 
 
-def grey_levels(images: Tensor) -> Tensor:
+def gray_levels(images: Tensor) -> Tensor:
     return images.add(1).mul(127.5).round().clamp(0, 255)
 
 
 def pillow(filter_: Image.Resampling, small: Tensor, scale: int) -> Tensor:
     """Pillow's resize of 8-bit images."""
-    arrays = grey_levels(small).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    arrays = gray_levels(small).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     size = (small.shape[3] * scale, small.shape[2] * scale)
     large = np.stack([np.array(Image.fromarray(array).resize(size, filter_)) for array in arrays])
     return as_tensor(large)
@@ -124,11 +124,11 @@ def enhanced(model: FrozenModel, steps: int, small: Tensor, scale: int, **option
 
 def measure(output: Tensor, original: Tensor, scale: int, others: Tensor | None) -> dict[str, float]:
     """All figures of a set of results. others: features of other faces."""
-    network, rounded, wanted = efficientnet_features(), grey_levels(output), grey_levels(original)
+    network, rounded, wanted = efficientnet_features(), gray_levels(output), gray_levels(original)
     error = (rounded - wanted).square().mean(dim=(1, 2, 3))
     pairs = zip(rounded.numpy(), wanted.numpy(), strict=True)
     similarity = [structural_similarity(a, b, channel_axis=0, data_range=255.0) for a, b in pairs]
-    left = AreaDownsampling(scale).shrink(rounded) - grey_levels(small_of(original, scale))
+    left = AreaDownsampling(scale).shrink(rounded) - gray_levels(small_of(original, scale))
     figures = {
         "psnr": (20 * np.log10(255) - 10 * error.log10()).mean().item(),
         "ssim": float(np.mean(similarity)),
@@ -142,8 +142,8 @@ def measure(output: Tensor, original: Tensor, scale: int, others: Tensor | None)
 
 
 def small_of(original: Tensor, scale: int) -> Tensor:
-    """The mean over squares, in whole grey levels as a file would hold it."""
-    return grey_levels(AreaDownsampling(scale).shrink(original)) / 127.5 - 1
+    """The mean over squares, in whole gray levels as a file would hold it."""
+    return gray_levels(AreaDownsampling(scale).shrink(original)) / 127.5 - 1
 
 
 class Table:
@@ -207,7 +207,7 @@ def sheet(table: Table, path: Path, count: int = 8) -> None:
 
 
 def as_picture(image: Tensor) -> Image.Image:
-    picture = Image.fromarray(grey_levels(image).to(torch.uint8).permute(1, 2, 0).numpy())
+    picture = Image.fromarray(gray_levels(image).to(torch.uint8).permute(1, 2, 0).numpy())
     return picture.resize((144, 144), Image.Resampling.NEAREST)
 
 
@@ -331,7 +331,7 @@ def seams(steps: int = 8, sheets: Sheets = None) -> None:
         rows.append({"tiles": kind, "steps": steps, **seam(large[0], borders, SEAM_SCALE)})
         typer.echo(str(rows[-1]))
         if sheets:
-            Image.fromarray(grey_levels(large[0]).to(torch.uint8).permute(1, 2, 0).numpy()).save(sheets / f"{kind}.png")
+            Image.fromarray(gray_levels(large[0]).to(torch.uint8).permute(1, 2, 0).numpy()).save(sheets / f"{kind}.png")
     write_result("enhance_seams", {"model": model.provenance.sha256, "rows": rows})
 
 

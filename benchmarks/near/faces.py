@@ -2,7 +2,7 @@
 
     OMP_WAIT_POLICY=passive python -m benchmarks.near.faces --data DATA --cache /tmp/near_faces
 
-DATA holds faces_orl.zip (400 grey faces, 40 people x 10) and faces_utk64.zip (colour; the first of the test faces that
+DATA holds faces_orl.zip (400 gray faces, 40 people x 10) and faces_utk64.zip (color; the first of the test faces that
 are nobody's in the training set: `nn_train_cos` below 0.6). As `nearfar anonymize` does it: the bundled model at its
 size, 20 steps, 8 bits; `pictures` gives them the sizes of their originals. Cost: 20 calls for each.
 """

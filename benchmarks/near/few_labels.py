@@ -1,4 +1,4 @@
-"""Labelled real images in three parts: a pool from which few labels are drawn, a validation and a test part.
+"""Labeled real images in three parts: a pool from which few labels are drawn, a validation and a test part.
 
     digits   8 x 8 scans that come with scikit-learn, at 16 x 16 pixels; the parts follow the order of the file, so
              the last people who wrote are not among the first
@@ -35,7 +35,7 @@ CIFAR_VALIDATION = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class Labeled:
     """Images, float32 `(count, 3, size, size)` in [-1, 1], and their classes, int64 `(count,)` from 0."""
 
     images: Tensor
@@ -44,8 +44,8 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, rows: Tensor | slice) -> Labelled:
-        return Labelled(self.images[rows], self.labels[rows])
+    def at(self, rows: Tensor | slice) -> Labeled:
+        return Labeled(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Symmetry:
 class Task:
     """What is learned (`pool`), what settings are chosen on (`validation`), what the result is measured on (`test`)."""
 
-    pool: Labelled
-    validation: Labelled
-    test: Labelled
+    pool: Labeled
+    validation: Labeled
+    test: Labeled
     symmetry: Symmetry
 
     @property
@@ -71,7 +71,7 @@ class Task:
         return int(self.pool.labels.max()) + 1
 
 
-def few(pool: Labelled, each: int, seed: int) -> Tensor:
+def few(pool: Labeled, each: int, seed: int) -> Tensor:
     """Rows of `each` images of every class, drawn by `seed`, int64; of one seed a smaller number is part of a larger.
 
     Raises UsageError where a class has fewer.
@@ -91,7 +91,7 @@ def digits(folder: Path) -> Task:
     bunch = load_digits()
     scans = [Image.fromarray((scan / 16 * 255).round().astype(np.uint8)) for scan in bunch.images]
     images = [scan.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB") for scan in scans]
-    both = Labelled(as_tensor(images, 16), torch.from_numpy(bunch.target).long())
+    both = Labeled(as_tensor(images, 16), torch.from_numpy(bunch.target).long())
     parts = (slice(DIGITS_POOL), slice(DIGITS_POOL, DIGITS_TRAIN), slice(DIGITS_TRAIN, None))
     return Task(*(both.at(part) for part in parts), Symmetry(mirror=False, turn=False, shift=2))
 
@@ -121,16 +121,16 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(archive.read("labels.csv").decode())))
 
 
-def pictures(path: Path, rows: list[dict[str, str]], split: str, size: int) -> Labelled:
+def pictures(path: Path, rows: list[dict[str, str]], split: str, size: int) -> Labeled:
     """The images of one split, with the class's place among the sorted names of all classes."""
     names = sorted({row["class"] for row in rows})
     wanted = [row for row in rows if row["split"] == split]
     with zipfile.ZipFile(path) as archive:
         images = as_tensor(read(archive, [row["file"] for row in wanted]), size)
-    return Labelled(images, torch.tensor([names.index(row["class"]) for row in wanted]))
+    return Labeled(images, torch.tensor([names.index(row["class"]) for row in wanted]))
 
 
-def unlabelled(name: str, task: Task) -> Tensor:
+def unlabeled(name: str, task: Task) -> Tensor:
     """What a model of the task may see: the pool, of digits and CIFAR-10 the validation part too, in all quarter turns
     where nothing is upright."""
     images = task.pool.images if name == "cells" else torch.cat([task.pool.images, task.validation.images])
@@ -144,7 +144,7 @@ def main(
 ) -> None:
     """Write a task's training images, without their labels, for recipes/train_ddpm.py."""
     out.mkdir(parents=True, exist_ok=True)
-    levels = unlabelled(task, TASKS[task](data)).add(1).mul(127.5).round().to(torch.uint8)
+    levels = unlabeled(task, TASKS[task](data)).add(1).mul(127.5).round().to(torch.uint8)
     for number, image in enumerate(levels.permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(out / f"{number:05}.png")
 

@@ -6,7 +6,7 @@ Deterministic solvers are compared with 1,000 steps of DPM-Solver++(2M), stochas
 form along the same Brownian path. In the clock 1 / rho^2 the noise of every step of every stochastic solver here is an
 increment of one Brownian motion, so one path serves all grids.
 
-`distance` is the root mean square difference in grey levels; `detail` the energy of the Laplacian relative to the
+`distance` is the root mean square difference in gray levels; `detail` the energy of the Laplacian relative to the
 1,000-step solution's (below 1: smoothed, above 1: noise left over).
 """
 

@@ -5,7 +5,7 @@ r"""Who is it? Attacks on local samples of faces at every strength, against what
         --data DATA --weights WEIGHTS --cache /tmp/near_faces
 
 WEIGHTS holds mobilefacenet_casia_068.onnx and yunet_n_320_320.onnx. Three eyes: pixels (what the model is shown), an
-EfficientNet, the face recogniser; each as it is, and as an attacker who learnt from outputs of other people. Two rows
+EfficientNet, the face recognizer; each as it is, and as an attacker who learned from outputs of other people. Two rows
 tell what is lost before any noise: the pictures untouched, and pictures that were only brought to the model's size and
 back, which is the fair upper end for every strength. Membership: whether the bundled model tells its training faces
 from test faces that are nobody's among them.
@@ -39,7 +39,7 @@ from nearfar.audit.trained_attacker import trained_attack
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels
 from nearfar.io.fitting import fit
-from nearfar.metrics.faces import Embedded, FaceDetector, FaceRecogniser, Points, embed_faces
+from nearfar.metrics.faces import Embedded, FaceDetector, FaceRecognizer, Points, embed_faces
 from nearfar.metrics.features import FeatureNetwork, efficientnet_features, perceptual_distance
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
@@ -56,15 +56,15 @@ class Eyes:
 
     def __init__(self, weights: Path, model: FrozenModel, faces: Faces, people: Sequence[int] | None) -> None:
         self.detector = FaceDetector.load(weights / "yunet_n_320_320.onnx")
-        self.recogniser = FaceRecogniser.load(weights / "mobilefacenet_casia_068.onnx")
+        self.recognizer = FaceRecognizer.load(weights / "mobilefacenet_casia_068.onnx")
         self.network: FeatureNetwork = efficientnet_features()
         self.model, self.faces, self.people = model, faces, people
         self.images, self.squares = batch(faces.pictures), squares(faces, model.image.size)
         self.features, self.seen = self.network(self.images), self.look(faces.pictures)
 
     def look(self, some: Pictures, known: Sequence[Points | None] | None = None) -> Embedded:
-        coloured = [np.ascontiguousarray(np.broadcast_to(each, (*each.shape[:2], 3))) for each in some]
-        return embed_faces(self.detector, self.recogniser, coloured, known)
+        colored = [np.ascontiguousarray(np.broadcast_to(each, (*each.shape[:2], 3))) for each in some]
+        return embed_faces(self.detector, self.recognizer, colored, known)
 
     def views(self, some: Pictures, shown: Tensor) -> tuple[list[View], int]:
         """Through each eye, and in how many outputs no face was found. shown: the same as the model's squares."""
@@ -218,7 +218,7 @@ def table(result: dict[str, Any]) -> str:
         asked = PERSON if name == "orl" else OWN
         lines += [
             "",
-            f"| {name} | PSNR | SSIM | pixels | features | recogniser | trained | EER | TPR |",
+            f"| {name} | PSNR | SSIM | pixels | features | recognizer | trained | EER | TPR |",
             "|---" * 9 + "|",
         ]
         for strength, row in result[name]["rows"].items():
@@ -244,9 +244,9 @@ def draw(result: dict[str, Any]) -> None:
         lines = {
             "nearest by pixels": [row["pixels"][asked] for row in rows.values()],
             "by features": [row["features"][asked] for row in rows.values()],
-            "by face recogniser": [row["faces"][asked] for row in rows.values()],
+            "by face recognizer": [row["faces"][asked] for row in rows.values()],
             "strongest trained attacker": [trained(row, asked) for row in rows.values()],
-            "equal error rate (recogniser)": [row["faces"][ERROR] for row in rows.values()],
+            "equal error rate (recognizer)": [row["faces"][ERROR] for row in rows.values()],
         }
         across = ([float(strength) for strength in rows], [row["psnr"] for row in rows.values()])
         for axis, x, label in zip(axes[:, place], across, ("strength", "PSNR, dB"), strict=True):
@@ -255,7 +255,7 @@ def draw(result: dict[str, Any]) -> None:
                 at, (value, low, high, *_) = [each[0] for each in shown], np.array([each[1][:3] for each in shown]).T
                 style = "--" if "error" in text else "-"
                 axis.errorbar(at, value, [value - low, high - value], label=text, linestyle=style, capsize=2)
-            axis.axhline(lines["nearest by pixels"][0][3], color="grey", linestyle=":", label="chance (rank 1)")
+            axis.axhline(lines["nearest by pixels"][0][3], color="gray", linestyle=":", label="chance (rank 1)")
             axis.set_xlabel(label)
             axis.set_ylabel("share of outputs")
             axis.set_ylim(0, 1.02)

@@ -18,9 +18,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def faces(count: int, size: int) -> Tensor:
     """The first faces of scikit-image's LFW subset, float32 (count, 3, size, size) in [-1, 1]."""
-    grey = torch.from_numpy(data.lfw_subset()[:count]).float()[:, None] * 2 - 1
+    gray = torch.from_numpy(data.lfw_subset()[:count]).float()[:, None] * 2 - 1
     resized = torch.nn.functional.interpolate(
-        grey, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        gray, size=(size, size), mode="bicubic", antialias=True, align_corners=False
     )
     return resized.clamp(-1, 1).expand(-1, 3, -1, -1).contiguous()
 

@@ -3,7 +3,7 @@
     cells       white blood cells, one in each picture: shots from the training fields, held out from the others
     galaxies    crops of the Hubble eXtreme Deep Field; crops overlap, so shots and held out lie in two parts of the sky
     animals     birds, cats and horses of CIFAR-10: shots from its training part, held out from its test part
-    garments    grey pictures of clothes (Fashion-MNIST), every third of a class held out
+    garments    gray pictures of clothes (Fashion-MNIST), every third of a class held out
 
 Most of the images are for research only: none of them goes into the repository or into a release.
 """
@@ -70,21 +70,21 @@ def symmetric_copies(images: Tensor, domain: str) -> Tensor:
 
 def cells(folder: Path) -> Pools:
     """372 white cells of 358 microscope fields; the split is one of fields."""
-    return labelled(folder / "bloodcells.zip", lambda row: row["class"] == "WBC", {"train"}, {"val", "test"})
+    return labeled(folder / "bloodcells.zip", lambda row: row["class"] == "WBC", {"train"}, {"val", "test"})
 
 
 def galaxies(folder: Path) -> Pools:
     """300 crops, of which the 18 that reach into both parts are left out."""
-    return labelled(folder / "galaxies.zip", lambda row: True, {"train"}, {"test"})
+    return labeled(folder / "galaxies.zip", lambda row: True, {"train"}, {"test"})
 
 
 def animals(folder: Path) -> Pools:
     """2,100 and 300 pictures of 32 x 32 pixels."""
-    return labelled(folder / "cifar10.zip", lambda row: row["class"] in ANIMALS, {"train"}, {"test"})
+    return labeled(folder / "cifar10.zip", lambda row: row["class"] in ANIMALS, {"train"}, {"test"})
 
 
 def garments(folder: Path) -> Pools:
-    """600 and 300 grey pictures of 28 x 28 pixels, in three equal channels."""
+    """600 and 300 gray pictures of 28 x 28 pixels, in three equal channels."""
     with np.load(folder / "fashion_mnist_900.npz") as data:
         images = [Image.fromarray(image).convert("RGB") for image in data["images"]]
         order = np.argsort(data["labels"], kind="stable")
@@ -100,7 +100,7 @@ DOMAINS: dict[str, Callable[[Path], Pools]] = {
 }
 
 
-def labelled(path: Path, wanted: Callable[[dict[str, str]], bool], fit: set[str], held_out: set[str]) -> Pools:
+def labeled(path: Path, wanted: Callable[[dict[str, str]], bool], fit: set[str], held_out: set[str]) -> Pools:
     """The wanted images of a zip with a `labels.csv`, by their split, in the order of the file."""
     with zipfile.ZipFile(path) as archive:
         rows = [row for row in csv.DictReader(io.StringIO(archive.read("labels.csv").decode())) if wanted(row)]

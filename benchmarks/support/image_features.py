@@ -36,11 +36,11 @@ def features(images: Tensor) -> Tensor:
     return efficientnet_features()(images)
 
 
-def recoloured(images: Tensor, like: Tensor, seed: int = 0) -> Tensor:
+def recolored(images: Tensor, like: Tensor, seed: int = 0) -> Tensor:
     """Each image with every channel's mean and deviation those of one of `like`, drawn at random; kept in [-1, 1].
 
-    A model's own images in the colours of a new domain: what half-captured outputs look like. A classifier that has not
-    seen them goes by colour, and calls faces with the colours of cells cells.
+    A model's own images in the colors of a new domain: what half-captured outputs look like. A classifier that has not
+    seen them goes by color, and calls faces with the colors of cells cells.
     """
     chosen = like[torch.randint(len(like), (len(images),), generator=torch.Generator().manual_seed(seed))]
     mean, deviation = (statistic(images) for statistic in (channel_mean, channel_deviation))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nearfar.domain.domain import Domain as Domain
     from nearfar.domain.file import load_domain as load_domain
     from nearfar.domain.file import save_domain as save_domain
-    from nearfar.domain.synthesis import synthesise as synthesise
+    from nearfar.domain.synthesis import synthesize as synthesize
     from nearfar.domain.synthesis import vary as vary
     from nearfar.errors import ImageError as ImageError
     from nearfar.errors import ModelWarning as ModelWarning
@@ -57,7 +57,7 @@ _HOMES = {
     "diffusion.solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "Heun", "Solver", "solve"),
     "domain.domain": ("Domain",),
     "domain.file": ("load_domain", "save_domain"),
-    "domain.synthesis": ("synthesise", "vary"),
+    "domain.synthesis": ("synthesize", "vary"),
     "errors": ("ImageError", "ModelWarning", "NearfarError", "UsageError"),
     "jobs.anonymize": ("anonymize_folder",),
     "jobs.augment": ("augment_folder",),

@@ -24,7 +24,7 @@ class ImageError(NearfarError):
 
 
 class ModelWarning(UserWarning):
-    """Something about a model that its user should know: a licence, an assumption, a setting with a price."""
+    """Something about a model that its user should know: a license, an assumption, a setting with a price."""
 
 
 def first_line(error: Exception) -> str:

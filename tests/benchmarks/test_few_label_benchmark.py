@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from benchmarks.near import augment, classifier
-from benchmarks.near.few_labels import Labelled, Symmetry, Task, digits, few, unlabelled
+from benchmarks.near.few_labels import Labeled, Symmetry, Task, digits, few, unlabeled
 from nearfar.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def ramp(count, size=8):
 
 
 def known(count, classes=2):
-    return Labelled(ramp(count), torch.arange(count) % classes)
+    return Labeled(ramp(count), torch.arange(count) % classes)
 
 
 def test_fewer_labels_are_a_part_of_more_and_every_class_has_as_many():
@@ -40,9 +40,9 @@ def test_the_parts_of_the_digits_are_apart():
 
 def test_a_model_sees_all_training_images_turned_where_nothing_is_upright():
     task = Task(known(4), known(3), known(2), Symmetry(mirror=True, turn=True, shift=1))
-    assert len(unlabelled("cells", task)) == 16
+    assert len(unlabeled("cells", task)) == 16
     upright = replace(task, symmetry=Symmetry(mirror=True, turn=False, shift=1))
-    assert torch.equal(unlabelled("cifar", upright), torch.cat([task.pool.images, task.validation.images]))
+    assert torch.equal(unlabeled("cifar", upright), torch.cat([task.pool.images, task.validation.images]))
 
 
 def test_a_move_shifts_the_whole_image_and_repeats_its_edge():
@@ -90,8 +90,8 @@ def test_every_arm_starts_from_the_same_weights_and_meets_the_same_images():
 def test_a_classifier_learns_what_sets_two_kinds_apart():
     labels = torch.arange(40) % 2
     images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - labels.reshape(-1, 1, 1, 1).float()
-    model = classifier.train(classifier.Shown(Labelled(images, labels)), 2, classifier.Training(40, 16), seed=0)
-    assert classifier.accuracy(model, Labelled(images, labels)) == 1.0
+    model = classifier.train(classifier.Shown(Labeled(images, labels)), 2, classifier.Training(40, 16), seed=0)
+    assert classifier.accuracy(model, Labeled(images, labels)) == 1.0
     assert augment.agreeing(model, images[:, None], 1 - labels).sum() == 0
 
 
@@ -99,7 +99,7 @@ def test_accuracy_is_the_mean_over_classes():
     always_first = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
     torch.nn.init.zeros_(always_first[1].weight)
     always_first[1].bias.data = torch.tensor([1.0, 0.0])
-    assert classifier.accuracy(always_first, Labelled(ramp(10), torch.tensor([0] * 9 + [1]))) == 0.5
+    assert classifier.accuracy(always_first, Labeled(ramp(10), torch.tensor([0] * 9 + [1]))) == 0.5
 
 
 def test_the_noise_control_is_as_far_from_the_image_as_the_local_sample():

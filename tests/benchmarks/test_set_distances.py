@@ -60,8 +60,8 @@ def test_precision_and_recall_are_those_of_a_loop():
     real, other = normal(40, 3, 0).numpy(), normal(50, 3, 1, scale=0.8, shift=1.2).numpy()
 
     def covered(points, among):
-        def radius(centre):
-            return sorted(np.linalg.norm(among - centre, axis=1))[3]
+        def radius(center):
+            return sorted(np.linalg.norm(among - center, axis=1))[3]
 
         return np.mean([any(np.linalg.norm(p - c) <= radius(c) for c in among) for p in points])
 
@@ -108,9 +108,9 @@ def test_distances_are_counted_in_those_to_a_third():
     assert sets.ratios_among(fitted).tolist() == [1 / 3, 1 / 4, 3 / 1, 6 / 3]
 
 
-def test_recoloured_images_have_the_statistics_of_one_of_the_others():
+def test_recolored_images_have_the_statistics_of_one_of_the_others():
     images, like = (torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(n)) - 0.5 for n in range(2))
-    found = image_features.recoloured(images * 0.1, like * 0.3 + 0.2)
+    found = image_features.recolored(images * 0.1, like * 0.3 + 0.2)
     expected = [one.flatten(1).mean(1) for one in like * 0.3 + 0.2]
     assert all(any(torch.allclose(one.flatten(1).mean(1), mean, atol=1e-5) for mean in expected) for one in found)
     correlation = np.corrcoef(found[0, 0].flatten(), images[0, 0].flatten())[0, 1]

@@ -60,7 +60,7 @@ def test_what_is_about_to_happen_is_said_on_stderr(source, out, anonymize, model
     (source / "notes.txt").touch()
     (source / "folder.png").mkdir()
     lines = anonymize(source, out, "--strength", 0.5, "--batch-size", 4).stderr.splitlines()
-    assert lines[0] == f"model     {model_folder}, 16x16, licence not stated, on cpu"
+    assert lines[0] == f"model     {model_folder}, 16x16, license not stated, on cpu"
     # Half of the way from -1 to 999 is 499; betas from 1e-4 to 0.02 leave abar = 0.0786 there: sqrt(1/abar - 1) = 3.42.
     assert lines[1] == "level     strength 0.5 = time 499 = sigma 3.424"
     # The longest distance between two images in [-1, 1] is 2 sqrt(3 x 16 x 16) = 55.43; by 3.424 that is 16.2.

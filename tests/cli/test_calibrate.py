@@ -77,7 +77,7 @@ def test_a_target_that_cannot_be_met_is_said(calibrate, anonymize, source, tmp_p
     [
         (["--target", "beauty=1"], "target must be one of rank1, similarity, label, distance"),
         (["--target", "label=0.9", "--sample", "19"], "needs 20 images or more"),
-        (["--target", "rank1=0.1", "--recogniser", "face.onnx"], "--recogniser and --detector together"),
+        (["--target", "rank1=0.1", "--recognizer", "face.onnx"], "--recognizer and --detector together"),
         (["--target", "rank1=0.1", "--report", "page.txt"], "ends in .html"),
     ],
 )

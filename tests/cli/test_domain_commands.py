@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from bad_domains import BAD_ARRAY_DOMAINS, BAD_DOMAINS, arrays, fluxes, pictures, random_pixels
 from folders import contents
 from nearfar.cli.app import app
-from nearfar.domain.guards import Judgement
+from nearfar.domain.guards import Judgment
 from nearfar.io.manifest import manifest_path
 
 IMAGES = 6
@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_reports_all(sample, tmp_path):
 
 
 def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkeypatch):
-    copy = Judgement(1, 0.1, 0.1, -1.0, 0.0, ("a copy of fitted image 1",), "drop")
+    copy = Judgment(1, 0.1, 0.1, -1.0, 0.0, ("a copy of fitted image 1",), "drop")
     monkeypatch.setattr(
         "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [copy] * len(images)
     )
@@ -139,7 +139,7 @@ def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkey
 
 
 def test_it_is_told_when_most_are_flagged(sample, monkeypatch):
-    odd = Judgement(1, 2.0, 2.0, -1.0, 3.0, ("layout or colours stronger than the domain's",), "flag")
+    odd = Judgment(1, 2.0, 2.0, -1.0, 3.0, ("layout or colors stronger than the domain's",), "flag")
     monkeypatch.setattr(
         "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [odd] * len(images)
     )
@@ -165,7 +165,7 @@ def test_a_dry_run_writes_nothing(sample, tmp_path):
     result = sample("--dry-run", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["todo"] == 5
-    assert "cost      2 network calls for each batch, and 1 for its judgement" in result.stderr
+    assert "cost      2 network calls for each batch, and 1 for its judgment" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -98,8 +98,8 @@ def test_an_image_comes_out_the_same_when_it_is_the_only_one(tmp_path, source, o
     assert outputs(tmp_path / "single", "--batch-size", 8) == {content: alone[content]}
 
 
-def test_across_batch_sizes_one_grey_level_at_most(tmp_path, source, outputs, figures):
-    """In float32 a pixel moves by some 1e-3 of a grey level, which crosses a rounding border in some 1e-3 of them."""
+def test_across_batch_sizes_one_gray_level_at_most(tmp_path, source, outputs, figures):
+    """In float32 a pixel moves by some 1e-3 of a gray level, which crosses a rounding border in some 1e-3 of them."""
     reference = outputs(source, "--batch-size", 32)
     for batch_size in (1, 3, 8):
         others = outputs(source, "--batch-size", batch_size)
@@ -107,7 +107,7 @@ def test_across_batch_sizes_one_grey_level_at_most(tmp_path, source, outputs, fi
             [abs(pixels(others[key], tmp_path) - pixels(reference[key], tmp_path)).ravel() for key in reference]
         )
         figures[f"batches of {batch_size} against 32"] = (
-            f"{(change > 0).mean():.1e} of {change.size} values differ, by {change.max()} grey level at most"
+            f"{(change > 0).mean():.1e} of {change.size} values differ, by {change.max()} gray level at most"
         )
         assert change.max() <= 1
         assert (change > 0).mean() < 2e-3

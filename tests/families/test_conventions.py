@@ -197,14 +197,14 @@ def test_a_learned_variance_is_left_out(path):
     close(watched.denoised(images(), 400.0), without.denoised(images(), 400.0), 0)
 
 
-def test_a_patched_network_is_handed_rows_columns_and_colours_of_each_patch(path):
+def test_a_patched_network_is_handed_rows_columns_and_colors_of_each_patch(path):
     watched = watch(path(tiny_models.patched, "patched", side=4))
     picture = images(size=32)
     x, _, _ = watched.first_call(picture, strength=0.3)
     signal, (noise,) = alphas_cumprod(watched.path)[299], draws((48, 8, 8), 1)
     clean = (x.double() - (1 - signal).sqrt() * noise) / signal.sqrt()
-    for row, column, colour in [(0, 0, 0), (0, 0, 2), (0, 3, 1), (2, 1, 0), (3, 3, 2)]:
-        close(clean[:, (row * 4 + column) * 3 + colour], picture[:, colour, row::4, column::4])
+    for row, column, color in [(0, 0, 0), (0, 0, 2), (0, 3, 1), (2, 1, 0), (3, 3, 2)]:
+        close(clean[:, (row * 4 + column) * 3 + color], picture[:, color, row::4, column::4])
 
 
 # What the network's answer means
@@ -307,7 +307,7 @@ AUTOENCODERS = {
 
 
 def encoder_latents(autoencoder, picture):
-    """The mode of a KL encoder, the unquantised latents of a VQ encoder."""
+    """The mode of a KL encoder, the unquantized latents of a VQ encoder."""
     encoded = autoencoder.encode(picture)
     return encoded.latents if isinstance(autoencoder, VQModel) else encoded.latent_dist.mode()
 

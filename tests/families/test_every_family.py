@@ -30,9 +30,9 @@ pytestmark = [
 ]
 
 KEY, OTHER = SecretKey.from_seed(1), SecretKey.from_seed(2)
-GREY_LEVEL = 2 / 255
+GRAY_LEVEL = 2 / 255
 LATENTS = {
-    "ddpm_grey": (1, 16, 16),
+    "ddpm_gray": (1, 16, 16),
     "ddpm_checkpoint": (3, 32, 32),
     "guided_checkpoint": (3, 32, 32),
     "patched_2": (12, 16, 16),
@@ -85,7 +85,7 @@ def distance(a, b):
 def test_the_model_has_the_shapes_of_its_family(written):
     assert written.model.latent_shape == LATENTS.get(written.name, (3, 16, 16))
     assert written.model.image.size == (32 if written.name.startswith(PICTURES_OF_32) else 16)
-    assert written.model.image.channels == (1 if written.name == "ddpm_grey" else 3)
+    assert written.model.image.channels == (1 if written.name == "ddpm_gray" else 3)
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
@@ -99,8 +99,8 @@ def test_local_samples_are_images_that_the_key_decides(written, strength):
     assert first.abs().max() <= 1
     assert torch.equal(first, again)
     for a, b, image in zip(first, other, written.images, strict=True):
-        assert distance(a, b) > GREY_LEVEL
-        assert distance(a, image) > GREY_LEVEL
+        assert distance(a, b) > GRAY_LEVEL
+        assert distance(a, image) > GRAY_LEVEL
 
 
 def test_at_strength_1_only_the_noise_decides(written, monkeypatch):

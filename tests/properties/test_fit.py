@@ -15,7 +15,7 @@ CHANNELS = st.sampled_from([1, 3])
 
 @st.composite
 def frames(draw, shapes=SHAPES):
-    """Grey or colour, 8 or (grey) 16 bits, as thin as it comes."""
+    """Gray or color, 8 or (gray) 16 bits, as thin as it comes."""
     channels = draw(CHANNELS)
     depth = draw(st.sampled_from([8, 16])) if channels == 1 else 8
     return Frame(*draw(shapes), channels, depth, None, "PNG", {})
@@ -49,7 +49,7 @@ def test_constant_stays_constant(frame, size, channels, mode, share):
     picture = Picture(np.full(shape, level, dtype=f"uint{frame.depth}"), frame)
     image = fit(picture, size, channels, mode)
     expected = torch.full((channels, size, size), 2 * level / (2**frame.depth - 1) - 1)
-    torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)  # float32 rounding of normalised weights
+    torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)  # float32 rounding of normalized weights
     np.testing.assert_array_equal(unfit(image, frame, mode).pixels, picture.pixels)
 
 

@@ -1,4 +1,4 @@
-"""The training recipe on pictures of one grey bar each, at 8x8, in seconds."""
+"""The training recipe on pictures of one gray bar each, at 8x8, in seconds."""
 
 import sys
 import zipfile

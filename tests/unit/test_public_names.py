@@ -47,7 +47,7 @@ PUBLIC = [
     "represent",
     "save_domain",
     "solve",
-    "synthesise",
+    "synthesize",
     "vary",
 ]
 

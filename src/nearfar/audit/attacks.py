@@ -76,7 +76,7 @@ def face_view(pairs: Pairs, others: Others | None, faces: Faces, watch: Watch) -
     more = faces.see(others.items, watch, "faces of others").vectors if others else None
     missed = f"no face found in {before.missed} originals and {after.missed} outputs"
     note = missed if before.missed + after.missed else ""
-    name = f"faces, {faces.recogniser.name}"
+    name = f"faces, {faces.recognizer.name}"
     return View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
 
 

@@ -77,7 +77,7 @@ class Choices:
 
     features: str = "model"
     detector: str | Path | None = None
-    recogniser: str | Path | None = None
+    recognizer: str | Path | None = None
     people: bool = False
     key_file: str | Path | None = None
     classifier: str = "logistic"
@@ -158,7 +158,7 @@ def audit_folders(
     watch: Watch = unwatched,
     **choices: Any,
 ) -> Audit:
-    """Measure what outputs lost of their originals, what attackers still find, and what can be learnt from them.
+    """Measure what outputs lost of their originals, what attackers still find, and what can be learned from them.
 
     before, after: folders; outputs are matched by name (`photo.png`, or `photo~1.png`, ... of several). model: whose
     features are used, and whose size, the bundled one unless given. choices: the fields of `Choices`. watch: told of
@@ -173,7 +173,7 @@ def audit_folders(
 def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Watch = unwatched) -> Audit:
     choices.check()
     folders.check()
-    faces = Faces.load(choices.detector, choices.recogniser)
+    faces = Faces.load(choices.detector, choices.recognizer)
     network = feature_network(choices.features, model)
     size = min(max(model.image.size, network.size, PIXELS), LARGEST)
     known, more = settle(folders, choices, model, size), list[Rejected]()
@@ -193,7 +193,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
             *(walk_back(model, pairs, settings, known.key, watch) if known.key else []),
         ],
         PROVEN: [] if PROVEN in known.remarks else formal_bound(model, pairs, settings),
-        CLASSIFIER: learnt(known, choices, pairs, features, network, watch),
+        CLASSIFIER: learned(known, choices, pairs, features, network, watch),
     }
     remarks = known.remarks | left_out(sections, eyes[0], people, real and len(real[1]))
     rejected = [*pairs.rejected, *unreadable(folders.before, known.pairing.lost, watch), *more]
@@ -269,7 +269,7 @@ def of_items(labels: dict[str, str] | None, pairs: Pairs) -> list[str] | None:
     return None if labels is None else [labels[item.name] for item in pairs.items]
 
 
-def learnt(
+def learned(
     known: Known, choices: Choices, pairs: Pairs, features: Features, network: FeatureNetwork, watch: Watch
 ) -> list[Figure]:
     """Utility, where BEFORE has classes that are not people."""
@@ -322,11 +322,11 @@ def left_out(
     least = f"{2 * LEAST} images in BEFORE ({LEAST} in each half; or --reference), got {given}"
     if real is not None:
         least = f"{LEAST} images in BEFORE and in the reference, got {given} and {real}"
-    unlearnt = "needs at least 2 classes (folders or annotations) and 2 images for each, or --test"
+    unlearned = "needs at least 2 classes (folders or annotations) and 2 images for each, or --test"
     reasons = {
         SETS: "" if sections[SETS] else f"needs at least {least}",
         "Trained attackers": f"need at least {FEWEST} originals or people, got {learn}" if learn < FEWEST else "",
-        CLASSIFIER: "" if sections[CLASSIFIER] else "the people are no classes" if people else unlearnt,
+        CLASSIFIER: "" if sections[CLASSIFIER] else "the people are no classes" if people else unlearned,
     }
     return {name: f"left out: {reason}" for name, reason in reasons.items() if reason}
 

@@ -10,9 +10,9 @@ from nearfar.audit.figure import Figure, library
 from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.metrics.features import FeatureNetwork, perceptual_distance
 from nearfar.metrics.intervals import NORMAL, bootstrap
-from nearfar.metrics.sets import NEIGHBOURS, frechet_distance, kernel_distance, precision_recall
+from nearfar.metrics.sets import NEIGHBORS, frechet_distance, kernel_distance, precision_recall
 
-RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBOURS + 1)
+RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBORS + 1)
 """Of the bootstrap; of the originals in halves; images from which distances of sets are measured."""
 
 Vectors = Float64[Tensor, "_ numbers"]

@@ -34,7 +34,7 @@ def averaging(view: View, combined: Sequence[View]) -> list[Figure]:
     """Rank-1 of the average of several outputs of one original, beside that of one output.
 
     view: with several outputs of each original, averaged as vectors. combined: views of images that were averaged as
-    images and looked at afterwards, one output for each original.
+    images and looked at afterward, one output for each original.
     """
     found, counts = dict[str, tuple[Rows, Numbers]](), view.owner.bincount(minlength=len(view.before))
     sums = torch.zeros_like(view.before, dtype=torch.float64).index_add_(0, view.owner, view.after.double())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nearfar.audit.view import hits, unit
 from nearfar.errors import UsageError
-from nearfar.metrics.faces import FaceDetector, FaceRecogniser, Pixels, Points, as_pictures, embed_faces
+from nearfar.metrics.faces import FaceDetector, FaceRecognizer, Pixels, Points, as_pictures, embed_faces
 from nearfar.metrics.features import FeatureNetwork, perceptual_distance
 from nearfar.tensors import Images
 
@@ -37,8 +37,8 @@ def network_eyes(network: FeatureNetwork) -> Eyes:
     return Eyes(network.name, lambda images, originals: unit(network(images)))
 
 
-def face_eyes(detector: FaceDetector, recogniser: FaceRecogniser) -> Eyes:
-    """The largest face as a recogniser sees it; where none is found any more, what is at the original's place."""
+def face_eyes(detector: FaceDetector, recognizer: FaceRecognizer) -> Eyes:
+    """The largest face as a recognizer sees it; where none is found any more, what is at the original's place."""
     places: dict[bytes, Points | None] = {}
 
     def place(picture: Pixels) -> Points | None:
@@ -50,9 +50,9 @@ def face_eyes(detector: FaceDetector, recogniser: FaceRecogniser) -> Eyes:
 
     def vectors(images: Images, originals: Images) -> Vectors:
         known = [place(picture) for picture in as_pictures(originals)]
-        return embed_faces(detector, recogniser, as_pictures(images), known).vectors.double()
+        return embed_faces(detector, recognizer, as_pictures(images), known).vectors.double()
 
-    return Eyes(f"{recogniser.name} with {detector.name}", vectors)
+    return Eyes(f"{recognizer.name} with {detector.name}", vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def rank1(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, "
 
 
 def label(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, " images"]:
-    """1 where the nearest class centre is that of the original's class, which is taken without the original itself."""
+    """1 where the nearest class center is that of the original's class, which is taken without the original itself."""
     classes = torch.nn.functional.one_hot(known.labels).double()
     sums, counts, own = classes.T @ known.vectors, classes.sum(0), known.labels[numbers]
     away = (vectors[:, None] - sums / counts[:, None]).square().sum(2)

@@ -1,10 +1,10 @@
-"""An attacker that has learnt what local sampling does, from outputs of other people beside their originals.
+"""An attacker that has learned what local sampling does, from outputs of other people beside their originals.
 
 For each fold of people he learns from all others and attacks the outputs of the fold, so that every output is attacked
 once by somebody who has never seen its person. He takes off what all outputs share and what all originals share, keeps
 the principal axes, and learns how the pictures of one person differ there: the axes in which outputs still tell people
 apart count, others do not. Candidates are told apart by the distance in that metric (the likelihood of a Gaussian
-difference) or by the cosine (within-class covariance normalisation, Hatch et al., Interspeech 2006).
+difference) or by the cosine (within-class covariance normalization, Hatch et al., Interspeech 2006).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDS, FEWEST, KINDS = 5, 20, ("distance", "cosine")
 
 MOST_AXES = 100
 SETTINGS = tuple(product((30, MOST_AXES), (0.001, 0.03, 0.3)))
-"""Principal axes that are kept, and how far the metric is drawn towards the plain one: chosen on people held out."""
+"""Principal axes that are kept, and how far the metric is drawn toward the plain one: chosen on people held out."""
 
 Matrix = Float64[Tensor, "_ _"]
 Chosen = Bool[Tensor, " originals"]
@@ -119,7 +119,7 @@ def question(view: View, people: Sequence[object] | None) -> tuple[Mask, Mask]:
 
 
 def trained_scores(view: View, people: Sequence[object] | None = None, seed: int = 0) -> dict[str, Scores]:
-    """Scores of every output against every original, each by an attacker who learnt from other people."""
+    """Scores of every output against every original, each by an attacker who learned from other people."""
     before, after = view.before.double(), view.after.double()
     folds = folds_of(list(range(len(before))) if people is None else people, len(before), seed)
     right, _ = question(view, people)
@@ -163,11 +163,11 @@ def folds_of(people: Sequence[object], count: int, seed: int) -> Numbers:
     return (torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed)) % FOLDS)[whose]
 
 
-def principal_axes(centred: Matrix, count: int) -> Matrix:
+def principal_axes(centered: Matrix, count: int) -> Matrix:
     """The first principal axes as columns of unit length, through the smaller of the two Gram matrices."""
-    small = centred.T @ centred if centred.shape[1] <= len(centred) else centred @ centred.T
+    small = centered.T @ centered if centered.shape[1] <= len(centered) else centered @ centered.T
     lengths, places = torch.linalg.eigh(small)
-    if len(small) == centred.shape[1]:
+    if len(small) == centered.shape[1]:
         return torch.as_tensor(places[:, -count:])
     kept = int((lengths[-count:] > 1e-9 * lengths[-1]).sum())
-    return torch.as_tensor(centred.T @ places[:, -kept:] / lengths[-kept:].sqrt())
+    return torch.as_tensor(centered.T @ places[:, -kept:] / lengths[-kept:].sqrt())

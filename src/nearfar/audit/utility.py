@@ -80,11 +80,11 @@ def utility(
     seeds: int = SEEDS,
     watch: Watch = unwatched,
 ) -> list[Figure]:
-    """Accuracy on real images of a classifier that learnt from BEFORE, from AFTER, from both, and the differences.
+    """Accuracy on real images of a classifier that learned from BEFORE, from AFTER, from both, and the differences.
 
     For each seed it learns from 80 % of the originals of each class, drawn anew, and from the outputs of these. It is
     tested on `test`, or on the originals that were not drawn. Intervals: Student's, over the seeds (for differences of
-    the same seed); they hold for other draws of what is learnt from, not for other test images. Chance: the largest
+    the same seed); they hold for other draws of what is learned from, not for other test images. Chance: the largest
     class of the test images. Cost: three trainings for each seed.
     """
     rows = []
@@ -96,7 +96,7 @@ def utility(
     note = f"{kind.name}; {tested} test images{'' if test else ', other originals for each seed'}; {seeds} seeds"
     network = network if kind.by_features else ""
     found = [
-        figure(f"accuracy, learnt from {key}", values, tested, floor, network, note) for key, values in columns.items()
+        figure(f"accuracy, learned from {key}", values, tested, floor, network, note) for key, values in columns.items()
     ]
     for key in ("AFTER", "both"):
         gains = [one - own for one, own in zip(columns[key], columns["BEFORE"], strict=True)]
@@ -150,7 +150,7 @@ def student_interval(values: Sequence[float]) -> tuple[float | None, float | Non
 
 
 def logistic(inputs: Tensor, labels: Labels, judged: Tensor, seed: int) -> Tensor:
-    """Logistic regression on standardised features."""
+    """Logistic regression on standardized features."""
     learner = logistic_pipeline(max_iter=1000, random_state=seed)
     learner.fit(inputs.flatten(1).numpy(), labels.numpy())
     return torch.from_numpy(learner.predict(judged.flatten(1).numpy()))

@@ -50,8 +50,8 @@ class RegionChoice:
     keep_unmatched: Annotated[
         bool, typer.Option("--keep-unmatched", help="Write images without any region as they are.")
     ] = False
-    recogniser: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A face recogniser (ONNX) that attacks them in the report.")
+    recognizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A face recognizer (ONNX) that attacks them in the report.")
     ] = None
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The regions' report, not in OUT. [default: OUT.report.html]")
@@ -82,7 +82,7 @@ class RegionChoice:
         """Refuse options that would have no effect, and values out of range."""
         if self.regions and fit != "pad":
             raise UsageError("--fit is for whole images: leave it out with --regions")
-        of_kind = {"faces": {"detector", "recogniser", "least_score"}, "boxes": {"boxes", "box_classes"}}
+        of_kind = {"faces": {"detector", "recognizer", "least_score"}, "boxes": {"boxes", "box_classes"}}
         if self.regions is not None:
             one_of(self.regions, "regions", KINDS)
         foreign = set().union(*(names for kind, names in of_kind.items() if kind != self.regions))
@@ -107,16 +107,16 @@ class RegionChoice:
         """What is done when the run is over: the report, where regions were replaced. Checked before it begins."""
         if search is None:
             return lambda *_: {}
-        from nearfar.metrics.faces import FaceRecogniser
+        from nearfar.metrics.faces import FaceRecognizer
         from nearfar.reports.page import page_beside
         from nearfar.reports.regions import write_region_report
 
-        given = [file for file in (self.boxes, self.detector, self.recogniser) if file]
+        given = [file for file in (self.boxes, self.detector, self.recognizer) if file]
         path = page_beside(self.report, out, source, keep=given)
-        recogniser = FaceRecogniser.load(self.recogniser) if self.recogniser else None
+        recognizer = FaceRecognizer.load(self.recognizer) if self.recognizer else None
 
         def report(plan: Plan, _: Progress) -> dict[str, Any]:
-            return write_region_report(plan, job, search, source, out, path, recogniser)
+            return write_region_report(plan, job, search, source, out, path, recognizer)
 
         return report
 

@@ -48,8 +48,8 @@ class Measures:
         str, typer.Option(metavar="NETWORK", help="model, efficientnet, pixels, or a folder (DINOv2, CLIP, ...).")
     ] = "model"
     detector: Annotated[Path | None, typer.Option(metavar="ONNX", help="Face detector, such as YuNet.")] = None
-    recogniser: Annotated[
-        Path | None, typer.Option(metavar="ONNX", help="Face recogniser, such as SFace or MobileFaceNet.")
+    recognizer: Annotated[
+        Path | None, typer.Option(metavar="ONNX", help="Face recognizer, such as SFace or MobileFaceNet.")
     ] = None
     people: Annotated[bool, typer.Option("--people", help="Each top folder of BEFORE is one person.")] = False
     key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the run: walk outputs back.")] = None

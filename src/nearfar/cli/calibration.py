@@ -26,8 +26,8 @@ class EyesChoice:
     features: Annotated[
         str, typer.Option(help="model (its own), efficientnet, pixels, or a folder of a network of transformers.")
     ] = "model"
-    recogniser: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A face recogniser (ONNX), for rank1 and similarity.")
+    recognizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A face recognizer (ONNX), for rank1 and similarity.")
     ] = None
     detector: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YuNet (ONNX), which finds the faces for it.")
@@ -36,21 +36,21 @@ class EyesChoice:
     def load(self, model: FrozenModel) -> tuple[Eyes, FeatureNetwork]:
         """Who sees rank1 and similarity, and which network sees label and distance."""
         from nearfar.audit.scores import face_eyes, network_eyes
-        from nearfar.metrics.faces import FaceDetector, FaceRecogniser
+        from nearfar.metrics.faces import FaceDetector, FaceRecognizer
         from nearfar.metrics.features import feature_network
 
-        if (self.recogniser is None) != (self.detector is None):
-            raise UsageError("give --recogniser and --detector together, or neither: faces must be found first")
+        if (self.recognizer is None) != (self.detector is None):
+            raise UsageError("give --recognizer and --detector together, or neither: faces must be found first")
         network = feature_network(self.features, model)
-        if self.recogniser is None or self.detector is None:
+        if self.recognizer is None or self.detector is None:
             return network_eyes(network), network
-        return face_eyes(FaceDetector.load(self.detector), FaceRecogniser.load(self.recogniser)), network
+        return face_eyes(FaceDetector.load(self.detector), FaceRecognizer.load(self.recognizer)), network
 
     def places(self) -> dict[str, str]:
         """For the calibration's file: names and whole paths, from which the same can be loaded again."""
         whole = Path(self.features)
         features = str(whole.resolve()) if whole.is_dir() else self.features
-        files = {"recogniser": self.recogniser, "detector": self.detector}
+        files = {"recognizer": self.recognizer, "detector": self.detector}
         return {"features": features, **{name: str(path.resolve()) for name, path in files.items() if path}}
 
     @classmethod

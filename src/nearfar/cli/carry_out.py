@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> None:
     """Say on stderr what is about to happen."""
     settings = job.settings
-    licence = model.provenance.licence
+    license = model.provenance.license
     lines = [
-        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, licence {licence}, on {model.device}",
+        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, license {license}, on {model.device}",
         f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
         *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
         f"work      {len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "

@@ -120,7 +120,7 @@ def stepping(title: str, steps: int, batch_size: int) -> Iterator[Any]:
 
 def model_line(model: FrozenModel) -> str:
     size = f"{model.image.size}x{model.image.size}"
-    return f"{model.provenance.source}, {size}, licence {model.provenance.licence}, on {model.device}"
+    return f"{model.provenance.source}, {size}, license {model.provenance.license}, on {model.device}"
 
 
 def level_line(level: dict[str, float]) -> str:

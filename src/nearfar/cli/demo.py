@@ -1,6 +1,6 @@
 """`nearfar demo`: real photographs, anonymized at several strengths, on one page.
 
-The photographs come with scikit-image: 100 small grey faces ("lfw_subset") and the astronaut's portrait.
+The photographs come with scikit-image: 100 small gray faces ("lfw_subset") and the astronaut's portrait.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ The further it goes, the less of the original comes back. The random key of the 
 <img src="sheet.png" alt="Originals and their local samples at rising strength">
 <table><tr><th>strength</th><th>noise to signal</th><th>images</th><th>seconds</th><th>folder</th></tr>
 {rows}</table>
-<p>A changed face is not an anonymous person: composition, colours, hair and clothes stay recognisable for long, and how
-much a strength protects has to be measured. Model: {licence}. Photographs: scikit-image (LFW subset; NASA).</p>
+<p>A changed face is not an anonymous person: composition, colors, hair and clothes stay recognizable for long, and how
+much a strength protects has to be measured. Model: {license}. Photographs: scikit-image (LFW subset; NASA).</p>
 """
 
 
@@ -52,7 +52,7 @@ def make_demo(out: Path) -> Path:
     page = PAGE.format(
         count=len(list(originals.iterdir())),
         model=f"{model.parameters / 1e6:.1f} million parameters, {model.image.size}x{model.image.size} pixels",
-        licence=html.escape(model.provenance.licence),
+        license=html.escape(model.provenance.license),
         rows="\n".join(rows),
     )
     (out / "index.html").write_text(page, encoding="utf-8")

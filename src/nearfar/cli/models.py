@@ -26,7 +26,7 @@ def list_models(
     context: Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
-    """Print the cards of known models: licence, size, training data, known defects."""
+    """Print the cards of known models: license, size, training data, known defects."""
     if context.invoked_subcommand is None:
         from nearfar.models.cards import read_cards
 
@@ -99,7 +99,7 @@ def described(card: Card) -> str:
     about = (card.family, size, f"trained on {card.trained_on}" if card.trained_on else "")
     notes = {False: " (not for commercial use)", True: "", None: ""}[card.commercial]
     facts = {
-        "licence": f"{card.licence or 'not stated'}{notes}",
+        "license": f"{card.license or 'not stated'}{notes}",
         "values": card.range,
         "defects": card.defects,
         "use": "refused unless forced: distilled to a few steps" if card.distilled else None,

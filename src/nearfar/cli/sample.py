@@ -212,7 +212,7 @@ def announce(model: FrozenModel, domain: Domain, work: Sampling, plan: SamplePla
     if how["near"]:
         say("near", f"variations of one image, by {how['amount']:g}")
     say("work", f"{len(plan.todo)} samples in {batches} batches of {work.batch_size}, {len(plan.kept)} kept")
-    say("cost", f"{domain.steps} network calls for each batch, and 1 for its judgement")
+    say("cost", f"{domain.steps} network calls for each batch, and 1 for its judgment")
 
 
 def finish(work: Sampling, done: Progress, out: Path, content: dict[str, Any], page: Path, as_json: bool) -> None:

@@ -115,7 +115,7 @@ def yolo_box(line: str, kind: str) -> Box:
     numbers = [float(number) for number in line.split()[1:]]
     if len(numbers) > 6 and len(numbers) % 2:
         raise UsageError(f"{line[:40]!r} is neither a box nor a polygon of pairs of numbers: keypoints are not read")
-    if len(numbers) < 6:  # centre, size, and in predictions a confidence
+    if len(numbers) < 6:  # center, size, and in predictions a confidence
         x, y, width, height = numbers[:4]
         return Box(x - width / 2, y - height / 2, width, height, kind, relative=True)
     across, down = numbers[::2], numbers[1::2]

@@ -82,7 +82,7 @@ def copies_of_each(
 
     select: "all"; "rarest", whole classes from the one with the fewest images on, until a `share` of the images is
     reached (one class at least); "hardest", the `share` of the images whose own label a classifier gives the lowest
-    probability `own`; "balance", classes grow towards the size of the largest, which gets none, with at most `copies`
+    probability `own`; "balance", classes grow toward the size of the largest, which gets none, with at most `copies`
     of an image.
     """
     if copies < 1:

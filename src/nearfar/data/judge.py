@@ -80,16 +80,14 @@ def square_of(path: Path, size: int, channels: int) -> torch.Tensor | None:
 
 
 def cross_fitted(network: FeatureNetwork, folder: Path, names: Sequence[str], labels: Labels) -> Judge:
-    """A judge trained on the labelled images of a folder, by their features in `network`.
+    """A judge trained on the labeled images of a folder, by their features in `network`.
 
     Deterministic. Cost: `network` on every image, 32 at a time. Raises UsageError where a class has a single image.
     """
     label_of = one_label_each(names, labels)
     parts = [(some, network(images)) for some, images in batches(folder, names, network.size, network.channels)]
     if not parts:
-        raise UsageError(
-            f"{folder} holds no labelled image that can be read: there is nothing to train a classifier on"
-        )
+        raise UsageError(f"{folder} holds no labeled image that can be read: there is nothing to train a classifier on")
     known = [name for some, _ in parts for name in some]
     features, targets = (
         torch.cat([vectors for _, vectors in parts]).numpy(),
@@ -133,7 +131,7 @@ def deal(labels: Sequence[str]) -> NDArray[np.intp]:
 
 
 def regression(features: Vectors, labels: NDArray[Any]) -> Any:
-    """Standardised features, L2-regularised logistic regression."""
+    """Standardized features, L2-regularized logistic regression."""
     return logistic_pipeline(C=0.1, max_iter=2000).fit(features, labels)
 
 

@@ -149,9 +149,9 @@ def pixels_of(image: AnyImage) -> tuple[Pixels, Callable[[Pixels], AnyImage]]:
         if image.mode not in MODES:
             asked = f"a picture must be of mode {', '.join(MODES)}, got {image.mode}"
             raise UsageError(f"{asked}: bring it to L or RGB first, as copies have 8 bits and no transparency")
-        grey = image.mode in ("1", "L")
-        pixels = np.array(image.convert("L" if grey else "RGB"))
-        return pixels.reshape(*pixels.shape[:2], -1), lambda new: Image.fromarray(new[..., 0] if grey else new)
+        gray = image.mode in ("1", "L")
+        pixels = np.array(image.convert("L" if gray else "RGB"))
+        return pixels.reshape(*pixels.shape[:2], -1), lambda new: Image.fromarray(new[..., 0] if gray else new)
     if isinstance(image, Tensor):
         array, restored = pixels_of(image.movedim(0, -1).cpu().numpy())
         return array, lambda new: torch.from_numpy(np.array(restored(new))).movedim(-1, 0).to(image.dtype)
@@ -163,7 +163,7 @@ def pixels_of(image: AnyImage) -> tuple[Pixels, Callable[[Pixels], AnyImage]]:
         return flat, lambda new: new.reshape(array.shape)
     if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
         raise UsageError(f"an image must be uint8, or floats in [0, 1], got {array.dtype} in "
-                         f"[{array.min():g}, {array.max():g}]: augment before normalising")  # fmt: skip
+                         f"[{array.min():g}, {array.max():g}]: augment before normalizing")  # fmt: skip
     scaled = np.asarray(np.rint(flat * 255), np.uint8)
     return scaled, lambda new: (new.reshape(array.shape) / 255).astype(array.dtype)
 
@@ -173,7 +173,7 @@ class NearDataset(Dataset[Any]):
 
     base: items (image, label, ...) or {"image": ..., ...}; without random transforms, or no copy is found again.
     copies: of each image; the first copies of all come first. strength: one, or a range from which each copy's is
-    drawn. Equal seeds give equal copies, to within a grey level where batches differ. cache: a folder.
+    drawn. Equal seeds give equal copies, to within a gray level where batches differ. cache: a folder.
     Cost: `solver.calls(steps)` network calls for each batch of `fill`, or for each copy asked for without.
     """
 
@@ -225,7 +225,7 @@ class NearTransform:
 
     Called with an image, or by name with what goes with it, which comes back unchanged: `transform(image=x, mask=m)`
     returns a dictionary. Which copy of `copies` it is, and whether, is drawn from torch's random state, as in
-    torchvision. Put it before random crops and normalisation. The rest is as in `NearDataset`.
+    torchvision. Put it before random crops and normalization. The rest is as in `NearDataset`.
     """
 
     def __init__(

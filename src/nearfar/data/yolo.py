@@ -62,7 +62,7 @@ def check_lines(text: str, place: str) -> None:
             raise UsageError(f"{place} line {number} must be a class and at least 4 numbers, got {line[:40]!r}")
         values = [float(value) for value in line.split()[1:]]
         if len(values) in (4, 5) and not (all(0 <= value <= 1 for value in values[:2]) and min(values[2:4]) > 0):
-            rule = "must have its centre in [0, 1] and a width and height above 0, as shares of the image"
+            rule = "must have its center in [0, 1] and a width and height above 0, as shares of the image"
             raise UsageError(f"{place} line {number} {rule}, got {line[:40]!r}: mend or remove it")
 
 

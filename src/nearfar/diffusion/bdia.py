@@ -33,7 +33,7 @@ class BDIA:
 
 
 @torch.inference_mode()
-def towards_noise(
+def toward_noise(
     denoiser: Denoiser, x: Images, times: TimeGrid, solver: BDIA, on_step: OnStep | None = None
 ) -> tuple[Images, Images]:
     """The last two states on an ascending grid, the noisiest first; the first step is an explicit one."""
@@ -42,7 +42,7 @@ def towards_noise(
 
 
 @torch.inference_mode()
-def towards_clean(
+def toward_clean(
     denoiser: Denoiser, pair: tuple[Images, Images], times: TimeGrid, solver: BDIA, on_step: OnStep | None = None
 ) -> Images:
     """The clean state that a pair comes from, on the same grid descending."""

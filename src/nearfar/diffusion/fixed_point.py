@@ -18,7 +18,7 @@ from nearfar.tensors import Images, Times, per_image, select
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """How one step towards noise was found, image by image.
+    """How one step toward noise was found, image by image.
 
     residual: root mean square of the last change that was less than the one before; infinite if there was none.
     fell_back: whether the state is the explicit step. calls: network calls that each image asked for; the batch paid
@@ -32,7 +32,7 @@ class Search:
 
 @dataclass(frozen=True)
 class FixedPointDDIM:
-    """DDIM that undoes itself: towards noise it looks for the state whose deterministic step leads back to this one.
+    """DDIM that undoes itself: toward noise it looks for the state whose deterministic step leads back to this one.
 
         x_s = (alpha_s / alpha_t) x_t + (sigma_s - (alpha_s / alpha_t) sigma_t) eps(x_s, s)
 
@@ -41,11 +41,11 @@ class FixedPointDDIM:
     `tolerance * sigma_s`, or of the last of `iterations`. But where an iteration changes no less than the one before,
     the map does not contract there: the state of least residual is kept, from which the iteration before started. If
     that one is the explicit step, the image fell back to it.
-    What becomes of an image does not depend on its batch. Towards the clean end it is DDIM with eta = 0. A plain form
+    What becomes of an image does not depend on its batch. Toward the clean end it is DDIM with eta = 0. A plain form
     of AIDI (arXiv 2309.04907). The tolerance counts in units of noise because a direction of the data is never weaker
     than it: so the relative error of the amplitude is bounded alike in all of them, fine detail included.
-    on_search: told of every step towards noise.
-    Cost: towards clean one network call a step, towards noise at most `iterations` and one more on the way.
+    on_search: told of every step toward noise.
+    Cost: toward clean one network call a step, toward noise at most `iterations` and one more on the way.
     """
 
     iterations: int = 40

@@ -184,7 +184,7 @@ class NoiseSchedule:
     def add_noise(self, x_0: Images, t: Times, noise: Images) -> Images:
         """The forward jump `alpha x_0 + sigma noise`; at the noisiest time the signal is left out altogether.
 
-        Tables end at a small signal (Stable Diffusion keeps 7 % of the amplitude), which would leak colour and
+        Tables end at a small signal (Stable Diffusion keeps 7 % of the amplitude), which would leak color and
         composition; strength 1 must not depend on the input (Lin et al., arXiv 2305.08891).
         """
         alpha, sigma = self.coefficients(t)

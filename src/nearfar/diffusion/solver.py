@@ -227,4 +227,4 @@ def check_direction(times: TimeGrid, solver: Solver, noise: NoiseStream | None) 
     if solver.stochastic and noise is None:
         raise UsageError(f"{solver} draws noise at every step: give it a NoiseStream")
     if (times.diff(dim=1) > 0).any() and not solver.invertible:
-        raise UsageError(f"{solver} cannot run towards noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")
+        raise UsageError(f"{solver} cannot run toward noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")

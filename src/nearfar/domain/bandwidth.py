@@ -15,7 +15,7 @@ import torch
 from nearfar.diffusion.level import WARP, start_times
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.solver import DDIM, solve
-from nearfar.domain.guards import Guards, Judgement
+from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.own_samples import BATCH
@@ -64,8 +64,8 @@ def bandwidth(
     kept: list[float] = []
     for eta in etas:
         outputs = denoised(model, latents, eta, strength, steps, seed, batch_size)
-        judgements = guards.judge(model, outputs, batch_size)
-        kept.append(sum(map(stays, judgements)) / len(judgements))
+        judgments = guards.judge(model, outputs, batch_size)
+        kept.append(sum(map(stays, judgments)) / len(judgments))
         if kept[-1] < KEPT * kept[0]:
             break
     if kept[0] < 0.5:
@@ -84,8 +84,8 @@ def check(model: FrozenModel, latents: Latents, etas: Sequence[float]) -> None:
         raise UsageError(f"etas must rise within [0, 1], got {', '.join(f'{eta:g}' for eta in etas) or 'none'}")
 
 
-def stays(judgement: Judgement) -> bool:
-    return judgement.captured <= 0 and judgement.quality <= 1
+def stays(judgment: Judgment) -> bool:
+    return judgment.captured <= 0 and judgment.quality <= 1
 
 
 def denoised(

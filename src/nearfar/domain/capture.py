@@ -18,7 +18,7 @@ RELIABLE, BORDERLINE = 0.9, 0.975
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """Ridge regression of the label, -1 for the domain and 1 for the model's own, on standardised features.
+    """Ridge regression of the label, -1 for the domain and 1 for the model's own, on standardized features.
 
     accuracy: of both domains, each vector left out (in closed form). borderline: the score that 97.5 % of the domain's
     vectors stay below, when left out, and nearer to 0 by `5 / count` of itself.
@@ -34,8 +34,8 @@ class Capture:
         """The ridge is the one of least squared error, and the threshold lies half way between both, when left out."""
         x, count = torch.cat([domain, own]), len(domain)
         labels = torch.cat([-domain.new_ones(count), own.new_ones(len(own))])
-        centre, target = x.mean(0), labels - labels.mean()
-        left, sizes, right = torch.linalg.svd(x - centre, full_matrices=False)
+        center, target = x.mean(0), labels - labels.mean()
+        left, sizes, right = torch.linalg.svd(x - center, full_matrices=False)
         shares = sizes.square() / (sizes.square() + RIDGES[:, None] * sizes.square().mean())
         leverage = 1 / len(x) + shares @ left.square().T
         left_out = target - (target - shares * (left.T @ target) @ left.T) / (1 - leverage)
@@ -45,7 +45,7 @@ class Capture:
         scores = scale * (left_out[best] - means.mean())
         weights = scale * right.T @ (shares[best] / sizes.clamp(min=1e-9) * (left.T @ target))
         right_share = ((scores[:count] < 0).double().mean() + (scores[count:] > 0).double().mean()) / 2
-        offset = -(weights @ centre + scale * means.mean()).item()
+        offset = -(weights @ center + scale * means.mean()).item()
         return cls(
             weights, offset, right_share.item(), max(0.0, 1 - 5 / count) * scores[:count].quantile(BORDERLINE).item()
         )
@@ -58,7 +58,7 @@ class Capture:
         return self.accuracy >= RELIABLE
 
 
-def recoloured(images: Images, like: Float[Tensor, "others channel rows columns"]) -> Images:
+def recolored(images: Images, like: Float[Tensor, "others channel rows columns"]) -> Images:
     """Each image with every channel's mean and deviation those of one of `like`, drawn at random; kept in [-1, 1]."""
     chosen = like[torch.randint(len(like), (len(images),), generator=torch.Generator().manual_seed(0))]
     mean, wanted_mean = (some.mean((2, 3), keepdim=True) for some in (images, chosen))

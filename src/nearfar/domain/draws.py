@@ -26,7 +26,7 @@ from nearfar.latents.covariance import (
     spread_about,
     white_noise,
 )
-from nearfar.latents.mixtures import RegionMixtures, combine_regions, mix, mix_on_sphere, mix_regions, neighbours
+from nearfar.latents.mixtures import RegionMixtures, combine_regions, mix, mix_on_sphere, mix_regions, neighbors
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.latents.spectral import Spectral, Structured
 from nearfar.tensors import Latents
@@ -81,8 +81,8 @@ def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
         return partial(mixture_start, partial(mix, latents, latents.mean(0), **options))
     if family == "sphere":
         return partial(mixture_start, partial(mix_on_sphere, latents, **options))
-    centre, kept = shrunk_mean(latents)
-    return partial(gaussian_start, centre, SPREADS[family](latents), spread_about(len(latents), kept))
+    center, kept = shrunk_mean(latents)
+    return partial(gaussian_start, center, SPREADS[family](latents), spread_about(len(latents), kept))
 
 
 def check_family(family: str, options: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ def regional(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **option
     if not 0 < alike <= 1:
         raise UsageError(f"alike must be above 0 and at most 1, got {alike:g}")
     near = max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1)
-    mean, others = domain.latents.mean(0), neighbours(domain.clean, near)
+    mean, others = domain.latents.mean(0), neighbors(domain.clean, near)
     mixing = partial(mix_regions, domain.latents, mean, 1, alike=others, **options)
     return partial(novel, domain, mixing, margin)
 

@@ -92,7 +92,7 @@ def own_tensors(own: Gaussian) -> dict[str, Tensor]:
     return {
         "own.mean": own.mean.float(),
         "own.variances": covariance.spectral.variances.float(),
-        "own.colours": covariance.spectral.colours.float(),
+        "own.colors": covariance.spectral.colors.float(),
         "own.directions": covariance.directions.float(),
         "own.values": covariance.values.float(),
     }
@@ -112,10 +112,10 @@ def own_numbers(own: Gaussian) -> dict[str, Any]:
 
 def own_of(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gaussian:
     """The structured Gaussian from its parts."""
-    variances, colours, directions, values = (
-        tensors[f"own.{name}"].double() for name in ("variances", "colours", "directions", "values")
+    variances, colors, directions, values = (
+        tensors[f"own.{name}"].double() for name in ("variances", "colors", "directions", "values")
     )
     shares = (torch.tensor(numbers[name], dtype=torch.float64) for name in ("spectral", "bands"))
-    spectral = Spectral(variances, colours, *shares)
+    spectral = Spectral(variances, colors, *shares)
     covariance = Structured(spectral, directions, values, numbers["rows"], numbers["columns"], numbers["shrinkage"])
     return Gaussian(tensors["own.mean"].float(), covariance)

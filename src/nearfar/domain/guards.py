@@ -3,7 +3,7 @@
 Three questions, each measured against the domain's own images when left out:
 
     copy      the nearest fitted image, in latents and in features, against the distances among the fitted images
-    capture   a linear classifier between the domain and the model's own samples, as they are and in its colours
+    capture   a linear classifier between the domain and the model's own samples, as they are and in its colors
     quality   how strong layout and detail are under the domain's Gaussian: washed out or blotchy, smooth or noisy
 
 Latents are what a model encodes an image to: its pixels where it has no encoder. Features are those of the frozen
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nearfar.domain.capture import RELIABLE, Capture, recoloured
+from nearfar.domain.capture import RELIABLE, Capture, recolored
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import whiten
 from nearfar.latents.spectral import Structured, coarse, cosines
@@ -46,7 +46,7 @@ Verdict = Literal["keep", "flag", "drop"]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What the guards say of one output.
 
     nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
@@ -116,14 +116,14 @@ class Guards:
     """Everything that outputs of one domain and one model are judged by.
 
     latents: of the fitted images that differ, at the clean end. places: where these are among all. vectors: their
-    features, standardised with centre and scale. latent_unit, feature_unit: the 5 % quantile of the distances to the
+    features, standardized with center and scale. latent_unit, feature_unit: the 5 % quantile of the distances to the
     nearest other one. kind: of features. symmetry: of `SYMMETRIES`; a copy that lies so is one in latents too.
     """
 
     latents: Latents
     places: Int64[Tensor, " batch"]
     vectors: Vectors
-    centre: Float64[Tensor, " numbers"]
+    center: Float64[Tensor, " numbers"]
     scale: Float64[Tensor, " numbers"]
     capture: Capture
     quality: Quality
@@ -139,26 +139,26 @@ class Guards:
         """From a domain's fitted images and samples of the model's own domain (`own_samples`).
 
         images, own: float32 `(count, channel, height, width)` in [-1, 1]; at least 3 images that differ, and 8 samples.
-        Every second sample is recoloured: each channel's mean and deviation are those of a random fitted image, because
-        a half-captured output has the colours of the domain. Cost: one network call for each batch.
+        Every second sample is recolored: each channel's mean and deviation are those of a random fitted image, because
+        a half-captured output has the colors of the domain. Cost: one network call for each batch.
         """
         check(model, images, own, symmetry)
         places = distinct(images)
         images = images[places]
-        others = torch.cat([own[::2], recoloured(own[1::2], images)])
+        others = torch.cat([own[::2], recolored(own[1::2], images)])
         fitted, of_own = (encoded(model, some, batch_size) for some in (images, others))
         kind, vectors = features_of(model, torch.cat([fitted, of_own]), batch_size)
         domain = vectors[: len(fitted)]
-        centre, scale = domain.mean(0), domain.std(0)
+        center, scale = domain.mean(0), domain.std(0)
         scale = scale.clamp(min=1e-3 * scale.max().item() + 1e-12)
-        domain, owned = ((vectors - centre) / scale).half().double().tensor_split([len(fitted)])
+        domain, owned = ((vectors - center) / scale).half().double().tensor_split([len(fitted)])
         capture, quality = Capture.fit(domain, owned), Quality.fit(fitted)
         warn(len(images), capture, kind)
         lying = [encoded(model, turned, batch_size) for turned in ways(images, symmetry)]
         units = (unit(apart(lying, fitted)), unit(apart([domain], domain)))
-        return cls(fitted, places, domain, centre, scale, capture, quality, *units, kind, symmetry)
+        return cls(fitted, places, domain, center, scale, capture, quality, *units, kind, symmetry)
 
-    def judge(self, model: FrozenModel, outputs: Images, batch_size: int = 32) -> list[Judgement]:
+    def judge(self, model: FrozenModel, outputs: Images, batch_size: int = 32) -> list[Judgment]:
         """What to do with each output: keep it, flag it (let a person look at it) or drop it.
 
         outputs: float32 `(batch, channel, height, width)` in [-1, 1]. Dropped are captured outputs and copies; flagged
@@ -168,7 +168,7 @@ class Guards:
         model.image.check(outputs)
         lying = [encoded(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]
         _, vectors = features_of(model, lying[0], batch_size, self.kind)
-        vectors = (vectors - self.centre) / self.scale
+        vectors = (vectors - self.center) / self.scale
         away = distances(lying, self.latents)
         figures = (
             self.places[away.argmin(1)].tolist(),
@@ -179,7 +179,7 @@ class Guards:
         )
         return [self.judged(*each) for each in zip(*figures, strict=True)]
 
-    def judged(self, nearest: int, latents: float, features: float, score: float, strengths: list[float]) -> Judgement:
+    def judged(self, nearest: int, latents: float, features: float, score: float, strengths: list[float]) -> Judgment:
         layout, detail = (
             outside(value, limits)
             for value, limits in zip(strengths, (self.quality.layout, self.quality.detail), strict=True)
@@ -194,22 +194,22 @@ class Guards:
             (least < NEAR and not copy, "flag", f"near a fitted image in {where}"),
             (score > 0, "drop", "fell back to the model's own domain"),
             (doubtful, "flag", "between the domain and the model's own"),
-            (layout > 1, "flag", "layout or colours stronger than the domain's"),
-            (layout < -1, "flag", "layout or colours washed out"),
+            (layout > 1, "flag", "layout or colors stronger than the domain's"),
+            (layout < -1, "flag", "layout or colors washed out"),
             (detail > 1, "flag", "detail stronger than the domain's: noisy"),
             (detail < -1, "flag", "detail weaker than the domain's: smooth"),
         ]
         raised = [(verdict, reason) for holds, verdict, reason in found if holds]
         worst: Verdict = max((verdict for verdict, _ in raised), key=["flag", "drop"].index, default="keep")
         quality = max(layout, detail, key=abs)
-        return Judgement(nearest, latents, features, score, quality, tuple(reason for _, reason in raised), worst)
+        return Judgment(nearest, latents, features, score, quality, tuple(reason for _, reason in raised), worst)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `from_parts` needs besides the fitted images; about a kilobyte for each of them."""
         return {
             "places": self.places,
             "vectors": self.vectors.half(),
-            "centre": self.centre,
+            "center": self.center,
             "scale": self.scale,
             "weights": self.capture.weights,
         }
@@ -240,7 +240,7 @@ class Guards:
             latents=fitted,
             places=tensors["places"],
             vectors=vectors,
-            centre=tensors["centre"],
+            center=tensors["center"],
             scale=tensors["scale"],
             capture=Capture(tensors["weights"], *(numbers[name] for name in ("offset", "accuracy", "borderline"))),
             quality=replace(Quality.of(fitted), layout=layout, detail=detail),
@@ -251,17 +251,17 @@ class Guards:
         )
 
 
-def rates(judgements: Sequence[Judgement]) -> dict[str, float]:
+def rates(judgments: Sequence[Judgment]) -> dict[str, float]:
     """Shares of the outputs: by verdict, and those found by each guard before any of them is dropped."""
     found = {
-        **{name: [one.verdict == name for one in judgements] for name in ("keep", "flag", "drop")},
-        "copies_in_latents": [one.latent_copy < 1 for one in judgements],
-        "copies_in_features": [one.feature_copy < 1 for one in judgements],
-        "copies_in_both": [max(one.latent_copy, one.feature_copy) < 1 for one in judgements],
-        "captured": [one.captured > 0 for one in judgements],
-        "implausible": [abs(one.quality) > 1 for one in judgements],
+        **{name: [one.verdict == name for one in judgments] for name in ("keep", "flag", "drop")},
+        "copies_in_latents": [one.latent_copy < 1 for one in judgments],
+        "copies_in_features": [one.feature_copy < 1 for one in judgments],
+        "copies_in_both": [max(one.latent_copy, one.feature_copy) < 1 for one in judgments],
+        "captured": [one.captured > 0 for one in judgments],
+        "implausible": [abs(one.quality) > 1 for one in judgments],
     }
-    return {name: sum(values) / max(len(judgements), 1) for name, values in found.items()}
+    return {name: sum(values) / max(len(judgments), 1) for name, values in found.items()}
 
 
 def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> None:

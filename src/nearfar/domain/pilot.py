@@ -10,7 +10,7 @@ from typing import Any
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.guards import rates
-from nearfar.domain.synthesis import synthesise
+from nearfar.domain.synthesis import synthesize
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.own_samples import BATCH
@@ -62,7 +62,7 @@ def pilot(
     tried: list[Trial] = []
     for mixing in candidates:
         try:
-            made = synthesise(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
+            made = synthesize(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
         except UsageError:
             if not tried:
                 raise

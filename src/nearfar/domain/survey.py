@@ -57,7 +57,7 @@ class CloudStatistics:
 class LevelStatistics:
     """Both clouds at one level: `strength`, time and noise to signal `sigma` are the same level.
 
-    separable: centre distance and linear classifier are significant (p at most 0.01) and the classifier tells at least
+    separable: center distance and linear classifier are significant (p at most 0.01) and the classifier tells at least
     0.9 of left-out latents apart. gaussian: the unseen cloud passes both tests of Gaussianity at 0.05.
     round: it fills at least half of all directions. verdict: these in a sentence.
     """
@@ -232,7 +232,7 @@ def verdict(apart: Separation, unseen: CloudStatistics, separable: bool, gaussia
     """What the numbers of a level say, in a sentence."""
     return (
         f"{'separable' if separable else 'not separable'} (accuracy {apart.accuracy:.2f}, p {apart.accuracy_p:.3f}; "
-        f"centres {apart.quarter_power:.1f} times the separable distance, p {apart.distance_p:.3f}), "
+        f"centers {apart.quarter_power:.1f} times the separable distance, p {apart.distance_p:.3f}), "
         f"{'passes as Gaussian' if gaussian else 'not Gaussian'} (p {unseen.gaussianity.p:.2g}), "
         f"{'round' if rounded else 'structured'} ({unseen.geometry.roundness:.1%} of the directions filled)"
     )

@@ -39,7 +39,7 @@ class Synthesis:
 
 
 @dataclass(frozen=True, eq=False)
-class Synthesiser:
+class Synthesizer:
     """Everything that is settled once for all outputs: the draws, the guided model, the way down.
 
     eta: 0 follows the deterministic trajectory, as the paper; above, fresh noise is added, up to 1 (see `bandwidth`).
@@ -77,7 +77,7 @@ class Synthesiser:
         return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
 
-def synthesiser(
+def synthesizer(
     model: FrozenModel,
     domain: Domain,
     *,
@@ -87,18 +87,18 @@ def synthesiser(
     eta: float = 0.0,
     seed: int = 0,
     **options: Any,
-) -> Synthesiser:
-    """Settle how new images are made; the arguments are those of `synthesise`."""
+) -> Synthesizer:
+    """Settle how new images are made; the arguments are those of `synthesize`."""
     domain.check(model)
     if geometry not in GEOMETRIES:
         raise UsageError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
     if not 0 <= eta <= 1:
         raise UsageError(f"eta must be in [0, 1], got {eta:g}")
     draw = GEOMETRIES[geometry](drawing(domain, family, **options), domain)
-    return Synthesiser(domain.guided(model, guidance), domain, draw, eta, seed)
+    return Synthesizer(domain.guided(model, guidance), domain, draw, eta, seed)
 
 
-def synthesise(
+def synthesize(
     model: FrozenModel,
     domain: Domain,
     count: int,
@@ -119,10 +119,10 @@ def synthesise(
     domain's shell, "tested" repeats them until they pass the paper's three tests.
     guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`), the domain's own unless given; 0 is the
     frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
-    eta: of the way down, see `Synthesiser`. first: the number of the first output. options: of the family.
+    eta: of the way down, see `Synthesizer`. first: the number of the first output. options: of the family.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
-    making = synthesiser(
+    making = synthesizer(
         model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
     )
     return making.make_all(range(first, first + count), batch_size, on_step)
@@ -143,8 +143,8 @@ def vary(
 ) -> Images:
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
-    amount: 0 gives the image back, 1 forgets it and is what `synthesise` makes: the image's latent and a draw are added
-    as in `starts.steer`, so that every mixture lies where latents of the domain lie. guidance: of `synthesise`; the
+    amount: 0 gives the image back, 1 forgets it and is what `synthesize` makes: the image's latent and a draw are added
+    as in `draws.steer`, so that every mixture lies where latents of the domain lie. guidance: of `synthesize`; the
     image is inverted with it too.
     Cost: one inversion, and `steps` calls for each batch.
     """
@@ -160,10 +160,10 @@ def varying(
     amount: float,
     on_step: OnStep | None = None,
     **options: Any,
-) -> Synthesiser:
-    """Settle how variations of one image are made, as `vary` says; options: of `synthesiser`. Cost: one inversion."""
+) -> Synthesizer:
+    """Settle how variations of one image are made, as `vary` says; options: of `synthesizer`. Cost: one inversion."""
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
-    making = synthesiser(model, domain, **options)
+    making = synthesizer(model, domain, **options)
     latent = invert(making.model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
     return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))

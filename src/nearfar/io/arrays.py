@@ -3,9 +3,9 @@
     path -> read_array -> ValueTransform.to_image -> fit_square -> (model) -> unfit_square -> to_values -> write_array
 
     in the file     rule                                                                written
-    .npy            integers or floats; Python objects are never unpickled              channel first, grey 2-D
-    .tif, .tiff     one page; palettes are refused; numbers are taken as stored         channel last, grey 2-D
-    .fits .fit .fts the only image of the file, in any extension, by BSCALE and BZERO   channel first, grey 2-D
+    .npy            integers or floats; Python objects are never unpickled              channel first, gray 2-D
+    .tif, .tiff     one page; palettes are refused; numbers are taken as stored         channel last, gray 2-D
+    .fits .fit .fts the only image of the file, in any extension, by BSCALE and BZERO   channel first, gray 2-D
 
 * A 2-D array has one channel. In a 3-D array the smallest axis holds the channels: it must be the first or the last and
   1, 3 or 4 long. An array with two smallest axes is refused.
@@ -41,7 +41,7 @@ from nearfar.io.writing import write_whole, writing
 
 CHANNELS = (1, 3, 4)
 PALETTE = 3
-"""TIFF's photometric interpretation for numbers that stand for colours."""
+"""TIFF's photometric interpretation for numbers that stand for colors."""
 
 LARGEST = float(np.finfo(np.float32).max)
 TYPES: dict[str, tuple[float, float, Callable[[NDArray[np.float64]], NDArray[np.float64]]]] = {
@@ -85,7 +85,7 @@ def open_tiff(library: Any, file: BinaryIO) -> Stored:
     tiff = library.TiffFile(file)
     check_single(len(tiff.pages), "pages")
     if tiff.pages[0].photometric == PALETTE:
-        raise ImageError("holds a palette's indices, which are no physical values: save it as grey or RGB")
+        raise ImageError("holds a palette's indices, which are no physical values: save it as gray or RGB")
     return Stored(tiff.series[0].shape, tiff.series[0].dtype, tiff.asarray)
 
 
@@ -216,7 +216,7 @@ def check_stored(stored: Stored, max_pixels: int) -> None:
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels; None for grey without such an axis. Raises ImageError if it cannot be said."""
+    """Which axis holds the channels; None for gray without such an axis. Raises ImageError if it cannot be said."""
     if len(shape) == 2:
         return None
     if len(shape) != 3:
@@ -226,7 +226,7 @@ def channel_axis(shape: tuple[int, ...]) -> int | None:
     if smallest not in CHANNELS or axes == [1]:
         raise ImageError(f"has shape {shape}: the smallest axis must hold 1, 3 or 4 channels, and be first or last")
     if len(axes) > 1:
-        raise ImageError(f"has shape {shape}, which leaves open what the channels are: save grey as (height, width)")
+        raise ImageError(f"has shape {shape}, which leaves open what the channels are: save gray as (height, width)")
     return axes[0]
 
 

@@ -18,7 +18,7 @@ from nearfar.io.pictures import Frame, Picture, Pixels
 class FitMode(StrEnum):
     """How a picture of any shape becomes the model's square.
 
-    PAD: its long side fills the square and the picture is mirrored into the rest; undone by cropping. COVER: its centre
+    PAD: its long side fills the square and the picture is mirrored into the rest; undone by cropping. COVER: its center
     square is all that the model sees; undone by mirroring the model's output, never the original, into the margins.
     """
 
@@ -29,7 +29,7 @@ class FitMode(StrEnum):
 def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD) -> Tensor:
     """The picture as the model wants it: float32 (channels, size, size) in [-1, 1], resized with Lanczos.
 
-    A grey picture is repeated over 3 channels, a colour picture becomes its luma for 1. A picture that has the
+    A gray picture is repeated over 3 channels, a color picture becomes its luma for 1. A picture that has the
     model's size is not resampled: `unfit(fit(picture, ...), picture.frame)` has the very same pixels.
     """
     if size < 1 or channels not in (1, 3):
@@ -85,7 +85,7 @@ def resize(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 
 
 def seen_shape(height: int, width: int, mode: FitMode) -> tuple[int, int]:
-    """The height and width of what is shown to the model: all of the picture, or its centre square."""
+    """The height and width of what is shown to the model: all of the picture, or its center square."""
     side = min(height, width)
     return (side, side) if mode is FitMode.COVER else (height, width)
 
@@ -109,7 +109,7 @@ def window_places(length: int, target: int) -> NDArray[np.intp]:
 
 
 def with_channels(planes: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """(1 or 3, height, width) with 1 or 3 channels: grey repeated, colours as their luma (Rec. 601)."""
+    """(1 or 3, height, width) with 1 or 3 channels: gray repeated, colors as their luma (Rec. 601)."""
     if channels == 1 and len(planes) == 3:
         return np.tensordot(np.array([[0.299, 0.587, 0.114]], np.float32), planes, axes=1)
     return np.repeat(planes, channels // len(planes), axis=0)

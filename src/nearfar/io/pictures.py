@@ -6,21 +6,21 @@ A picture is pixels in a frame: its size, depth, alpha, format and metadata. `un
 but the model's image and the alpha channel can reach the output. What comes in and what goes out again:
 
     in the file                                  processed as         written as
-    grey: 1 and 8 bits                           1 channel            8-bit grey (a colour model's luma)
-    grey: 16 bits (PNG, TIFF), 0 to 65535        1 channel            16-bit grey
+    gray: 1 and 8 bits                           1 channel            8-bit gray (a color model's luma)
+    gray: 16 bits (PNG, TIFF), 0 to 65535        1 channel            16-bit gray
     RGB, YCbCr, palette                          sRGB                 8-bit RGB
     CMYK, YCCK                                   sRGB                 8-bit RGB
-    any 8-bit kind with alpha or transparency    colours as above     the same with the alpha channel copied unchanged
-    16-bit colour, 16-bit grey with alpha, 12 bits, 32-bit integers, floats, LAB, BMP with alpha:     refused
+    any 8-bit kind with alpha or transparency    colors as above     the same with the alpha channel copied unchanged
+    16-bit color, 16-bit gray with alpha, 12 bits, 32-bit integers, floats, LAB, BMP with alpha:     refused
 
 * Formats: PNG, JPEG, WebP, TIFF, BMP, known by their content; the suffix must agree with it. The output has the same
-  format: PNG, TIFF (deflate) and BMP without loss, JPEG at quality 95 with full colour resolution (4:4:4), WebP lossy
+  format: PNG, TIFF (deflate) and BMP without loss, JPEG at quality 95 with full color resolution (4:4:4), WebP lossy
   at quality 95 with lossless alpha.
 * One picture a file: animations and multi-page files are refused; of a phone's multi-picture JPEG the main one is used.
 * At most `max_pixels`, checked on the header before anything is decoded (Pillow itself stops TIFF and WebP at 179
   million). Damage that the format can detect is refused, PNG's checksums included; a file is never repaired.
-* Colours: an embedded ICC profile is converted to sRGB and never written; one that cannot be used counts as sRGB, as in
-  image viewers. A profile of 16-bit grey is ignored: its numbers stay what they are. Grey where 0 is white is inverted.
+* Colors: an embedded ICC profile is converted to sRGB and never written; one that cannot be used counts as sRGB, as in
+  image viewers. A profile of 16-bit gray is ignored: its numbers stay what they are. Gray where 0 is white is inverted.
 * Metadata: the EXIF orientation is applied; everything else is dropped. With `keep_metadata` the descriptive EXIF tags
   (date, camera, author; position, not in TIFF), XMP and dpi are written back as far as the format allows, but nothing
   that may hold a copy of the original: no thumbnail, maker note, Photoshop block or XMP with embedded pictures.
@@ -57,7 +57,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Format:
-    """How one file format is recognised, named, read and written; `reader` and `options` are Pillow's."""
+    """How one file format is recognized, named, read and written; `reader` and `options` are Pillow's."""
 
     signature: bytes
     suffixes: tuple[str, ...]
@@ -101,9 +101,9 @@ PICTURE_IN_XMP = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """All of a picture but its colours; small, unless there is an alpha channel.
+    """All of a picture but its colors; small, unless there is an alpha channel.
 
-    channels: 1 (grey) or 3 (sRGB). depth: bits of a channel, 8, or 16 for grey only. alpha: uint8 (height, width).
+    channels: 1 (gray) or 3 (sRGB). depth: bits of a channel, 8, or 16 for gray only. alpha: uint8 (height, width).
     format: a key of `FORMATS`. metadata: Pillow's save options for `keep_metadata`.
     """
 
@@ -210,59 +210,59 @@ def check_header(image: ImageFile, max_pixels: int) -> None:
     if frames > 1:
         raise ImageError(f"has {frames} {'pages' if image.format == 'TIFF' else 'frames'}: extract the one you want")
     bits = stored_bits(image)
-    deep_grey = image.mode.startswith("I;16") and bits == 16 and "transparency" not in image.info
-    if not deep_grey and (bits > 8 or image.mode not in EIGHT_BIT_MODES):
-        raise ImageError(f"has {bits}-bit {image.mode} pixels: save it in 8 bits, or as 16-bit grey without alpha")
+    deep_gray = image.mode.startswith("I;16") and bits == 16 and "transparency" not in image.info
+    if not deep_gray and (bits > 8 or image.mode not in EIGHT_BIT_MODES):
+        raise ImageError(f"has {bits}-bit {image.mode} pixels: save it in 8 bits, or as 16-bit gray without alpha")
 
 
 def stored_bits(image: ImageFile) -> int:
-    """Bits of one channel in the file; Pillow reads deep colours as 8 bits without a word."""
+    """Bits of one channel in the file; Pillow reads deep colors as 8 bits without a word."""
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(BITSPERSAMPLE, (1,))))
     return 16 if isinstance(image, PngImageFile) and ";16" in str(image.tile[0].args) else 8
 
 
 def to_picture(image: ImageFile, form: str) -> Picture:
-    """The pixels of a loaded image, sorted into colours and alpha."""
-    colours, alpha = split_alpha(image)
+    """The pixels of a loaded image, sorted into colors and alpha."""
+    colors, alpha = split_alpha(image)
     if alpha and form == "BMP":
         raise ImageError("has an alpha channel, which most programs ignore in BMP: save it as PNG")
     deep = image.mode.startswith("I;16")
-    pixels = deep_grey_pixels(image) if deep else np.array(to_srgb(colours, image.info.get("icc_profile")))
+    pixels = deep_gray_pixels(image) if deep else np.array(to_srgb(colors, image.info.get("icc_profile")))
     pixels = pixels.reshape(image.height, image.width, -1)
     height, width, channels = pixels.shape
     opacity, metadata = np.array(alpha) if alpha else None, kept_metadata(image, form)
     return Picture(pixels, Frame(height, width, channels, 16 if deep else 8, opacity, form, metadata))
 
 
-def deep_grey_pixels(image: ImageFile) -> NDArray[np.uint16]:
-    """16-bit grey with 0 black; Pillow leaves files where 0 is white as they are."""
+def deep_gray_pixels(image: ImageFile) -> NDArray[np.uint16]:
+    """16-bit gray with 0 black; Pillow leaves files where 0 is white as they are."""
     pixels = np.array(image).astype(np.uint16)  # in the machine's byte order
     white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION, 0) == 0
     return 65535 - pixels if white_is_zero else pixels
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours without alpha, and alpha if there is any: a channel, a palette's, or one transparent colour."""
+    """Colors without alpha, and alpha if there is any: a channel, a palette's, or one transparent color."""
     if not image.has_transparency_data:
         return image, None
     *bands, alpha = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA").split()
     return Image.merge("L" if len(bands) == 1 else "RGB", bands), alpha
 
 
-def to_srgb(colours: Image.Image, icc_profile: bytes | None) -> Image.Image:
-    """The colours in mode L or RGB, converted from their ICC profile, or taken for sRGB if there is no usable one."""
-    if colours.mode != "CMYK":
-        colours = colours.convert("L" if colours.mode in ("1", "L") else "RGB")
-    converted = colours
+def to_srgb(colors: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    """The colors in mode L or RGB, converted from their ICC profile, or taken for sRGB if there is no usable one."""
+    if colors.mode != "CMYK":
+        colors = colors.convert("L" if colors.mode in ("1", "L") else "RGB")
+    converted = colors
     if icc_profile:
         with suppress(OSError, ImageCms.PyCMSError):
             profile = ImageCms.ImageCmsProfile(BytesIO(icc_profile))
-            grey_tagged_as_colour = colours.mode == "L" and profile.profile.xcolor_space.strip() == "RGB"
-            source = colours.convert("RGB") if grey_tagged_as_colour else colours
+            gray_tagged_as_color = colors.mode == "L" and profile.profile.xcolor_space.strip() == "RGB"
+            source = colors.convert("RGB") if gray_tagged_as_color else colors
             srgb, flags = ImageCms.createProfile("sRGB"), ImageCms.Flags.HIGHRESPRECALC
-            converted = ImageCms.profileToProfile(source, profile, srgb, outputMode="RGB", flags=flags) or colours
-    return converted.convert("L" if colours.mode == "L" else "RGB")
+            converted = ImageCms.profileToProfile(source, profile, srgb, outputMode="RGB", flags=flags) or colors
+    return converted.convert("L" if colors.mode == "L" else "RGB")
 
 
 def kept_metadata(image: ImageFile, form: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Regions of a picture as a model's squares, and the model's squares back in the picture.
 
 A region is a square, tilted as its object is. It is read with antialiasing, and what comes back is blended in by a soft
-mask, in linear light: half of white and half of black is then the grey that an eye sees between them from afar.
+mask, in linear light: half of white and half of black is then the gray that an eye sees between them from afar.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FACE_CORE, FACE_RADIUS = (0.12, 0.16), 0.3
 """What is wholly replaced in a face's square: everything within the radius of a rectangle, as shares of the side."""
 
 MOST_GAIN, DARKEST = 1.5, 0.01
-"""By what a channel is multiplied or divided at most when colours are matched, and light that counts as black."""
+"""By what a channel is multiplied or divided at most when colors are matched, and light that counts as black."""
 
 TAPS = 2
 """Pixels on each side that bicubic sampling looks at."""
@@ -49,7 +49,7 @@ FINEST, STRIP = 2048, 256
 class Region:
     """A square of a picture that a model is shown, and the part of it that is replaced.
 
-    x, y: its centre; side: all in pixels from the picture's upper left corner; it may reach beyond the border.
+    x, y: its center; side: all in pixels from the picture's upper left corner; it may reach beyond the border.
     tilt: radians, clockwise. width, height, radius: everything within `radius` of a rectangle in the middle is wholly
     replaced, in shares of the side; from there the mask falls to 0, which it reaches inside the square.
     score: the detector's. kind: the class of its object.
@@ -75,8 +75,8 @@ def face_region(landmarks: Landmarks, score: float = 1.0) -> Region:
     seen = landmarks @ (1, 1j)
     known = FACE_LANDMARKS - FACE_LANDMARKS.mean()
     turn = np.vdot(known, seen - seen.mean()) / np.vdot(known, known).real
-    centre = seen.mean() + turn * (0.5 + 0.5j - FACE_LANDMARKS.mean())
-    x, y, side, tilt = map(float, (centre.real, centre.imag, abs(turn), np.angle(turn)))
+    center = seen.mean() + turn * (0.5 + 0.5j - FACE_LANDMARKS.mean())
+    x, y, side, tilt = map(float, (center.real, center.imag, abs(turn), np.angle(turn)))
     return Region(x, y, side, *FACE_CORE, FACE_RADIUS, tilt, score)
 
 
@@ -147,7 +147,7 @@ def blend(old: Planes, new: Planes, mask: Weights) -> Planes:
     return from_linear(torch.lerp(to_linear(old), to_linear(new), mask))
 
 
-def match_colours(new: Square, old: Square, region: Region) -> Square:
+def match_colors(new: Square, old: Square, region: Region) -> Square:
     """The model's square with each channel's light scaled so that its mean is the original square's where they meet.
 
     Where they meet: in the ring in which the mask fades. The part that is wholly replaced has no say, so nothing of it
@@ -161,7 +161,7 @@ def match_colours(new: Square, old: Square, region: Region) -> Square:
 
 
 def coverage(region: Region, within: Places) -> Weights:
-    """How much is replaced at places given in shares of the side from the region's centre: 1, falling smoothly to 0."""
+    """How much is replaced at places given in shares of the side from the region's center: 1, falling smoothly to 0."""
     half = torch.tensor([region.width / 2, region.height / 2])
     distance = torch.linalg.vector_norm((within.abs() - half).clamp(min=0), dim=-1) - region.radius
     room = 0.5 - max(region.width, region.height) / 2 - region.radius
@@ -184,18 +184,18 @@ def turned(places: Places, angle: float) -> Places:
 
 
 def square_places(count: int) -> Places:
-    """The centres of `count` x `count` equal cells of a square, in shares of the side from its centre."""
+    """The centers of `count` x `count` equal cells of a square, in shares of the side from its center."""
     line = (torch.arange(count) + 0.5) / count - 0.5
     return torch.stack([line.expand(count, count), line[:, None].expand(count, count)], dim=-1)
 
 
 def in_picture(region: Region, count: int) -> Places:
-    """Where the centres of the region's `count` x `count` cells lie in the picture."""
+    """Where the centers of the region's `count` x `count` cells lie in the picture."""
     return turned(square_places(count) * region.side, region.tilt) + torch.tensor([region.x, region.y])
 
 
 def in_region(region: Region, rows: slice, columns: slice) -> Places:
-    """Where the picture's pixels lie in the region, in shares of its side from its centre."""
+    """Where the picture's pixels lie in the region, in shares of its side from its center."""
     x = torch.arange(columns.start, columns.stop) + 0.5 - region.x
     y = torch.arange(rows.start, rows.stop) + 0.5 - region.y
     places = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
@@ -203,7 +203,7 @@ def in_region(region: Region, rows: slice, columns: slice) -> Places:
 
 
 def sample(planes: Planes, places: Places, beyond: str) -> Sampled:
-    """Bicubic values at places in pixels from the upper left corner; exact at the centres of pixels."""
+    """Bicubic values at places in pixels from the upper left corner; exact at the centers of pixels."""
     shape = torch.tensor([planes.shape[2], planes.shape[1]])
     grid = (places / shape * 2 - 1)[None].float()
     return grid_sample(planes[None], grid, "bicubic", beyond, align_corners=False)[0].clamp(-1, 1)

@@ -68,7 +68,7 @@ def read_inputs(
 
 
 def read_pictures(folder: Path, contract: ImageContract, fit: FitMode) -> Inputs:
-    """The pictures below a folder: colours for a grey model become luma, grey is repeated for a colour model."""
+    """The pictures below a folder: colors for a gray model become luma, gray is repeated for a color model."""
     squares, failed, ignored = read_each(
         folder, PICTURES, lambda path: fit_picture(read_picture(path), contract.size, contract.channels, fit)
     )
@@ -78,7 +78,7 @@ def read_pictures(folder: Path, contract: ImageContract, fit: FitMode) -> Inputs
 def read_arrays(
     folder: Path, contract: ImageContract, fit: FitMode, curve: str, clip: float, softening: Sequence[float] | None
 ) -> Inputs:
-    """The arrays below a folder: grey is repeated for a colour model, other channels must be the model's own."""
+    """The arrays below a folder: gray is repeated for a color model, other channels must be the model's own."""
     arrays, failed, ignored = read_each(folder, ARRAYS, lambda path: read_usable(path, contract.channels))
     values = fit_values(list(arrays.values()), curve, clip, softening)
     images = [fit_square(values.to_image(each, contract.channels), contract.size, fit) for each in arrays.values()]

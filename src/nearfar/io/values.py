@@ -81,10 +81,10 @@ class ValueTransform:
         for channel, (low, high, softening) in enumerate(zip(self.low, self.high, self.softening, strict=True)):
             check_range(f"channel {channel}", self.curve, low, high, softening)
 
-    def to_image(self, values: Values, channels: int | None = None) -> Float32[Tensor, "*batch colour height width"]:
+    def to_image(self, values: Values, channels: int | None = None) -> Float32[Tensor, "*batch color height width"]:
         """One image or a batch as float32 in [-1, 1]; values outside [low, high] are clipped (see `clipped_share`).
 
-        channels: those of the model (the data's own if None); grey data are repeated. Raises ImageError for values
+        channels: those of the model (the data's own if None); gray data are repeated. Raises ImageError for values
         that are not finite.
         """
         self.check(values)
@@ -94,10 +94,10 @@ class ValueTransform:
         image = torch.from_numpy((2 * shares - 1).clip(-1, 1).astype(np.float32))
         return image.repeat_interleave(self.repeats(len(self.low) if channels is None else channels), dim=-3)
 
-    def to_values(self, images: Float[Tensor, "*batch colour height width"]) -> Values:
+    def to_values(self, images: Float[Tensor, "*batch color height width"]) -> Values:
         """The inverse of `to_image`: float64 in physical units, within [low, high]; images are clipped to [-1, 1].
 
-        For grey data the channels of a colour model are averaged, before the curve is undone. Raises ImageError for
+        For gray data the channels of a color model are averaged, before the curve is undone. Raises ImageError for
         images that are not finite.
         """
         planes = images.detach().cpu().double().numpy()

@@ -51,9 +51,9 @@ def enhance_job(
 ) -> Job:
     """The job of enlarging every image, in its own format, `scale` times in both directions.
 
-    Arguments as for `enhance`; an image's detail follows from its content and the seed. A model of grey images enlarges
-    the colours of a picture one by one. Alpha is enlarged bicubically. With consistency the record of every image has
-    its `consistency_error`: the largest difference, in grey levels, between the image and the mean over squares of the
+    Arguments as for `enhance`; an image's detail follows from its content and the seed. A model of gray images enlarges
+    the colors of a picture one by one. Alpha is enlarged bicubically. With consistency the record of every image has
+    its `consistency_error`: the largest difference, in gray levels, between the image and the mean over squares of the
     result, as it is before a lossy format encodes it; at most half a level.
     files: how many images there are, so that no cores wait for images that never come.
     """
@@ -102,7 +102,7 @@ def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:
 
 
 def read_small(item: Item, channels: int, scale: int) -> Reading:
-    """One square of a picture's colours, or one for each of them where the model has one channel."""
+    """One square of a picture's colors, or one for each of them where the model has one channel."""
     picture = read_picture(item.path)
     check_result(picture.frame, scale)
     planes = np.stack([to_float(plane) for plane in np.moveaxis(picture.pixels, -1, 0)])
@@ -136,7 +136,7 @@ def as_pixels(squares: Tensor, frame: Frame) -> NDArray[Any]:
 
 
 def consistency_error(results: Tensor, reading: Reading, scale: int) -> dict[str, float]:
-    """How far the result's pixels, shrunk, are from the image's, in its grey levels."""
+    """How far the result's pixels, shrunk, are from the image's, in its gray levels."""
     large, small = (
         torch.from_numpy(as_pixels(each, reading.frame).astype(np.float32)) for each in (results, reading.squares)
     )

@@ -57,7 +57,7 @@ Measure = Callable[[Tensor, Reading], dict[str, float]]
 """(results, what they were made of) -> figures of this image for the record."""
 
 UNCHANGED = 1 / 255
-"""Root mean square change, in [-1, 1], below which an output counts as its input: half a grey level."""
+"""Root mean square change, in [-1, 1], below which an output counts as its input: half a gray level."""
 
 
 def nothing(results: Tensor, reading: Reading) -> dict[str, float]:

@@ -20,7 +20,7 @@ from nearfar.data.boxes import Boxes, digest
 from nearfar.errors import ImageError
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Picture, Pixels, encode, read_picture
-from nearfar.io.regions import Region, box_region, crop, face_region, match_colours, paste, widen
+from nearfar.io.regions import Region, box_region, crop, face_region, match_colors, paste, widen
 from nearfar.jobs.job import Job, Reading
 from nearfar.metrics.faces import FaceDetector, as_pictures
 from nearfar.models.model import ImageContract
@@ -155,7 +155,7 @@ def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool) -> byte
     picture = read_again(reading)
     pixels = picture.pixels
     for square, output, region in zip(reading.squares, outputs, reading.context.regions, strict=True):
-        pixels = paste(pixels, match_colours(output.cpu().float(), square, region), region)
+        pixels = paste(pixels, match_colors(output.cpu().float(), square, region), region)
     return encode(Picture(pixels, picture.frame), keep_metadata)
 
 

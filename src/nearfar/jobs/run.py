@@ -3,7 +3,7 @@
 Reading and writing happen in threads beside the network, a bounded number of images ahead and behind, so memory does
 not grow with the folder. The transform is a pure function of a batch of images; local processes and clusters may call
 the same one. It always sees the same batch shape, the last batch padded, and computes a batch of several with a single
-thread, so that an output depends neither on its neighbours nor on its place: the cores work on one batch each instead
+thread, so that an output depends neither on its neighbors nor on its place: the cores work on one batch each instead
 of sharing one, which is faster too.
 """
 

@@ -1,6 +1,6 @@
 """Samples of a domain as files: numbered, judged, written whole, recorded, resumed where they stopped.
 
-Batches are fixed by number: a sample always has the same neighbours and the same place among them, whether these are
+Batches are fixed by number: a sample always has the same neighbors and the same place among them, whether these are
 written or not, and every batch is computed by one thread. So a resumed run ends in the same bytes as an undisturbed
 one, and a run that goes on to a larger count in the same bytes as one that began with it.
 """
@@ -24,8 +24,8 @@ from torch import Tensor
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.draws import FAMILY, Start, generator_of
-from nearfar.domain.guards import Judgement
-from nearfar.domain.synthesis import Synthesis, Synthesiser, synthesiser, varying
+from nearfar.domain.guards import Judgment
+from nearfar.domain.synthesis import Synthesis, Synthesizer, synthesizer, varying
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, write_array
 from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
@@ -40,10 +40,10 @@ from nearfar.tensors import Images
 
 AMOUNT = 0.5
 FIRST = 1
-"""The number of `sample-0001`: `synthesise(..., first=1)` makes the same ones."""
+"""The number of `sample-0001`: `synthesize(..., first=1)` makes the same ones."""
 
 FIGURES = ("nearest", "latent_copy", "feature_copy", "captured", "quality")
-"""Of a judgement, those that the record keeps."""
+"""Of a judgment, those that the record keeps."""
 
 Report = Callable[[Progress], None]
 
@@ -52,14 +52,14 @@ Report = Callable[[Progress], None]
 class Sampling:
     """How samples are made, judged and kept.
 
-    make: the samples of some numbers. judge: a judgement for each of them. write: one of them to a file; returns the
+    make: the samples of some numbers. judge: a judgment for each of them. write: one of them to a file; returns the
     content's SHA-256. suffix: of the files. keep_all: whether those that are to be dropped are written too.
     settings: all that decides the bytes; only a run with equal ones may be resumed.
     steps: of a batch. batch_size: the shape in which `make` and `judge` are called. workers: batches at the same time.
     """
 
     make: Callable[[Sequence[int], OnStep], Synthesis]
-    judge: Callable[[Images], Sequence[Judgement]]
+    judge: Callable[[Images], Sequence[Judgment]]
     write: Callable[[Path, Tensor], str]
     suffix: str
     keep_all: bool
@@ -87,7 +87,7 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What samples are made of; the fields are those of `synthesise`, a guidance of None is the domain's own.
+    """What samples are made of; the fields are those of `synthesize`, a guidance of None is the domain's own.
 
     near, amount: an image that samples are variations of, and how far from it (`starts.steer`).
     """
@@ -101,11 +101,11 @@ class Recipe:
     near: Tensor | None = None
     amount: float = AMOUNT
 
-    def synthesiser(self, model: FrozenModel, domain: Domain) -> Synthesiser:
+    def synthesizer(self, model: FrozenModel, domain: Domain) -> Synthesizer:
         names = ("family", "geometry", "guidance", "eta", "seed", *(() if self.parents is None else ("parents",)))
         how: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.near is None:
-            return synthesiser(model, domain, **how)
+            return synthesizer(model, domain, **how)
         return varying(model, domain, self.near, amount=self.amount, **how)
 
     def settings(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def sampling(
     values = values_of(domain)
     check_format(suffix, dtype, values)
     recipe = replace(recipe, guidance=domain.guidance) if recipe.guidance is None else recipe
-    making = recipe.synthesiser(model, domain)
+    making = recipe.synthesizer(model, domain)
     making.draw(generator_of(recipe.seed, FIRST))
     settings = {
         "command": "domain sample",
@@ -264,37 +264,37 @@ def made(sampling: Sampling, out: Path, plan: SamplePlan, progress: Progress, ti
     with worker_pool(sampling.workers) as pool:
         try:
             work = partial(made_and_judged, sampling, tick)
-            for new, judgements in ahead(pool, work, plan.batches(sampling.batch_size), sampling.workers + 1):
-                rows = zip(new.numbers, new.images, new.starts, judgements, strict=True)
+            for new, judgments in ahead(pool, work, plan.batches(sampling.batch_size), sampling.workers + 1):
+                rows = zip(new.numbers, new.images, new.starts, judgments, strict=True)
                 yield [store(sampling, out, *row) for row in rows if row[0] in todo]
         finally:
             progress.stopping = True
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def made_and_judged(sampling: Sampling, tick: OnStep, numbers: Sequence[int]) -> tuple[Synthesis, Sequence[Judgement]]:
+def made_and_judged(sampling: Sampling, tick: OnStep, numbers: Sequence[int]) -> tuple[Synthesis, Sequence[Judgment]]:
     """Samples and what the guards say of them; of those that are not finite this means nothing."""
     with within_memory(sampling.batch_size):
         made = sampling.make(numbers, tick)
         return made, sampling.judge(made.images.nan_to_num())
 
 
-def store(sampling: Sampling, out: Path, number: int, image: Tensor, start: Start, judgement: Judgement) -> Record:
+def store(sampling: Sampling, out: Path, number: int, image: Tensor, start: Start, judgment: Judgment) -> Record:
     """Write one sample, unless it is to be dropped."""
     name = sampling.name(number)
     if not image.isfinite().all():
         return Record(name, "failed", NOT_FINITE)
-    found = {name: getattr(judgement, name) for name in FIGURES}
+    found = {name: getattr(judgment, name) for name in FIGURES}
     record = Record(
         name,
         "dropped",
-        "; ".join(judgement.reasons),
+        "; ".join(judgment.reasons),
         sampling.batch_size,
         figures={"number": number, "attempts": start.attempts, **found},
-        verdict=judgement.verdict,
+        verdict=judgment.verdict,
         parents=start.parents.tolist(),
     )
-    if judgement.verdict == "drop" and not sampling.keep_all:
+    if judgment.verdict == "drop" and not sampling.keep_all:
         return record
     try:
         return replace(record, status="done", target_sha256=sampling.write(out / name, image))

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Generator, Tensor
 
 from nearfar.errors import UsageError
-from nearfar.latents.statistics import LATENTS_AT_ONCE, centred, gram_matrix, shrinkage
+from nearfar.latents.statistics import LATENTS_AT_ONCE, centered, gram_matrix, shrinkage
 from nearfar.tensors import Latents, Times
 
 Latent = Float[Tensor, "places rows columns"]
@@ -121,7 +121,7 @@ class LowRank:
     def fit(cls, latents: Latents) -> LowRank:
         count, scalar = len(checked(latents, at_least=3)), Scalar.fit(latents)
         away = latents - latents.mean(0, keepdim=True)
-        gram = centred(gram_matrix(away))
+        gram = centered(gram_matrix(away))
         share = shrinkage(gram, scalar.dimension)
         rest = max(share, LEAST) * scalar.variance
         squares, turns = (part.flip(-1)[..., : count - 1] for part in torch.linalg.eigh(gram))

@@ -24,7 +24,7 @@ from nearfar.latents.spectral import cosine_basis
 from nearfar.tensors import Latents, per_image
 
 Parents = Int64[Tensor, "mixtures parents"]
-Neighbours = Int64[Tensor, "latents neighbours"]
+Neighbors = Int64[Tensor, "latents neighbors"]
 Weights = Float64[Tensor, "mixtures parents"]
 Mixed = Float[Tensor, "mixtures places rows columns"]
 
@@ -90,18 +90,18 @@ def choose(
     return chosen, torch.from_numpy(weights)
 
 
-def others(count: int) -> Neighbours:
+def others(count: int) -> Neighbors:
     """Of each of `count` latents all the others."""
     places = torch.arange(count)
     return places.expand(count, count)[places[:, None] != places].view(count, count - 1)
 
 
-def choose_alike(neighbours: Neighbours, count: int, parents: int, generator: Generator) -> Parents:
-    """The first parent of each mixture from all latents, the others from its neighbours, all of them different."""
-    check_parents(parents, neighbours.shape[1] + 1)
-    first = torch.randint(len(neighbours), (count, 1), generator=generator)
-    order = torch.rand(count, neighbours.shape[1], generator=generator).argsort(1)[:, : parents - 1]
-    return torch.cat([first, neighbours[first, order]], 1)
+def choose_alike(neighbors: Neighbors, count: int, parents: int, generator: Generator) -> Parents:
+    """The first parent of each mixture from all latents, the others from its neighbors, all of them different."""
+    check_parents(parents, neighbors.shape[1] + 1)
+    first = torch.randint(len(neighbors), (count, 1), generator=generator)
+    order = torch.rand(count, neighbors.shape[1], generator=generator).argsort(1)[:, : parents - 1]
+    return torch.cat([first, neighbors[first, order]], 1)
 
 
 def check_parents(parents: int, available: int) -> None:
@@ -126,13 +126,13 @@ def mix_regions(
     parents: int = 3,
     reach: float = REACH,
     sharpness: float = SHARPNESS,
-    alike: Neighbours | None = None,
+    alike: Neighbors | None = None,
 ) -> RegionMixtures:
     """`count` mixtures of `parents` different latents each, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
     by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: of each latent
-    those that may be mixed with it (see `neighbours`), all others unless given. See `combine_regions` for what is made
+    those that may be mixed with it (see `neighbors`), all others unless given. See `combine_regions` for what is made
     of them.
     """
     if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
@@ -143,10 +143,10 @@ def mix_regions(
     return RegionMixtures(combine_regions(latents, mean, chosen, weights), chosen, weights)
 
 
-def neighbours(latents: Latents, count: int, grid: int = GRID) -> Neighbours:
+def neighbors(latents: Latents, count: int, grid: int = GRID) -> Neighbors:
     """Of each latent the `count` others that are nearest in averages over `grid x grid` cells, nearest first.
 
-    Regions of images alike in layout and colours fit together; those of a shoe and a shirt make neither.
+    Regions of images alike in layout and colors fit together; those of a shoe and a shirt make neither.
     """
     coarse = adaptive_avg_pool2d(latents.double(), grid).flatten(1)
     away = torch.cdist(coarse, coarse, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)

@@ -5,10 +5,10 @@ every direction (Diaconis and Freedman, Annals of Statistics 12, 1984). Two thin
 how much the distances from the mean vary (mixtures of scales), and the principal directions (groups, outliers).
 
 Both are exact, for whatever covariance, as rotation tests (Langsrud, Statistics and Computing 15, 2005). The rows of a
-centred Gaussian cloud may be mixed by any rotation that leaves their mean at 0 without changing its distribution. So,
+centered Gaussian cloud may be mixed by any rotation that leaves their mean at 0 without changing its distribution. So,
 given the eigenvalues of its Gram matrix, the eigenvectors of a Gaussian cloud are uniformly distributed among those
 orthogonal to the vector of ones: the distances from the mean can be drawn anew with these very eigenvalues, and the
-scores along a principal direction are distributed as standardised independent Gaussian numbers are. Nothing is
+scores along a principal direction are distributed as standardized independent Gaussian numbers are. Nothing is
 estimated, in contrast to a bootstrap, which would take the sample's eigenvalues for those of the covariance. The drawn
 eigenvectors depend on nothing but the number of latents: one set of them serves many clouds.
 
@@ -36,7 +36,7 @@ Frames = Float64[Tensor, "clouds chosen others"]
 """Squared eigenvectors of Gaussian clouds."""
 Scores = Float64[Tensor, "batch directions"]
 Eigenvalues = Float64[Tensor, " others"]
-"""All but one: a centred cloud has no extent along the vector of ones."""
+"""All but one: a centered cloud has no extent along the vector of ones."""
 
 
 @dataclass(frozen=True)

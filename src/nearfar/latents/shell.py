@@ -73,43 +73,43 @@ class Tested:
 class Shell:
     """Where a latent lies that belongs to a domain, from moments without bias.
 
-    centre: mean of `count` latents. trace: of their covariance. count: infinite if the mean is known.
+    center: mean of `count` latents. trace: of their covariance. count: infinite if the mean is known.
     """
 
-    centre: Latent
+    center: Latent
     trace: float
     count: float
 
     @classmethod
     def fit(cls, latents: Latents) -> Shell:
         scalar = Scalar.fit(latents)
-        centre = latents.mean(0, dtype=torch.float64).to(latents.dtype)
-        return cls(centre, scalar.variance * scalar.dimension, float(len(latents)))
+        center = latents.mean(0, dtype=torch.float64).to(latents.dtype)
+        return cls(center, scalar.variance * scalar.dimension, float(len(latents)))
 
     @property
     def kept(self) -> float:
-        """Share of the centre that is the domain's and not noise of few latents, as in `shrunk_mean`, in [0, 1]."""
-        return max(0.0, 1 - self.trace / self.count / max(self.centre.double().square().sum().item(), 1e-300))
+        """Share of the center that is the domain's and not noise of few latents, as in `shrunk_mean`, in [0, 1]."""
+        return max(0.0, 1 - self.trace / self.count / max(self.center.double().square().sum().item(), 1e-300))
 
     @property
     def radius(self) -> float:
-        """Length of what stands at right angles to the centre."""
-        along = (1 - self.kept) ** 2 * self.centre.double().square().sum().item()
+        """Length of what stands at right angles to the center."""
+        along = (1 - self.kept) ** 2 * self.center.double().square().sum().item()
         return math.sqrt(self.trace * (1 + 1 / self.count) - along)
 
     def project(self, latents: Latents) -> Latents:
-        """The latent in the same direction from the centre that passes the three tests in expectation, exactly.
+        """The latent in the same direction from the center that passes the three tests in expectation, exactly.
 
-        `kept centre + radius u`, u of length 1 at right angles to the centre. To the fitted latents it then has the
+        `kept center + radius u`, u of length 1 at right angles to the center. To the fitted latents it then has the
         mean squared distance, and the mean scalar products from the origin and from itself, that they have to each
         other (from the origin only if `kept` is above 0). With a known mean this is `mean + sigma sqrt(d) u`. At few
         latents it keeps little of the mean, as whatever is independent of them does: use `count=inf` with a fitted
         mean to keep all of it and fail the tests.
         """
-        unit = self.centre / norms(self.centre[None]).clamp(min=1e-30)
-        away = latents - self.centre
+        unit = self.center / norms(self.center[None]).clamp(min=1e-30)
+        away = latents - self.center
         across = away - per_image((away * unit).flatten(1).sum(1), away) * unit
-        return self.kept * self.centre + per_image(self.radius / norms(across), across) * across
+        return self.kept * self.center + per_image(self.radius / norms(across), across) * across
 
 
 def measure(references: Latents, generator: Generator, share: float = 0.95) -> Targets:
@@ -143,13 +143,13 @@ def picks(available: int, count: int, generator: Generator) -> Chosen:
     return torch.stack([torch.randperm(available, generator=generator)[:LOOKS] for _ in range(count)])
 
 
-def statistics(towards: Products, squares: Float64[Tensor, " batch"], gram: Gram, chosen: Chosen) -> Measured:
-    """Mean distance, angle at the origin and angle of neighbouring references as seen from the candidate.
+def statistics(toward: Products, squares: Float64[Tensor, " batch"], gram: Gram, chosen: Chosen) -> Measured:
+    """Mean distance, angle at the origin and angle of neighboring references as seen from the candidate.
 
-    towards: scalar products of candidates and references. squares: of the candidates' lengths.
+    toward: scalar products of candidates and references. squares: of the candidates' lengths.
     gram: scalar products of the references.
     """
-    to, there = towards.gather(1, chosen), gram.diagonal()[chosen]
+    to, there = toward.gather(1, chosen), gram.diagonal()[chosen]
     distances = (squares[:, None] + there - 2 * to).clamp(min=1e-300).sqrt()
     origin = (to / (squares[:, None] * there).sqrt()).clamp(-1, 1).acos()
     between = gram[chosen[:, :-1], chosen[:, 1:]] + squares[:, None] - to[:, :-1] - to[:, 1:]

@@ -1,4 +1,4 @@
-"""Gaussian spread by frequency: a colour matrix for each coefficient of the cosine transform, shrunk by radial band.
+"""Gaussian spread by frequency: a color matrix for each coefficient of the cosine transform, shrunk by radial band.
 
 `Structured` has all correlations of the coarse layout, and the spectral family for everything finer.
 """
@@ -26,7 +26,7 @@ from nearfar.latents.covariance import (
 )
 from nearfar.tensors import Latents
 
-Colours = Float64[Tensor, "rows columns places places"]
+Colors = Float64[Tensor, "rows columns places places"]
 Bands = Int64[Tensor, "rows columns"]
 
 SIDE = 8
@@ -37,23 +37,23 @@ Square = Float64[Tensor, "coarse coarse"]
 
 @dataclass(frozen=True, eq=False)
 class Spectral:
-    """A colour matrix for each frequency, in the orthonormal basis of the cosine transform (DCT-II). From 2 latents.
+    """A color matrix for each frequency, in the orthonormal basis of the cosine transform (DCT-II). From 2 latents.
 
     Exact for domains that look alike everywhere and are continued by reflection at the borders; it knows nothing of
     where in the image something is. Each matrix is drawn toward the average of its radial band by that band's
     `shrinkage`, after the average was drawn toward the scalar by `band_shrinkage` (both in [0, 1], one per band).
 
-    variances: eigenvalues of each colour matrix. colours: its eigenvectors, in columns.
+    variances: eigenvalues of each color matrix. colors: its eigenvectors, in columns.
     """
 
     variances: Moments
-    colours: Colours
+    colors: Colors
     shrinkage: Float64[Tensor, " bands"]
     band_shrinkage: Float64[Tensor, " bands"]
 
     @classmethod
     def fit(cls, latents: Latents) -> Spectral:
-        matrices = colour_matrices(latents)
+        matrices = color_matrices(latents)
         scalar = matrices.diagonal(dim1=-2, dim2=-1).mean()
         bands = radial_bands(*matrices.shape[:2])
         noise = sampling_noise(matrices, len(latents))
@@ -61,19 +61,19 @@ class Spectral:
         targets = averages[bands]
         share = intensity(total(noise, bands), total(squared(matrices - targets), bands))
         shrunk = torch.lerp(matrices, targets, share[bands][..., None, None])
-        values, colours = torch.linalg.eigh(shrunk)
-        return cls(values.clamp(min=LEAST * scalar.item()).permute(2, 0, 1), colours, share, band_shrinkage)
+        values, colors = torch.linalg.eigh(shrunk)
+        return cls(values.clamp(min=LEAST * scalar.item()).permute(2, 0, 1), colors, share, band_shrinkage)
 
     def apply(self, function: Function, deviations: Latents) -> Latents:
-        turned = torch.einsum("nchw,hwck->nkhw", cosines(deviations), self.colours.to(deviations))
+        turned = torch.einsum("nchw,hwck->nkhw", cosines(deviations), self.colors.to(deviations))
         scaled = gains(function, self.variances, deviations) * turned
-        return inverse_cosines(torch.einsum("nkhw,hwck->nchw", scaled, self.colours.to(deviations)))
+        return inverse_cosines(torch.einsum("nkhw,hwck->nchw", scaled, self.colors.to(deviations)))
 
     def eigenvalues(self) -> Eigenvalues:
         return Eigenvalues(self.variances.flatten(), torch.ones(self.variances.numel(), dtype=torch.int64))
 
 
-def colour_matrices(latents: Latents) -> Colours:
+def color_matrices(latents: Latents) -> Colors:
     """Unbiased covariance of the channels at each frequency of the cosine transform."""
     pixel_variance(latents)
     parts = [torch.einsum("nchw,ndhw->hwcd", *[cosines(part)] * 2) for part in deviations_of(latents)]
@@ -81,7 +81,7 @@ def colour_matrices(latents: Latents) -> Colours:
 
 
 def band_averages(
-    matrices: Colours, noise: Float64[Tensor, "rows columns"], bands: Bands, scalar: Float64[Tensor, ""]
+    matrices: Colors, noise: Float64[Tensor, "rows columns"], bands: Bands, scalar: Float64[Tensor, ""]
 ) -> tuple[Float64[Tensor, "bands places places"], Float64[Tensor, " bands"]]:
     """Average matrix of each radial band, drawn toward the scalar by as much as it is noise; and that share."""
     sizes = bands.flatten().bincount()
@@ -174,7 +174,7 @@ def coarse(frequencies: Latents, rows: int, columns: int) -> Float[Tensor, "batc
 
 def coarse_matrix(spectral: Spectral, function: Function, rows: int, columns: int) -> Square:
     """A function of the spectral covariance as a matrix over the coarse layout."""
-    colours, values = spectral.colours[:rows, :columns], function(spectral.variances[:, :rows, :columns])
+    colors, values = spectral.colors[:rows, :columns], function(spectral.variances[:, :rows, :columns])
     one, other = (torch.eye(length, dtype=torch.float64) for length in (rows, columns))
-    matrix = torch.einsum("hwck,khw,hwdk,hx,wy->chwdxy", colours, values, colours, one, other)
+    matrix = torch.einsum("hwck,khw,hwdk,hx,wy->chwdxy", colors, values, colors, one, other)
     return matrix.reshape(values.numel(), values.numel())

@@ -40,7 +40,7 @@ class Geometry:
     norm: of each latent. distance, origin_angle, origin_cosine: of all pairs, the angle as seen from the origin.
     triple_angle: of all triangles. Its mean is 60 for whatever cloud without copies, angles of a triangle being 180
     together; its deviation says how far they are from equilateral, as those of a Gaussian in endless dimensions are.
-    centre_distance: from each latent to the mean of the others.
+    center_distance: from each latent to the mean of the others.
     squared_mean, trace, trace_of_square: the mean's squared norm, the traces of the covariance and of its square, all
     without bias (and so below 0 at times).
     roundness: share of the directions that the cloud fills, `trace ** 2 / (dimension * trace_of_square)`, in (0, 1]:
@@ -56,7 +56,7 @@ class Geometry:
     origin_angle: MeanStd
     origin_cosine: MeanStd
     triple_angle: MeanStd
-    centre_distance: MeanStd
+    center_distance: MeanStd
     squared_mean: float
     trace: float
     trace_of_square: float
@@ -90,7 +90,7 @@ def gram_matrix(latents: Latents) -> Gram:
     return gram
 
 
-def centred(gram: Gram) -> Gram:
+def centered(gram: Gram) -> Gram:
     """Scalar products of the deviations from the mean."""
     means = gram.mean(0)
     return gram - means - means[:, None] + means.mean()
@@ -128,7 +128,7 @@ def geometry(gram: Gram, dimension: int, generator: Generator) -> Geometry:
         origin_angle=mean_std(cosines.acos().rad2deg()),
         origin_cosine=mean_std(cosines),
         triple_angle=mean_std(triple_angles(some(gram, CORNERS, generator))),
-        centre_distance=mean_std(deviations.diagonal().clamp(min=0).sqrt() * count / (count - 1)),
+        center_distance=mean_std(deviations.diagonal().clamp(min=0).sqrt() * count / (count - 1)),
         squared_mean=pairs(gram).mean().item(),
         trace=trace,
         trace_of_square=square,
@@ -138,8 +138,8 @@ def geometry(gram: Gram, dimension: int, generator: Generator) -> Geometry:
 
 
 def deviations_of(gram: Gram) -> Gram:
-    """`centred`, for a cloud that has a shape: enough latents, and not all of them in one place."""
-    deviations = centred(gram)
+    """`centered`, for a cloud that has a shape: enough latents, and not all of them in one place."""
+    deviations = centered(gram)
     if len(gram) < FEWEST:
         raise UsageError(f"statistics need at least {FEWEST} images, got {len(gram)}: add some")
     if deviations.trace() <= 1e-12 * gram.trace():

@@ -2,7 +2,7 @@
 
 The null hypothesis is that both are drawn from one distribution: then it does not matter which latents carry which
 label. Labels are permuted within each fold of the cross-validation, so that folds keep their balance and the p-values
-are exact. With clouds of equal size, permutation tests of the centres stand up to clouds of unequal spread as well.
+are exact. With clouds of equal size, permutation tests of the centers stand up to clouds of unequal spread as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Generator, Tensor
 
-from nearfar.latents.statistics import Gram, centred
+from nearfar.latents.statistics import Gram, centered
 
 PERMUTATIONS = 499
 FOLDS = 5
@@ -54,9 +54,9 @@ def separation(gram: Gram, first: int, dimension: int, generator: Generator) -> 
     """
     folds = balanced_folds(first, len(gram) - first, generator)
     labels = permuted_labels(folds, first, generator)
-    distance, accuracy = centre_distances(gram, labels), accuracies(gram, labels, folds)
+    distance, accuracy = center_distances(gram, labels), accuracies(gram, labels, folds)
     clouds = gram[:first, :first], gram[first:, first:]
-    scale = sum(centred(cloud).trace().item() / (len(cloud) - 1) for cloud in clouds) / 2
+    scale = sum(centered(cloud).trace().item() / (len(cloud) - 1) for cloud in clouds) / 2
     norms = [cloud.diagonal().sqrt() for cloud in clouds]
     null = distance[1:]
     return Separation(
@@ -92,7 +92,7 @@ def permuted_labels(folds: Int64[Tensor, " batch"], first: int, generator: Gener
     return labels
 
 
-def centre_distances(gram: Gram, labels: Labels) -> Null:
+def center_distances(gram: Gram, labels: Labels) -> Null:
     """Squared distance of the means without bias (Chen and Qin, Annals of Statistics 38, 2010), for each labeling."""
     squares = gram.diagonal()
     sides = [(labels > 0).double(), (labels < 0).double()]

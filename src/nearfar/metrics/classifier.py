@@ -8,7 +8,7 @@ from nearfar.errors import UsageError
 
 
 def logistic_pipeline(**options: Any) -> Any:
-    """Logistic regression on standardised features, not yet fitted; options: scikit-learn's."""
+    """Logistic regression on standardized features, not yet fitted; options: scikit-learn's."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -1,7 +1,7 @@
 """Faces in pictures: where they are, and whose they look like, by two networks that the user names (ONNX files).
 
 Pictures are uint8 `(height, width, 3)` in sRGB order, coordinates in their pixels. Networks run in OpenCV on the CPU.
-Nothing here is random. A detector and a recogniser may be shared by threads.
+Nothing here is random. A detector and a recognizer may be shared by threads.
 
 What an ONNX file says of itself, its image input and the operators at its start, is read without its weights and
 without another library: a file is one protocol buffer, its field numbers are those of onnx.proto (ModelProto,
@@ -124,7 +124,7 @@ class FaceDetector:
 
 
 @dataclass(frozen=True, eq=False)
-class FaceRecogniser:
+class FaceRecognizer:
     """A network that gives pictures of one person like vectors.
 
     size: height and width of its input. reference: where the five landmarks are brought to in it. mean, scale: the
@@ -140,8 +140,8 @@ class FaceRecogniser:
     lock: Any = field(default_factory=Lock)
 
     @classmethod
-    def load(cls, path: Path | str) -> FaceRecogniser:
-        """A recogniser with the input of SphereFace (MobileFaceNet; 112 high, 96 wide) or of ArcFace and SFace
+    def load(cls, path: Path | str) -> FaceRecognizer:
+        """A recognizer with the input of SphereFace (MobileFaceNet; 112 high, 96 wide) or of ArcFace and SFace
         (112 x 112). Raises UsageError for other files."""
         cv2, path = opencv(), Path(path)
         header = read_header(path)
@@ -149,7 +149,7 @@ class FaceRecogniser:
         try:
             network = cv2.dnn.readNetFromONNX(str(path))
         except cv2.error as error:
-            raise UsageError(f"{path} is refused by OpenCV: name another face recogniser (ONNX)") from error
+            raise UsageError(f"{path} is refused by OpenCV: name another face recognizer (ONNX)") from error
         return cls(network, path.name, size, reference, mean, scale)
 
     def embed(self, pictures: Sequence[Pixels], landmarks: Sequence[Points | None]) -> Embeddings:
@@ -191,7 +191,7 @@ class Embedded:
 
 def embed_faces(
     detector: FaceDetector,
-    recogniser: FaceRecogniser,
+    recognizer: FaceRecognizer,
     pictures: Sequence[Pixels],
     known: Sequence[Points | None] | None = None,
 ) -> Embedded:
@@ -205,17 +205,17 @@ def embed_faces(
     others = known or [None] * len(pictures)
     used = [other if face is None else face.landmarks for face, other in zip(largest, others, strict=True)]
     found = torch.tensor([face is not None for face in largest], dtype=torch.bool)
-    return Embedded(recogniser.embed(pictures, used), found, used)
+    return Embedded(recognizer.embed(pictures, used), found, used)
 
 
 def as_pictures(images: Float32[Tensor, "batch channel height width"]) -> list[Pixels]:
-    """Images in [-1, 1] as pictures; grey ones get three equal channels."""
+    """Images in [-1, 1] as pictures; gray ones get three equal channels."""
     pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
     return [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
 
 
 def layout(header: OnnxHeader, path: Path) -> tuple[tuple[int, int], Points, float, float]:
-    """Size, reference points and normalisation. As in insightface, a network that begins with a subtraction (those
+    """Size, reference points and normalization. As in insightface, a network that begins with a subtraction (those
     exported from MXNet, whose input is called `data`) takes values as they are."""
     height, width = header.shape[2:]
     if (height, width) == (112, 96):
@@ -223,7 +223,7 @@ def layout(header: OnnxHeader, path: Path) -> tuple[tuple[int, int], Points, flo
     if (height, width) == (112, 112):
         raw = header.name == "data" or {"Sub", "Mul"} <= set(header.operators)
         return (height, width), np.array(ARCFACE), *((0.0, 1.0) if raw else (127.5, 127.5))
-    text = f"{path} takes images of {height} x {width}; a face recogniser must take 112 x 96 (MobileFaceNet) or"
+    text = f"{path} takes images of {height} x {width}; a face recognizer must take 112 x 96 (MobileFaceNet) or"
     raise UsageError(f"{text} 112 x 112 (ArcFace, SFace): name one of these")
 
 
@@ -267,26 +267,26 @@ def opencv() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """A detector and a recogniser, which see pictures at their own size."""
+    """A detector and a recognizer, which see pictures at their own size."""
 
     detector: FaceDetector
-    recogniser: FaceRecogniser
+    recognizer: FaceRecognizer
 
     @classmethod
-    def load(cls, detector: str | Path | None, recogniser: str | Path | None) -> Faces | None:
+    def load(cls, detector: str | Path | None, recognizer: str | Path | None) -> Faces | None:
         """From two ONNX files, both or none."""
-        if detector is None and recogniser is None:
+        if detector is None and recognizer is None:
             return None
-        if detector is None or recogniser is None:
-            raise UsageError("a face recogniser needs a detector and the other way round: give both ONNX files")
-        return cls(FaceDetector.load(detector), FaceRecogniser.load(recogniser))
+        if detector is None or recognizer is None:
+            raise UsageError("a face recognizer needs a detector and the other way round: give both ONNX files")
+        return cls(FaceDetector.load(detector), FaceRecognizer.load(recognizer))
 
     def see(self, items: Sequence[Item], watch: Watch, stage: str, known: Sequence[Points | None] = ()) -> Seen:
         """The largest face of each picture; known: landmarks to use where none is found."""
         parts = []
         for number, item in enumerate(items):
             at = [known[number]] if known else None
-            parts.append(embed_faces(self.detector, self.recogniser, [colours(item.path)], at))
+            parts.append(embed_faces(self.detector, self.recognizer, [colors(item.path)], at))
             watch(stage, number + 1, len(items))
         vectors, found = (torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "found"))
         return Seen(vectors.double(), [part.landmarks[0] for part in parts], int((~found).sum()))
@@ -301,7 +301,7 @@ class Seen:
     missed: int
 
 
-def colours(path: Path) -> Any:
+def colors(path: Path) -> Any:
     """A picture as uint8 (height, width, 3)."""
     picture = read_picture(path)
     values = picture.pixels if picture.frame.depth == 8 else (picture.pixels // 257).astype(np.uint8)

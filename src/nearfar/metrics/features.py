@@ -35,7 +35,7 @@ DEPTHS = 4
 """Of a transformer's layers, evenly spread, the last among them."""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Rec. 601, as for grey models everywhere in the package."""
+"""Rec. 601, as for gray models everywhere in the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +68,16 @@ class FeatureNetwork:
 
     def seen(self, images: Images) -> Tensor:
         """The images at this network's size and channels: bicubic, antialiased where it shrinks."""
-        coloured = with_channels(images.float(), self.channels)
-        if coloured.shape[2:] == (self.size, self.size):
-            return coloured
+        colored = with_channels(images.float(), self.channels)
+        if colored.shape[2:] == (self.size, self.size):
+            return colored
         target = (self.size, self.size)
-        large = functional.interpolate(coloured, target, mode="bicubic", antialias=True, align_corners=False)
+        large = functional.interpolate(colored, target, mode="bicubic", antialias=True, align_corners=False)
         return large.clamp(-1, 1)
 
 
 def with_channels(images: Images, channels: int) -> Tensor:
-    """Grey repeated, colours as their luma."""
+    """Gray repeated, colors as their luma."""
     if images.shape[1] == channels:
         return images
     return images.expand(-1, 3, -1, -1) if channels == 3 else luma(images)
@@ -238,7 +238,7 @@ def perceptual_distance(network: FeatureNetwork, images: Images, others: Images)
 
     At every depth the vector of each place is scaled to unit length; the squared difference of the two vectors (2 less
     twice their cosine) is averaged over the places, then over the depths. That is LPIPS (Zhang et al., arXiv
-    1801.03924, eq. 1) with all weights 1 and a mean for the sum: without its learnt weights it is not LPIPS. Cost: two
+    1801.03924, eq. 1) with all weights 1 and a mean for the sum: without its learned weights it is not LPIPS. Cost: two
     network calls for each 32 pairs.
     """
     pairs = zip(torch.split(images, BATCH), torch.split(others, BATCH), strict=True)

@@ -20,9 +20,9 @@ def wilson(rate: float, count: float | int, normal: float = NORMAL) -> tuple[flo
     if count == 0:
         return 0.0, 1.0
     weight = normal**2 / count
-    centre = (rate + weight / 2) / (1 + weight)
+    center = (rate + weight / 2) / (1 + weight)
     reach = normal / (1 + weight) * (rate * (1 - rate) / count + weight / (4 * count)) ** 0.5
-    return 0.0 if rate == 0 else max(centre - reach, 0.0), 1.0 if rate == 1 else min(centre + reach, 1.0)
+    return 0.0 if rate == 0 else max(center - reach, 0.0), 1.0 if rate == 1 else min(center + reach, 1.0)
 
 
 def independent(scores: Scores, groups: Groups) -> float:

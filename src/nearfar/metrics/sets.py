@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def discrepancy(real: Tensor, other: Tensor, between: Tensor) -> float:
 def frechet_distance(real: Tensor, other: Tensor) -> float:
     """Squared Fréchet distance of the Gaussians with the sets' means and covariances (Heusel et al., 1706.08500).
 
-    The trace of the root of the product of both covariances is the sum of the singular values of one centred set times
+    The trace of the root of the product of both covariances is the sum of the singular values of one centered set times
     the other, so no matrix is larger than the sets. With few images the value is biased: compare equal counts.
     """
     x, y = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (real, other))
@@ -71,11 +71,11 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     return float(means + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum())
 
 
-def precision_recall(real: Tensor, other: Tensor, *, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
+def precision_recall(real: Tensor, other: Tensor, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991)."""
     between = distances(real, other)
-    precision = (between <= radii(real, neighbours)[:, None]).any(0)
-    recall = (between <= radii(other, neighbours)[None, :]).any(1)
+    precision = (between <= radii(real, neighbors)[:, None]).any(0)
+    recall = (between <= radii(other, neighbors)[None, :]).any(1)
     return PrecisionRecall(precision.double().mean().item(), recall.double().mean().item())
 
 
@@ -84,6 +84,6 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def radii(x: Tensor, neighbours: int) -> Tensor:
-    """The distance of each vector to its `neighbours`-th nearest other."""
-    return distances(x, x).fill_diagonal_(torch.inf).kthvalue(neighbours, dim=1).values
+def radii(x: Tensor, neighbors: int) -> Tensor:
+    """The distance of each vector to its `neighbors`-th nearest other."""
+    return distances(x, x).fill_diagonal_(torch.inf).kthvalue(neighbors, dim=1).values

@@ -40,7 +40,7 @@ class Card:
     size: int
     source: str
     trust: str
-    licence: str | None = None
+    license: str | None = None
     commercial: bool | None = None
     trained_on: str | None = None
     range: str | None = None
@@ -75,9 +75,9 @@ def endings(card: Card) -> tuple[str, ...]:
     return tuple(f"/{name.casefold()}" for name in (card.name.rpartition("/")[2], *card.also))
 
 
-def is_noncommercial(licence: str) -> bool:
-    """Whether a licence's name or text restricts commercial use; one that says nothing about it does not."""
-    return bool(NONCOMMERCIAL.search(licence))
+def is_noncommercial(license: str) -> bool:
+    """Whether a license's name or text restricts commercial use; one that says nothing about it does not."""
+    return bool(NONCOMMERCIAL.search(license))
 
 
 def refuse_distilled(folder: DiffusersFolder, source: str, network: Part, scheduler: Part, force: bool) -> str:
@@ -121,8 +121,8 @@ def notes_on(model: FrozenModel) -> list[str]:
     """What a user should know before using the model."""
     notes, provenance = [], model.provenance
     card = card_of(provenance.source)
-    if is_noncommercial(provenance.licence) or (card is not None and card.commercial is False):
-        notes.append(f"the licence of {provenance.source} restricts commercial use: {provenance.licence}")
+    if is_noncommercial(provenance.license) or (card is not None and card.commercial is False):
+        notes.append(f"the license of {provenance.source} restricts commercial use: {provenance.license}")
     if model.settings.get("guidance", 1) > 1:
         notes.append(
             f"guidance {model.settings['guidance']:g} sharpens the model's distribution: results follow the prompt "

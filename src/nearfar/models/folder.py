@@ -100,7 +100,7 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
     import diffusers
 
     if "quantization_config" in part.config:
-        raise UsageError(f"{part.folder} is quantised, which nearfar does not read: take the model it was made from")
+        raise UsageError(f"{part.folder} is quantized, which nearfar does not read: take the model it was made from")
     check_weights(part.folder)
     with reading(part.folder):
         network, loading = getattr(diffusers, part.kind).from_pretrained(
@@ -169,7 +169,7 @@ def is_half(name: str) -> bool:
     return ".fp16." in name or ".fp16-" in name
 
 
-def read_licence(root: Path) -> str:
+def read_license(root: Path) -> str:
     """The `license:` line of the model card's header, as the hub writes it; empty when there is none."""
     card = root / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""

@@ -66,7 +66,7 @@ class UnitRange:
 
 @dataclass(frozen=True)
 class PatchSpace:
-    """Patches of `factor` x `factor` pixels as channels, in the order row, column, colour (arXiv 2207.04316).
+    """Patches of `factor` x `factor` pixels as channels, in the order row, column, color (arXiv 2207.04316).
 
     It only rearranges, so a noise level means what it means for pixels.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 from nearfar.diffusion.denoiser import Network, NetworkDenoiser
 from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
-from nearfar.models.folder import DiffusersFolder, Part, folder_digest, load_part, open_folder, read_licence, reading
+from nearfar.models.folder import DiffusersFolder, Part, folder_digest, load_part, open_folder, read_license, reading
 from nearfar.models.hub import find_model
 from nearfar.models.latent_space import Autoencoder, LatentSpace, PatchSpace, PixelSpace, UnitRange
 from nearfar.models.model import FrozenModel, ImageContract, Provenance
@@ -32,7 +32,7 @@ BUNDLED = Path(__file__).with_name("faces")
 FLUX_SIDE = 128
 """Latents along one side of the 1024 pixels that FLUX was trained on; its config does not say."""
 PATCHED = {12: 2, 48: 4}
-"""Channels of a network on patches of colours, and the side of its patches."""
+"""Channels of a network on patches of colors, and the side of its patches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def load_model(
     Nothing is random. Cost: every weight is read twice, to be hashed and to be loaded.
     Raises UsageError, naming the way out, for what is missing, incomplete, pickled code or of a family not read, and
     RunError when the memory does not hold it.
-    Warns (ModelWarning) of a licence that restricts commercial use, guidance, and what was assumed of a checkpoint.
+    Warns (ModelWarning) of a license that restricts commercial use, guidance, and what was assumed of a checkpoint.
     """
     source = None if source == "bundled" else source
     path = find_model(source, revision=revision, download=download) if source is not None else BUNDLED
@@ -132,7 +132,7 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
         source,
         loaded,
         scheduler.config | {"_class_name": scheduler.kind},
-        provenance(source, folder_digest(folder), read_licence(folder.root)),
+        provenance(source, folder_digest(folder), read_license(folder.root)),
         load_autoencoder(autoencoder, dtype) if autoencoder else None,
         folder,
         family,
@@ -140,10 +140,10 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
     )
 
 
-def provenance(source: str, digest: str, licence: str) -> Provenance:
-    """With the licence of the model's own card, or else of ours."""
+def provenance(source: str, digest: str, license: str) -> Provenance:
+    """With the license of the model's own card, or else of ours."""
     card = card_of(source)
-    return Provenance(source, digest, licence or (card.licence if card and card.licence else "not stated"))
+    return Provenance(source, digest, license or (card.license if card and card.license else "not stated"))
 
 
 def load_autoencoder(part: Part, dtype: torch.dtype) -> Any:
@@ -258,7 +258,7 @@ def by_channel(values: float | list[float]) -> Tensor:
 
 
 def image_channels(parts: Parts, shape: LatentShape, space: LatentSpace) -> int:
-    """Colours of the images; latents and autoencoder must agree."""
+    """Colors of the images; latents and autoencoder must agree."""
     if parts.autoencoder is None:
         channels = shape.channels // space.factor**2
     elif parts.autoencoder.config.latent_channels == shape.channels:

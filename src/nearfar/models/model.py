@@ -41,7 +41,7 @@ class Provenance:
 
     source: str
     sha256: str
-    licence: str
+    license: str
 
 
 @dataclass(frozen=True, eq=False)

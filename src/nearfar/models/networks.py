@@ -127,8 +127,8 @@ def guided(call: Callable[..., Tensor], prompt: Prompt) -> Network:
     def network(x: Tensor, t: Tensor) -> Tensor:
         if prompt.negative is None:
             return call(x, t, **repeated(prompt.positive, x))
-        away, towards = repeated(prompt.negative, x), repeated(prompt.positive, x)
-        both = {name: torch.cat([away[name], towards[name]]) for name in towards}
+        away, toward = repeated(prompt.negative, x), repeated(prompt.positive, x)
+        both = {name: torch.cat([away[name], toward[name]]) for name in toward}
         without, with_prompt = call(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
         return without + prompt.guidance * (with_prompt - without)
 

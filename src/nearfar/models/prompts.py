@@ -55,8 +55,8 @@ def encode_stable_diffusion_xl(pipeline: Any, request: Request, device: torch.de
         request.prompt, device=device, negative_prompt=request.negative_prompt or None
     )
     sizes = torch.tensor([[request.size, request.size, 0, 0, request.size, request.size]])
-    towards = {"text": text, "pooled": pooled, "sizes": sizes}
-    return guided(request, towards, {"text": negative, "pooled": negative_pooled, "sizes": sizes})
+    toward = {"text": text, "pooled": pooled, "sizes": sizes}
+    return guided(request, toward, {"text": negative, "pooled": negative_pooled, "sizes": sizes})
 
 
 def encode_stable_diffusion_3(pipeline: Any, request: Request, device: torch.device) -> Prompt:
@@ -75,9 +75,9 @@ def encode_flux(pipeline: Any, request: Request, device: torch.device) -> Prompt
     return guided(request, {"text": text, "pooled": pooled}, {"text": negative, "pooled": negative_pooled})
 
 
-def guided(request: Request, towards: Arguments, away: Arguments) -> Prompt:
+def guided(request: Request, toward: Arguments, away: Arguments) -> Prompt:
     """Guidance 1 needs no second prediction."""
-    return Prompt(towards, None if request.guidance == 1 else away, request.guidance)
+    return Prompt(toward, None if request.guidance == 1 else away, request.guidance)
 
 
 STABLE_DIFFUSION = TextFamily("StableDiffusionPipeline", encode_stable_diffusion, networks.stable_diffusion)

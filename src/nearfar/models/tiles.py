@@ -18,7 +18,7 @@ OVERLAP = 0.25
 def tiled(function: Callable[[Tensor], Tensor], images: Images, tile: int, scale: Fraction = Fraction(1)) -> Tensor:
     """`function` of images, tile by tile where they are longer than `tile`, the overlaps blended.
 
-    function: (batch, channel, height, width) -> (batch, any, height * scale, width * scale). Weights fall towards a
+    function: (batch, channel, height, width) -> (batch, any, height * scale, width * scale). Weights fall toward a
     tile's edge, so a function that looks at nothing beyond its pixel is reproduced. Cost: a call for each tile; the
     memory of a call follows the tile.
     """

@@ -52,7 +52,7 @@ MEANINGS = {
     "calls_per_image": "network calls of the inversion, each for a batch",
     "latent_deviation": "standard deviation of a latent's numbers",
     "mean_kept": "share of the mean that is not noise of few images",
-    "shrinkage": "of the covariance towards a round one: near 1, images tell little of the directions",
+    "shrinkage": "of the covariance toward a round one: near 1, images tell little of the directions",
 }
 
 Thumbnails = UInt8[Tensor, "count channel height width"]

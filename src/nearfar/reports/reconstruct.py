@@ -120,7 +120,7 @@ def html(content: dict[str, Any], sheet: Image.Image) -> str:
         ),
         table(["", "number", "least", "median", "greatest"], summaries(content)),
         plot(distribution(content), "How many images come back at which PSNR"),
-        heading(f"The images that come back worst (differences x {AMPLIFIED}, grey is none)"),
+        heading(f"The images that come back worst (differences x {AMPLIFIED}, gray is none)"),
         picture(sheet, "Originals, reconstructions and differences"),
         heading("Images"),
         paragraph(

@@ -26,7 +26,7 @@ from nearfar.io.regions import Region, coverage, crop, face_landmarks, square_pl
 from nearfar.jobs.job import Job
 from nearfar.jobs.plan import Plan
 from nearfar.jobs.regions import Search
-from nearfar.metrics.faces import FaceRecogniser, as_pictures
+from nearfar.metrics.faces import FaceRecognizer, as_pictures
 from nearfar.metrics.intervals import wilson
 from nearfar.metrics.quality import psnr
 from nearfar.reports.page import heading, page, paragraph, picture, section, table, write_page
@@ -53,14 +53,14 @@ class Replaced:
 
 
 def write_region_report(
-    plan: Plan, job: Job, search: Search, source: Path, out: Path, path: Path, recogniser: FaceRecogniser | None = None
+    plan: Plan, job: Job, search: Search, source: Path, out: Path, path: Path, recognizer: FaceRecognizer | None = None
 ) -> dict[str, Any]:
     """Write the report of a run that is over; returns a sentence on its regions, and the report's place."""
     names = [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
     records = read_manifest(manifest_path(out)).records
     known = [records[name] for name in names if name in records]
     some = list(replaced(known, search, source, out))
-    found = with_library(attacked(some, search.settings["regions"], recogniser))
+    found = with_library(attacked(some, search.settings["regions"], recognizer))
     content = {
         "regions": counted(known, job.image.size),
         "settings": job.settings,
@@ -104,7 +104,7 @@ def compared(region: Region, before: Picture, after: Picture, found: Sequence[Re
     return Replaced(region, squares[0], squares[1], (wide[0], wide[1]), again)
 
 
-def attacked(some: Sequence[Replaced], kind: str, recogniser: FaceRecogniser | None) -> list[Figure]:
+def attacked(some: Sequence[Replaced], kind: str, recognizer: FaceRecognizer | None) -> list[Figure]:
     """How much regions changed, whether each leads back to its own original, and whether faces are found again."""
     if not some:
         return []
@@ -118,16 +118,16 @@ def attacked(some: Sequence[Replaced], kind: str, recogniser: FaceRecogniser | N
         figures += reidentification(View("pixels", pixels(before), pixels(after)))
         inside = torch.stack([coverage(each.region, square_places(SIZE)) for each in some])[:, None] == 1
         figures += reidentification(View("pixels, all new", pixels(before * inside), pixels(after * inside)))
-    if len(some) > 1 and recogniser is not None:
-        figures += recognised(some, before, after, recogniser)
+    if len(some) > 1 and recognizer is not None:
+        figures += recognized(some, before, after, recognizer)
     return figures
 
 
-def recognised(some: Sequence[Replaced], before: Tensor, after: Tensor, recogniser: FaceRecogniser) -> list[Figure]:
-    """Re-identification by an attacker who recognises faces and knows where they were."""
+def recognized(some: Sequence[Replaced], before: Tensor, after: Tensor, recognizer: FaceRecognizer) -> list[Figure]:
+    """Re-identification by an attacker who recognizes faces and knows where they were."""
     places = [face_landmarks(each.region) * SIZE for each in some]
-    vectors = [recogniser.embed(as_pictures(images), places) for images in (before, after)]
-    return reidentification(View.of_network(recogniser.name, vectors[0], vectors[1]))
+    vectors = [recognizer.embed(as_pictures(images), places) for images in (before, after)]
+    return reidentification(View.of_network(recognizer.name, vectors[0], vectors[1]))
 
 
 def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Replaced]) -> str:

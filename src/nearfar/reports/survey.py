@@ -36,8 +36,8 @@ def spectrum_figure(survey: Survey) -> Figure:
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     levels = some_of(survey.levels)
     for axes, level in zip(figure.subplots(1, len(levels), squeeze=False, sharey=True).flat, levels, strict=True):
-        for cloud, colour, name in ((level.unseen, UNSEEN, "unseen"), (level.own, OWN, "the model's own")):
-            axes.loglog(cloud.spectrum.frequencies[1:], channel_mean(cloud.spectrum)[1:], color=colour, label=name)
+        for cloud, color, name in ((level.unseen, UNSEEN, "unseen"), (level.own, OWN, "the model's own")):
+            axes.loglog(cloud.spectrum.frequencies[1:], channel_mean(cloud.spectrum)[1:], color=color, label=name)
         axes.set_title(f"strength {level.strength:g}")
         axes.set_xlabel("cycles per image")
     figure.axes[0].set_ylabel("variance of a coefficient")
@@ -46,20 +46,20 @@ def spectrum_figure(survey: Survey) -> Figure:
 
 
 def separation_figure(survey: Survey) -> Figure:
-    """What the proposal rests on: accuracy, centre distance, roundness, p-values. Grey: threshold; dotted: proposal."""
+    """What the proposal rests on: accuracy, center distance, roundness, p-values. Gray: threshold; dotted: proposal."""
     figure = Figure(figsize=(10, 6), layout="constrained")
-    accuracy, centres, roundness, p_values = figure.subplots(2, 2).flat
+    accuracy, centers, roundness, p_values = figure.subplots(2, 2).flat
     apart = [level.separation for level in survey.levels]
     curve(accuracy, survey, [one.accuracy for one in apart], TOLD_APART)
     accuracy.set_ylim(0, 1.05)
-    curve(centres, survey, [one.quarter_power for one in apart], 1.0)
-    centres.set_ylim(bottom=0)
+    curve(centers, survey, [one.quarter_power for one in apart], 1.0)
+    centers.set_ylim(bottom=0)
     shapes(roundness, survey)
     for name, values in p_values_of(survey.levels).items():
         curve(p_values, survey, values, SIGNIFICANT, label=name, color=None)
     p_values.set_yscale("log")
     label(accuracy, survey, "accuracy of a linear classifier")
-    label(centres, survey, "centre distance / separable distance")
+    label(centers, survey, "center distance / separable distance")
     label(roundness, survey, "roundness, shrinkage")
     label(p_values, survey, "p-value")
     return figure
@@ -67,34 +67,34 @@ def separation_figure(survey: Survey) -> Figure:
 
 def shapes(axes: Any, survey: Survey) -> None:
     """Roundness of both clouds, and Ledoit and Wolf's intensity, dashed."""
-    for cloud, colour, name in (("unseen", UNSEEN, "unseen"), ("own", OWN, "the model's own")):
+    for cloud, color, name in (("unseen", UNSEEN, "unseen"), ("own", OWN, "the model's own")):
         found = [getattr(level, cloud).geometry for level in survey.levels]
-        curve(axes, survey, [shape.roundness for shape in found], ROUND, color=colour, label=name)
-        curve(axes, survey, [shape.shrinkage for shape in found], ROUND, "--", color=colour, label=f"{name}, shrinkage")
+        curve(axes, survey, [shape.roundness for shape in found], ROUND, color=color, label=name)
+        curve(axes, survey, [shape.shrinkage for shape in found], ROUND, "--", color=color, label=f"{name}, shrinkage")
     axes.set_ylim(0, 1.05)
 
 
 def curve(axes: Any, survey: Survey, values: Sequence[float], threshold: float, style: str = "o-", **line: Any) -> None:
     axes.plot([level.strength for level in survey.levels], values, style, **{"color": UNSEEN, **line})
-    axes.axhline(threshold, color="grey", lw=1)
+    axes.axhline(threshold, color="gray", lw=1)
 
 
 def p_values_of(levels: Sequence[LevelStatistics]) -> dict[str, list[float]]:
     """P-values by level; those of permutations end at 0.002, so smaller ones of other tests are shown as 0.001."""
     least = 1e-3
     return {
-        "centres differ": [max(level.separation.distance_p, least) for level in levels],
+        "centers differ": [max(level.separation.distance_p, least) for level in levels],
         "classes differ": [max(level.separation.accuracy_p, least) for level in levels],
         "unseen is Gaussian": [max(level.unseen.gaussianity.p, least) for level in levels],
         "own is Gaussian": [max(level.own.gaussianity.p, least) for level in levels],
     }
 
 
-def band(axes: Any, survey: Survey, values: Sequence[MeanStd], colour: str, name: str) -> None:
+def band(axes: Any, survey: Survey, values: Sequence[MeanStd], color: str, name: str) -> None:
     strengths = [level.strength for level in survey.levels]
     low, high = [one.mean - one.std for one in values], [one.mean + one.std for one in values]
-    axes.plot(strengths, [one.mean for one in values], "o-", color=colour, label=name)
-    axes.fill_between(strengths, low, high, color=colour, alpha=0.2, lw=0)
+    axes.plot(strengths, [one.mean for one in values], "o-", color=color, label=name)
+    axes.fill_between(strengths, low, high, color=color, alpha=0.2, lw=0)
 
 
 def label(axes: Any, survey: Survey, title: str) -> None:

@@ -45,7 +45,7 @@ class AreaDownsampling:
     def settle(self, images: Images, small: Small) -> Images:
         """Images in [-1, 1] that downsample to `small` in [-1, 1].
 
-        They are clipped, and the square whose mean that moved is drawn towards the end of the range that it has to
+        They are clipped, and the square whose mean that moved is drawn toward the end of the range that it has to
         approach: one multiplication, which finds the mean exactly and stays inside.
         """
         clipped = images.clamp(-1, 1)

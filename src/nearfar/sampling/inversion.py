@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from nearfar.diffusion.bdia import BDIA, towards_clean, towards_noise
+from nearfar.diffusion.bdia import BDIA, toward_clean, toward_noise
 from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
 from nearfar.diffusion.level import WARP, Level, start_times
 from nearfar.diffusion.solver import DDIM, SOLVERS, Heun, OnStep, Solver, solve
@@ -141,7 +141,7 @@ def check_invertible(solver: Solver | BDIA) -> Solver:
             "invert with FixedPointDDIM, Heun or DDIM(eta=0); BDIA is for reconstruct"
         )
     if not solver.invertible:
-        raise UsageError(f"{solver} cannot run towards noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")
+        raise UsageError(f"{solver} cannot run toward noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")
     return solver
 
 
@@ -163,10 +163,10 @@ def exact_reconstruction(
     model.image.check(images)
     start = start_times(model.schedule, len(images), strength, sigma)
     latents = model.latent_space.encode(images.to(model.device, torch.float32))
-    pair = towards_noise(
+    pair = toward_noise(
         model.denoiser, latents.double(), model.schedule.grid(start, steps, WARP).flip(1), solver, on_step
     )
-    clean = towards_clean(model.denoiser, pair, model.schedule.grid(start, steps, WARP), solver, on_step)
+    clean = toward_clean(model.denoiser, pair, model.schedule.grid(start, steps, WARP), solver, on_step)
     return model.latent_space.decode(clean.float()).clamp(-1, 1).cpu()
 
 

@@ -34,7 +34,7 @@ class TiledDenoiser:
 
     Where tiles overlap, their clean estimates are averaged, with weights that fall to nearly 0 at a tile's edge. Every
     time has a grid of its own, so that over the steps of a solver no place is always a tile's edge, or its middle,
-    where a model of centred things would put one. All tiles of a canvas come from one noise and agree.
+    where a model of centered things would put one. All tiles of a canvas come from one noise and agree.
     tile: height and width that the denoiser takes. batch_size: tiles of all canvases that go into one network call;
     the last is filled up, so that the shape never changes.
     Cost: `ceil(canvases * tile_count(...) / batch_size)` network calls a use. Memory: one batch of tiles, and two

@@ -28,7 +28,7 @@ def normal(*shape, seed=0):
 
 
 def people(noise=0.3, width=16, seed=0):
-    """40 people with 5 pictures each: a centre, and the picture's own deviation from it."""
+    """40 people with 5 pictures each: a center, and the picture's own deviation from it."""
     return normal(40, width, seed=seed).repeat_interleave(5, 0) + noise * normal(200, width, seed=seed + 1)
 
 
@@ -223,7 +223,7 @@ def test_known_noise_walks_back_further_than_other_noise():
 @pytest.mark.parametrize("eps", [0.0, 0.5, 3.0])
 def test_the_bound_is_the_integral_of_what_exceeds_epsilon(mu, eps):
     x = torch.linspace(-12, 18, 600_001, dtype=torch.float64)
-    first, second = ((-((x - centre) ** 2) / 2).exp() / math.sqrt(2 * math.pi) for centre in (mu, 0.0))
+    first, second = ((-((x - center) ** 2) / 2).exp() / math.sqrt(2 * math.pi) for center in (mu, 0.0))
     excess = torch.trapezoid((first - math.exp(eps) * second).clamp(min=0), x)
     assert spent(eps, mu) == pytest.approx(excess.item(), abs=1e-8)
 

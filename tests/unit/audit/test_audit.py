@@ -75,11 +75,11 @@ def test_rows_say_which_original_is_nearest(found):
     assert row["nearest"]["pixels at 16x16"] == found.pairs.items[distances.argmin()].name
 
 
-def test_light_and_dark_are_learnt_from_outputs_too(found):
+def test_light_and_dark_are_learned_from_outputs_too(found):
     figures = {figure.name: figure for figure in found.sections["What a classifier learns"]}
-    assert figures["accuracy, learnt from BEFORE"].value > 0.9
-    assert figures["accuracy, learnt from BEFORE"].count == 24
-    assert figures["accuracy, learnt from AFTER"].chance == 0.5
+    assert figures["accuracy, learned from BEFORE"].value > 0.9
+    assert figures["accuracy, learned from BEFORE"].count == 24
+    assert figures["accuracy, learned from AFTER"].chance == 0.5
 
 
 def test_the_page_and_its_json_say_the_same_and_pass_no_verdict(found, tmp_path):

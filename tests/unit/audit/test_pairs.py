@@ -100,7 +100,7 @@ def test_nothing_that_can_be_read_is_refused_in_words(folder):
         read_pairs(pair_folders(before, after), 16)
 
 
-def test_outputs_of_another_size_and_of_grey_are_compared_all_the_same(folder):
+def test_outputs_of_another_size_and_of_gray_are_compared_all_the_same(folder):
     before, after = folder("before", {"a.png": 0, "b.png": 1}), folder("after", {"a.png": 0}, (32, 32))
     Image.open(before / "b.png").convert("L").save(after / "b.png")
     found = read_pairs(pair_folders(before, after), 16)

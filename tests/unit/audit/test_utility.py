@@ -38,12 +38,12 @@ def test_outputs_without_their_class_teach_nothing_and_good_ones_teach_all():
     )
     good, bad = (figures(before, after, torch.arange(200), test) for after in (before, noise))
     best = stats.norm.cdf(2.0)
-    assert good["accuracy, learnt from BEFORE"].value == pytest.approx(best, abs=0.03)
+    assert good["accuracy, learned from BEFORE"].value == pytest.approx(best, abs=0.03)
     assert good["accuracy, AFTER less BEFORE"].value == 0
-    assert bad["accuracy, learnt from AFTER"].value < 0.75
+    assert bad["accuracy, learned from AFTER"].value < 0.75
     assert bad["accuracy, AFTER less BEFORE"].high < 0
-    assert good["accuracy, learnt from both"].chance == 0.5
-    assert good["accuracy, learnt from both"].count == 400
+    assert good["accuracy, learned from both"].chance == 0.5
+    assert good["accuracy, learned from both"].count == 400
 
 
 def test_without_test_images_those_that_were_not_drawn_are_asked():
@@ -60,7 +60,7 @@ def test_without_test_images_those_that_were_not_drawn_are_asked():
         before, Examples(numbers[of], before.labels[of]), of, None, Classifier("none", True, learner), seeds=3
     )
     assert len(seen) == 9
-    assert all(not learnt & judged and len(learnt) == 16 and len(judged) == 4 for learnt, judged in seen)
+    assert all(not learned & judged and len(learned) == 16 and len(judged) == 4 for learned, judged in seen)
     assert found[0].count == 4
     assert found[0].value == found[0].chance == 0.5
     assert len({frozenset(judged) for _, judged in seen}) > 1
@@ -118,4 +118,4 @@ def test_the_small_network_learns_and_repeats_itself():
 def test_intervals_of_accuracies_stay_among_accuracies():
     found = figures(clouds(20, 0), clouds(20, 0), torch.arange(20), clouds(9, 1), seeds=2)
     assert all(figure.high <= 1 for figure in found.values())
-    assert found["accuracy, learnt from AFTER"].low >= 0
+    assert found["accuracy, learned from AFTER"].low >= 0

@@ -78,8 +78,8 @@ def test_labels_may_stand_in_another_column_or_in_folders_beside_metadata(tmp_pa
     write(tmp_path, {"metadata.jsonl": {"file_name": "cat/a.png", "kind": 3}})
     assert read_annotations(tmp_path, ["cat/a.png"]).labels == {"cat/a.png": ("cat",)}
     assert read_annotations(tmp_path, ["cat/a.png"], "kind").labels == {"cat/a.png": ("3",)}
-    with pytest.raises(UsageError, match=r"no metadata in .* has the column colour"):
-        read_annotations(tmp_path, ["cat/a.png"], "colour")
+    with pytest.raises(UsageError, match=r"no metadata in .* has the column color"):
+        read_annotations(tmp_path, ["cat/a.png"], "color")
 
 
 def test_pycocotools_finds_the_boxes_of_originals_and_copies(tmp_path, capsys):
@@ -141,7 +141,7 @@ BROKEN = {
     ],
     "labels/a.txt": [
         ("0 0.5", "labels/a.txt line 1 must be a class and at least 4 numbers, got '0 0.5'"),
-        ("0 0.5 0.5 0 0.1", "labels/a.txt line 1 must have its centre in .* got .0 0.5 0.5 0 0.1.: mend"),
+        ("0 0.5 0.5 0 0.1", "labels/a.txt line 1 must have its center in .* got .0 0.5 0.5 0 0.1.: mend"),
     ],
     "labels/b.txt": [("0 e e e e", "labels/b.txt line 1 must be a class and")],
     "data.yaml": [

@@ -109,7 +109,7 @@ def test_a_flat_box_is_carried_over_and_a_file_that_is_not_there_is_said(source,
 )
 def test_yolos_boxes_have_a_size_and_lie_in_the_picture(source, line):
     (source / "labels" / "a.txt").write_text(f"0 0.5 0.5 1 1\n{line}\n")
-    with pytest.raises(UsageError, match=r"labels/a\.txt line 2 must have its centre in \[0, 1\]"):
+    with pytest.raises(UsageError, match=r"labels/a\.txt line 2 must have its center in \[0, 1\]"):
         read_boxes(source, NAMES)
 
 

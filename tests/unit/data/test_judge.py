@@ -16,7 +16,7 @@ pytest.importorskip("sklearn", reason="the classifier comes from scikit-learn (t
 
 @pytest.fixture
 def overlapping(tmp_path):
-    """Two classes of noisy grey pictures that overlap; returns the folder, names and labels."""
+    """Two classes of noisy gray pictures that overlap; returns the folder, names and labels."""
     random, names = np.random.default_rng(0), []
     for label, level, count in (("dark", 115, 23), ("light", 135, 17)):
         (tmp_path / label).mkdir()

@@ -102,13 +102,13 @@ def test_dictionaries_keep_their_other_fields(model, smooth, tmp_path):
 
 
 KINDS = {
-    "colour picture": lambda array: Image.fromarray(array),
-    "grey picture": lambda array: Image.fromarray(array).convert("L"),
+    "color picture": lambda array: Image.fromarray(array),
+    "gray picture": lambda array: Image.fromarray(array).convert("L"),
     "bytes": lambda array: array,
-    "grey bytes": lambda array: array[..., 0],
+    "gray bytes": lambda array: array[..., 0],
     "floats": lambda array: array.astype(np.float64) / 255,
     "tensor of bytes": lambda array: torch.from_numpy(array).movedim(-1, 0),
-    "grey tensor": lambda array: torch.from_numpy(array).movedim(-1, 0)[:1].float() / 255,
+    "gray tensor": lambda array: torch.from_numpy(array).movedim(-1, 0)[:1].float() / 255,
 }
 
 
@@ -141,7 +141,7 @@ def test_the_transform_draws_from_torchs_random_state(model, smooth, tmp_path):
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (torch.full((3, 4, 4), 2.0), r"floats in \[0, 1\], got float32 in \[2, 2\]: augment before normalising"),
+        (torch.full((3, 4, 4), 2.0), r"floats in \[0, 1\], got float32 in \[2, 2\]: augment before normalizing"),
         (np.zeros((4, 4, 2), np.uint8), r"1 or 3 channels and two sides, got shape \(4, 4, 2\)"),
         (np.zeros((4, 4), np.int32), "must be uint8"),
         *((Image.new(mode, (4, 4)), f"got {mode}: bring it to L or RGB first") for mode in ("I;16", "I", "F", "RGBA")),

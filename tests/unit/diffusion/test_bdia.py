@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nearfar.diffusion.bdia import BDIA, towards_clean, towards_noise
+from nearfar.diffusion.bdia import BDIA, toward_clean, toward_noise
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.errors import UsageError
 from nearfar.models.loading import load_model
@@ -48,7 +48,7 @@ def test_it_is_the_published_recurrence(gamma):
     wild, nodes, x = Wild(), (9, 200, 430, 700), images(1)
     alpha, sigma = np.sqrt(SIGNAL[list(nodes)]), np.sqrt(1 - SIGNAL[list(nodes)])
     a, b = alpha[:-1] / alpha[1:], sigma[:-1] - sigma[1:] * alpha[:-1] / alpha[1:]  # of the steps 1, 2, 3
-    z_3, z_2 = (z.flatten(1).numpy() for z in towards_noise(wild, x, grid(*nodes), BDIA(gamma)))
+    z_3, z_2 = (z.flatten(1).numpy() for z in toward_noise(wild, x, grid(*nodes), BDIA(gamma)))
     for i in (2, 1):
         eps = noise_of(wild, z_2)
         z_1 = gamma * (z_3 - (z_2 / a[i] - b[i] / a[i] * eps)) + a[i - 1] * z_2 + b[i - 1] * eps
@@ -63,10 +63,10 @@ def test_the_return_is_exact_for_any_network(steps):
     start = torch.tensor([0.0, 400.0, 999.0], dtype=torch.float64)
     start[0] = wild.schedule.clean_time  # an image that rests
     times = wild.schedule.grid(start, steps, 2.0)
-    pair = towards_noise(wild, x, times.flip(1), BDIA())
+    pair = toward_noise(wild, x, times.flip(1), BDIA())
     assert torch.equal(pair[0][0], x[0])
     assert (pair[0][1:] - x[1:]).square().mean((1, 2, 3)).sqrt().min() > 0.1
-    torch.testing.assert_close(towards_clean(wild, pair, times, BDIA()), x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(toward_clean(wild, pair, times, BDIA()), x, rtol=0, atol=1e-9)
 
 
 def test_the_bundled_model_gives_images_back_to_float_precision():

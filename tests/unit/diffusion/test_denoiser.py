@@ -143,7 +143,7 @@ def test_at_the_clean_end_the_image_is_itself_and_the_noise_is_that_of_the_first
     assert torch.equal(eps, (x - alpha * denoiser(x, first)) / sigma)
 
 
-def test_levels_without_signal_do_not_suffer_from_clean_neighbours():
+def test_levels_without_signal_do_not_suffer_from_clean_neighbors():
     flow = SCHEDULES["flow"]
     x_t, _ = pair(2)
     alone, _ = predict(gaussian(flow), x_t[:1], times(1000))

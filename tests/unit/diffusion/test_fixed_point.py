@@ -99,7 +99,7 @@ def test_few_corrections_bring_back_at_least_what_the_table_says(linear):
 
 
 def smooth(count):
-    """Soft colours, float32 (count, 3, 32, 32)."""
+    """Soft colors, float32 (count, 3, 32, 32)."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.manual_seed(0)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
 
@@ -203,7 +203,7 @@ def test_the_calls_of_a_lone_image_are_those_of_the_network():
     assert traced.calls.sum() == len(calls)
 
 
-def test_towards_the_clean_end_it_is_ddim(linear):
+def test_toward_the_clean_end_it_is_ddim(linear):
     grid = torch.tensor([[700.0, 300.0, -1.0]]).double()
     x = torch.ones(1, 1, 1, 5, dtype=torch.float64)
     assert torch.equal(solve(linear, x, grid, FixedPointDDIM()), solve(linear, x, grid, DDIM()))

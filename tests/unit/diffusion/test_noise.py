@@ -107,9 +107,9 @@ def test_an_image_has_one_key_whatever_its_batch_and_memory_layout(images):
 
 
 def test_images_are_compared_at_eight_bits(images):
-    grey = torch.full((1, 2, 2), 100 / 127.5 - 1)
-    assert KEY.for_image(grey, 1.0) == KEY.for_image(grey + 0.4 / 127.5, 1.0)
-    assert KEY.for_image(grey, 1.0) != KEY.for_image(grey + 0.6 / 127.5, 1.0)
+    gray = torch.full((1, 2, 2), 100 / 127.5 - 1)
+    assert KEY.for_image(gray, 1.0) == KEY.for_image(gray + 0.4 / 127.5, 1.0)
+    assert KEY.for_image(gray, 1.0) != KEY.for_image(gray + 0.6 / 127.5, 1.0)
 
 
 def test_another_image_level_variant_shape_or_key_is_another_stream(images):
@@ -172,4 +172,4 @@ def test_noise_is_standard_normal_and_independent_between_rows_and_draws():
         assert ((noise**power).mean(1) - moment).abs().max() < 4 * error / count**0.5
     correlation = noise @ noise.T / count - torch.eye(6, dtype=torch.float64)
     assert correlation.fill_diagonal_(0).abs().max() < 4 / count**0.5
-    assert (noise[:, 1:] * noise[:, :-1]).mean(1).abs().max() < 4 / count**0.5  # neighbouring pixels
+    assert (noise[:, 1:] * noise[:, :-1]).mean(1).abs().max() < 4 / count**0.5  # neighboring pixels

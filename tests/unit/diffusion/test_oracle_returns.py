@@ -42,7 +42,7 @@ SCHEDULES = {
     "variance exploding": NoiseSchedule.variance_exploding(torch.logspace(-2, 1.7, 1000, dtype=torch.float64)),
 }
 
-# Steps and warp of the grid, so that discretisation stays below 2 % of every variance at every strength. The error of
+# Steps and warp of the grid, so that discretization stays below 2 % of every variance at every strength. The error of
 # a first-order solver falls as 1/N, that of the others as 1/N^2; the warp puts steps where the narrow Gaussian is made.
 GRIDS = {"ddim": (300, 1.5), "ancestral": (650, 1.8), "heun": (60, 1.5), "dpm++": (60, 1.5), "dpm++sde": (100, 2.5)}
 EXCEPTIONS = {

@@ -120,7 +120,7 @@ def test_a_wrong_level_gets_a_sentence(ddpm, call, sentence):
     assert str(error.value) == sentence
 
 
-def test_the_grid_is_even_unless_warped_towards_the_clean_end(ddpm):
+def test_the_grid_is_even_unless_warped_toward_the_clean_end(ddpm):
     assert ddpm.grid(times(999, 199), 4).tolist() == [[999, 749, 499, 249, -1], [199, 149, 99, 49, -1]]
     assert ddpm.grid(times(999), 4, warp=2.0).tolist() == [[999, 561.5, 249, 61.5, -1]]  # -1 + 1000 (1 - k/4)^2
 

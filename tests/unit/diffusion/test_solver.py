@@ -297,12 +297,12 @@ def test_inverting_and_returning_with_ddim_errs_as_one_over_the_steps(schedule):
         (DPMSolverPPSDE(), "DPMSolverPPSDE()"),
     ],
 )
-def test_only_deterministic_single_steps_may_run_towards_noise(solver, named):
+def test_only_deterministic_single_steps_may_run_toward_noise(solver, named):
     assert not solver.invertible
     one_row_rises = torch.stack([times(599, 299), times(299, 599)])
     with pytest.raises(UsageError) as error:
         solve(gaussian(DDPM), torch.zeros(2, 3, 4, 4).double(), one_row_rises, solver, stream(2))
-    assert str(error.value) == f"{named} cannot run towards noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)"
+    assert str(error.value) == f"{named} cannot run toward noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)"
 
 
 @pytest.mark.parametrize(("solver", "named"), [(DDIM(0.7), "DDIM(eta=0.7)"), (DPMSolverPPSDE(), "DPMSolverPPSDE()")])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from nearfar.domain.file import load_domain, load_thumbnails, save_domain
 from nearfar.domain.guards import Guards
 from nearfar.domain.guidance import Gaussian
-from nearfar.domain.synthesis import synthesise
+from nearfar.domain.synthesis import synthesize
 from nearfar.errors import RunError, UsageError
 from nearfar.latents.covariance import posterior_mean
 from oracle_domains import fit, fitted, oracle, unseen
@@ -71,7 +71,7 @@ def test_guards_come_back_and_judge_alike(domain, file):
 
 def test_samples_of_a_loaded_domain_are_those_of_the_fitted_one(domain, file):
     model = oracle(settings={"label": 3, "size": None})
-    before, after = (synthesise(model, each, 4).images for each in (domain, load_domain(file)))
+    before, after = (synthesize(model, each, 4).images for each in (domain, load_domain(file)))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_200_images_of_3x64x64_take_less_than_10_mib(domain, tmp_path, figures):
     """With the most that guards keep: 512 features of each image."""
     latents, clean = torch.randn(2, 200, 3, 64, 64, generator=torch.Generator().manual_seed(0)).half().float()
     tensors = {"places": torch.arange(200), "vectors": torch.zeros(200, 512).half()}
-    tensors |= {name: torch.zeros(512, dtype=torch.float64) for name in ("centre", "scale", "weights")}
+    tensors |= {name: torch.zeros(512, dtype=torch.float64) for name in ("center", "scale", "weights")}
     assert tensors.keys() == domain.guards.tensors().keys()
     guards = Guards.from_parts(clean, tensors, domain.guards.numbers())
     large = replace(domain, latents=latents, clean=clean, own=Gaussian.fit(clean), guards=guards)

@@ -9,7 +9,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from nearfar.diffusion.denoiser import predict
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.domain.capture import Capture, recoloured
+from nearfar.domain.capture import Capture, recolored
 from nearfar.domain.guards import Guards, Quality, distinct, rates
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.spectral import inverse_cosines
@@ -67,9 +67,9 @@ def test_distances_are_in_units_of_the_quantile_among_the_fitted(guards):
     assert [one.latent_copy for one in guards.judge(oracle(), new)] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_models_own_domain_is_captured_whatever_its_colours(guards):
-    as_they_are, coloured = owned(40, 5), recoloured(owned(40, 6), images(100))
-    for outputs in (as_they_are, coloured):
+def test_the_models_own_domain_is_captured_whatever_its_colors(guards):
+    as_they_are, colored = owned(40, 5), recolored(owned(40, 6), images(100))
+    for outputs in (as_they_are, colored):
         found = guards.judge(oracle(), outputs)
         assert rates(found)["captured"] == 1
         assert all(one.verdict == "drop" and "fell back to the model's own domain" in one.reasons for one in found)
@@ -94,7 +94,7 @@ def test_new_draws_are_kept_as_often_as_stated(guards):
         (lambda x, mean: torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False), "smooth"),
     ],
 )
-def test_spoilt_images_are_flagged_with_the_reason(guards, spoil, reason):
+def test_spoiled_images_are_flagged_with_the_reason(guards, spoil, reason):
     found = guards.judge(oracle(), spoil(images(30, 8), SLOPE.transpose(1, 2)))
     assert sum(any(reason in text for text in one.reasons) for one in found) >= 28
     assert rates(found)["keep"] == 0
@@ -226,8 +226,8 @@ def test_long_vectors_keep_their_distances():
     assert torch.equal(shortened(vectors[:, :LONGEST]), vectors[:, :LONGEST])
 
 
-def test_recoloured_images_have_the_colours_of_others():
-    done = recoloured(images(50), torch.full((4, 3, SIDE, SIDE), 0.3) + 0.1 * images(4, 9))
+def test_recolored_images_have_the_colors_of_others():
+    done = recolored(images(50), torch.full((4, 3, SIDE, SIDE), 0.3) + 0.1 * images(4, 9))
     like = torch.full((4, 3, SIDE, SIDE), 0.3) + 0.1 * images(4, 9)
     wanted = torch.cat([like.mean((2, 3)), like.std((2, 3))], 1)
     got = torch.cat([done.mean((2, 3)), done.std((2, 3))], 1)

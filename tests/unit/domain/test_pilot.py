@@ -7,7 +7,7 @@ import torch
 
 from nearfar.domain.guards import rates
 from nearfar.domain.pilot import CANDIDATES, pilot
-from nearfar.domain.synthesis import synthesise
+from nearfar.domain.synthesis import synthesize
 from nearfar.errors import ModelWarning, UsageError
 from oracle_domains import fitted, oracle
 
@@ -27,16 +27,16 @@ def test_the_first_candidate_that_keeps_the_limit_is_taken():
 
 def test_what_is_tried_is_what_the_guards_say_of_such_outputs():
     _, (trial,) = pilot(oracle(), fitted(), count=12, limit=0.99, candidates=(TWO,), seed=3)
-    made = synthesise(oracle(), fitted(), 12, seed=3, **TWO).images
+    made = synthesize(oracle(), fitted(), 12, seed=3, **TWO).images
     assert trial.rates == rates(fitted().guards.judge(oracle(), made))
 
 
 def test_outputs_are_mixed_as_the_domain_says_unless_told_otherwise():
     mixed = replace(fitted(), mixing=TWO)
-    made = synthesise(oracle(), mixed, 3)
+    made = synthesize(oracle(), mixed, 3)
     assert [len(start.parents) for start in made.starts] == [2, 2, 2]
-    assert torch.equal(made.images, synthesise(oracle(), fitted(), 3, **TWO).images)
-    assert len(synthesise(oracle(), mixed, 1, parents=4).starts[0].parents) == 4
+    assert torch.equal(made.images, synthesize(oracle(), fitted(), 3, **TWO).images)
+    assert len(synthesize(oracle(), mixed, 1, parents=4).starts[0].parents) == 4
 
 
 def test_candidates_with_more_parents_than_images_are_passed_over():

@@ -15,10 +15,10 @@ from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.solver import SOLVERS, solve
 from nearfar.domain import draws as starting
 from nearfar.domain.draws import FAMILIES, GEOMETRIES, MIXTURES, drawing, generator_of, projected, steer
-from nearfar.domain.synthesis import synthesise, synthesiser, vary
+from nearfar.domain.synthesis import synthesize, synthesizer, vary
 from nearfar.errors import UsageError
 from nearfar.latents.covariance import Scalar, shrunk_mean
-from nearfar.latents.mixtures import neighbours
+from nearfar.latents.mixtures import neighbors
 from nearfar.latents.shell import Shell, Target, Targets
 from nearfar.latents.statistics import gram_matrix
 from nearfar.sampling.inversion import reconstruct
@@ -41,14 +41,14 @@ def network_domain(model):
 
 def test_an_output_depends_on_its_number_alone(model, network_domain):
     options = {"eta": 0.5, "guidance": 0.3, "seed": 3}
-    five = synthesise(model, network_domain, 5, **options)
+    five = synthesize(model, network_domain, 5, **options)
     for other in (
-        synthesise(model, network_domain, 5, batch_size=2, **options),
-        synthesise(model, network_domain, 5, batch_size=1, **options),
+        synthesize(model, network_domain, 5, batch_size=2, **options),
+        synthesize(model, network_domain, 5, batch_size=1, **options),
     ):
         torch.testing.assert_close(other.images, five.images, rtol=0, atol=1e-5)
         assert other.numbers == five.numbers == (0, 1, 2, 3, 4)
-    part = synthesise(model, network_domain, 2, first=3, **options)
+    part = synthesize(model, network_domain, 2, first=3, **options)
     torch.testing.assert_close(part.images, five.images[3:], rtol=0, atol=1e-5)
     assert part.numbers == (3, 4)
     assert all(torch.equal(one.latent, two.latent) for one, two in zip(part.starts, five.starts[3:], strict=True))
@@ -56,7 +56,7 @@ def test_an_output_depends_on_its_number_alone(model, network_domain):
 
 
 def test_seeds_differ_and_repeat():
-    one, same, other = (synthesise(oracle(), fitted(), 3, seed=seed).images for seed in (1, 1, 2))
+    one, same, other = (synthesize(oracle(), fitted(), 3, seed=seed).images for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert (one - other).abs().amax((1, 2, 3)).min() > 0.01
 
@@ -65,8 +65,8 @@ def test_no_two_outputs_of_a_run_share_their_randomness():
     seeds = {generator_of(7, number).initial_seed() for number in range(2000)}
     assert len(seeds) == 2000
     assert not seeds & {generator_of(8, number).initial_seed() for number in range(2000)}
-    neighbours = torch.stack([torch.randn(4000, generator=generator_of(7, number)) for number in range(8)])
-    off_diagonal = torch.corrcoef(neighbours) - torch.eye(8)
+    neighbors = torch.stack([torch.randn(4000, generator=generator_of(7, number)) for number in range(8)])
+    off_diagonal = torch.corrcoef(neighbors) - torch.eye(8)
     assert off_diagonal.abs().max() < 5 / 4000**0.5
 
 
@@ -75,7 +75,7 @@ def test_no_two_outputs_of_a_run_share_their_randomness():
 
 @each_family
 def test_every_family_makes_images_and_says_what_of(family):
-    made = synthesise(oracle(), fitted(), 3, family=family)
+    made = synthesize(oracle(), fitted(), 3, family=family)
     assert made.images.shape == (3, 3, 8, 8)
     assert made.images.dtype == torch.float32
     assert made.images.isfinite().all()
@@ -86,9 +86,9 @@ def test_every_family_makes_images_and_says_what_of(family):
 
 
 def test_options_reach_the_mixture():
-    mixed = synthesise(oracle(), fitted(), 2, parents=5, reach=0.3, sharpness=1.0)
+    mixed = synthesize(oracle(), fitted(), 2, parents=5, reach=0.3, sharpness=1.0)
     assert [len(start.parents) for start in mixed.starts] == [5, 5]
-    single = synthesise(oracle(), fitted(), 2, family="parents", parents=1)
+    single = synthesize(oracle(), fitted(), 2, family="parents", parents=1)
     for start in single.starts:
         torch.testing.assert_close(start.latent, fitted().latents[start.parents[0]])
 
@@ -96,8 +96,8 @@ def test_options_reach_the_mixture():
 def test_the_domains_own_mixing_is_meant_unless_told_otherwise():
     domain = replace(fitted(), mixing={"parents": 4})
     for options, parents in ({}, 4), ({"parents": 2}, 2), ({"reach": 0.3}, 4):
-        assert len(synthesise(oracle(), domain, 1, **options).starts[0].parents) == parents
-    assert len(synthesise(oracle(), domain, 1, family="parents").starts[0].parents) == 3
+        assert len(synthesize(oracle(), domain, 1, **options).starts[0].parents) == parents
+    assert len(synthesize(oracle(), domain, 1, family="parents").starts[0].parents) == 3
 
 
 @each_family
@@ -137,16 +137,16 @@ def test_tested_starts_are_the_first_draws_that_pass():
     attempts = [start.attempts for start in found]
     assert sum(attempts) == len(calls)
     assert set(attempts) > {1}  # some draws failed, and many did not
-    made = synthesise(oracle(), domain, 40, family="scalar", geometry="tested", seed=2)
+    made = synthesize(oracle(), domain, 40, family="scalar", geometry="tested", seed=2)
     assert [start.attempts for start in made.starts] == attempts
     assert made.acceptance == 40 / sum(attempts)
-    free = synthesise(oracle(), domain, 40, family="scalar", seed=2)
+    free = synthesize(oracle(), domain, 40, family="scalar", seed=2)
     same = [torch.equal(one.latent, two.latent) for one, two in zip(made.starts, free.starts, strict=True)]
     assert same == [number == 1 for number in attempts]
 
 
 def test_tests_that_all_pass_accept_everything():
-    made = synthesise(oracle(), replace(fitted(), targets=ALL_PASS), 4, geometry="tested")
+    made = synthesize(oracle(), replace(fitted(), targets=ALL_PASS), 4, geometry="tested")
     assert made.acceptance == 1
 
 
@@ -155,7 +155,7 @@ def test_tests_that_none_passes_end_in_a_sentence_before_any_network_call(monkey
     model = oracle()
     sentence = "none of 30 draws passed the three tests: use the projection or free draws"
     with pytest.raises(UsageError, match=sentence):
-        synthesise(model, replace(fitted(), targets=NONE_PASSES), 1, geometry="tested")
+        synthesize(model, replace(fitted(), targets=NONE_PASSES), 1, geometry="tested")
     assert model.denoiser.calls == 0
 
 
@@ -172,15 +172,15 @@ def exact_return(domain, latents):
 def test_scalar_draws_end_with_the_mean_and_the_variance_of_the_closed_form(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     domain, count = fitted(steps=200), 1500
-    made = synthesise(oracle(), domain, count, family="scalar", guidance=0.0, batch_size=count)
+    made = synthesize(oracle(), domain, count, family="scalar", guidance=0.0, batch_size=count)
     latents = torch.stack([start.latent for start in made.starts])
     expected, gain = exact_return(domain, latents)
     unclipped = expected.abs() < 0.95
     assert ((made.images - expected).abs() <= 0.02 * (expected - MEAN).abs() + 1e-4)[unclipped].all()
     assert unclipped.double().mean() > 0.98
-    centre, kept = shrunk_mean(domain.latents)
+    center, kept = shrunk_mean(domain.latents)
     variance = gain**2 * Scalar.fit(domain.latents).variance * (1 - kept / COUNT)
-    mean, _ = exact_return(domain, centre)
+    mean, _ = exact_return(domain, center)
     # 1500 draws of each of 192 numbers: deviations sqrt(v / 1500) and v sqrt(2 / 1500).
     assert ((expected.mean(0) - mean) / (variance / count).sqrt()).abs().max() < 4.5
     assert (expected.var(0) / variance - 1).abs().max() < 4.5 * (2 / count) ** 0.5
@@ -196,9 +196,9 @@ def by_hand(domain, made, solver, seed):
 
 @pytest.mark.parametrize(("eta", "solver"), [(0.0, "ddim"), (1.0, "ancestral")])
 def test_eta_leads_from_the_papers_way_to_the_ancestral_one(eta, solver):
-    made = synthesise(oracle(), fitted(), 4, guidance=0.0, eta=eta, seed=6)
+    made = synthesize(oracle(), fitted(), 4, guidance=0.0, eta=eta, seed=6)
     assert torch.equal(made.images, by_hand(fitted(), made, SOLVERS[solver], 6))
-    assert not torch.equal(made.images, synthesise(oracle(), fitted(), 4, guidance=0.0, eta=0.3, seed=6).images)
+    assert not torch.equal(made.images, synthesize(oracle(), fitted(), 4, guidance=0.0, eta=0.3, seed=6).images)
 
 
 def test_guidance_leads_away_from_the_models_own_domain():
@@ -206,7 +206,7 @@ def test_guidance_leads_away_from_the_models_own_domain():
     own_mean, mean = own().mean().item(), unseen().mean().item()
     latents = fitted().latents
     strange = replace(fitted(), latents=latents - latents.mean(0) + own_mean)
-    ends = [synthesise(oracle(), strange, 32, guidance=weight).images.mean().item() for weight in (0.0, 0.5, 1.0)]
+    ends = [synthesize(oracle(), strange, 32, guidance=weight).images.mean().item() for weight in (0.0, 0.5, 1.0)]
     assert own_mean - 0.1 < ends[0]
     assert ends[0] - 0.05 > ends[1] > ends[2] + 0.05
     assert ends[2] > mean - 0.1
@@ -214,7 +214,7 @@ def test_guidance_leads_away_from_the_models_own_domain():
 
 def test_the_cost_is_the_domains_steps_for_each_batch():
     model, steps = oracle(), []
-    synthesise(model, fitted(steps=4), 5, batch_size=2, on_step=lambda number, state: steps.append(number))
+    synthesize(model, fitted(steps=4), 5, batch_size=2, on_step=lambda number, state: steps.append(number))
     assert model.denoiser.calls == 12
     assert steps == [1, 2, 3, 4] * 3
 
@@ -233,7 +233,7 @@ def test_amount_0_gives_the_image_back():
 def test_amount_1_forgets_the_image_and_is_synthesis():
     one, other = (vary(oracle(), fitted(), unseen(1, seed=seed)[0], 3, amount=1.0, seed=4) for seed in (8, 9))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    torch.testing.assert_close(one, synthesise(oracle(), fitted(), 3, seed=4).images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, synthesize(oracle(), fitted(), 3, seed=4).images, rtol=0, atol=1e-5)
 
 
 def test_the_more_the_farther():
@@ -268,7 +268,7 @@ def test_a_steered_latent_keeps_mean_and_covariance():
         ({"guidance": 1.5}, r"guidance must be in \[0, 1\], got 1.5"),
         ({"count": 0}, "count must be at least 1, got none"),
         ({"family": "sphere", "parents": 3}, "^options of sphere are concentration, got parents$"),
-        ({"colour": 3}, "^options of regions are parents, margin, alike, reach, sharpness, got colour$"),
+        ({"color": 3}, "^options of regions are parents, margin, alike, reach, sharpness, got color$"),
         ({"family": "scalar", "parents": 2}, "scalar draws take no options, got parents: these are for mixtures"),
         ({"parents": COUNT + 1}, f"parents must be from 1 to the {COUNT} latents there are, got {COUNT + 1}"),
     ],
@@ -276,13 +276,13 @@ def test_a_steered_latent_keeps_mean_and_covariance():
 def test_wrong_requests_are_refused_before_any_work(options, sentence):
     model = oracle()
     with pytest.raises(UsageError, match=sentence):
-        synthesise(model, fitted(), **{"count": 2, **options})
+        synthesize(model, fitted(), **{"count": 2, **options})
     assert model.denoiser.calls == 0
 
 
 def test_another_model_and_wrong_amounts_are_refused():
     with pytest.raises(UsageError, match="domain was fitted with model"):
-        synthesiser(oracle(sha256="other"), fitted())
+        synthesizer(oracle(sha256="other"), fitted())
     with pytest.raises(UsageError, match=r"amount must be in \[0, 1\], got 1.2"):
         vary(oracle(), fitted(), unseen(1)[0], 1, amount=1.2)
     with pytest.raises(UsageError, match=r"images must be \(batch, 3, 8, 8\), got \(1, 3, 4, 4\)"):
@@ -302,7 +302,7 @@ def test_mixtures_stay_away_from_the_fitted_images_before_any_call_of_the_networ
     assert all(free(generator_of(0, number)).attempts == 1 for number in range(20))
     assert max(start.attempts for start in starts) > 1
     model = oracle()
-    made = synthesise(model, domain, 20, parents=2, margin=margin, batch_size=20)
+    made = synthesize(model, domain, 20, parents=2, margin=margin, batch_size=20)
     assert model.denoiser.calls == domain.steps
     assert [start.attempts for start in made.starts] == [start.attempts for start in starts]
     assert made.acceptance < 1
@@ -321,7 +321,7 @@ def test_one_parent_alone_is_never_novel(monkeypatch):
 def test_parents_by_region_are_those_most_alike():
     """A share of 0.75 leaves each of 16 images 12 that it may be mixed with, 0.1 at least 8 or all that are needed."""
     domain = fitted()
-    order = neighbours(domain.clean, COUNT)
+    order = neighbors(domain.clean, COUNT)
     for alike, near in ((0.75, 12), (0.1, 8)):
         starts = [drawing(domain, alike=alike)(generator_of(0, number)) for number in range(40)]
         ranks = [(order[start.parents[0]] == one).nonzero().item() for start in starts for one in start.parents[1:]]

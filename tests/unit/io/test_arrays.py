@@ -19,11 +19,11 @@ from nearfar.io.fitting import FitMode, fit, unfit
 from nearfar.io.pictures import Frame, Picture
 
 RNG = np.random.default_rng(3)
-GREY = RNG.normal(0, 1e3, (1, 6, 9))
+GRAY = RNG.normal(0, 1e3, (1, 6, 9))
 RGB = RNG.normal(0, 1e-3, (3, 6, 9))
 FOUR = RNG.normal(0, 1, (4, 6, 9))
 each_suffix = pytest.mark.parametrize("suffix", [".npy", ".tif", ".fits"])
-each_planes = pytest.mark.parametrize("planes", [GREY, RGB, FOUR], ids=["grey", "rgb", "four"])
+each_planes = pytest.mark.parametrize("planes", [GRAY, RGB, FOUR], ids=["gray", "rgb", "four"])
 
 
 def as_tiff(pixels, **options):
@@ -86,14 +86,14 @@ def test_the_same_values_are_the_same_bytes_and_their_hash_is_returned(tmp_path,
 
 def test_other_libraries_read_what_is_written(tmp_path):
     for suffix in (".npy", ".tif", ".fits"):
-        write_array(tmp_path / f"grey{suffix}", GREY)
+        write_array(tmp_path / f"gray{suffix}", GRAY)
         write_array(tmp_path / f"rgb{suffix}", RGB)
-    grey, rgb = GREY.astype(np.float32), RGB.astype(np.float32)
-    np.testing.assert_array_equal(np.load(tmp_path / "grey.npy"), grey[0])
+    gray, rgb = GRAY.astype(np.float32), RGB.astype(np.float32)
+    np.testing.assert_array_equal(np.load(tmp_path / "gray.npy"), gray[0])
     np.testing.assert_array_equal(np.load(tmp_path / "rgb.npy"), rgb)
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "grey.tif"), grey[0])
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "gray.tif"), gray[0])
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "rgb.tif"), np.moveaxis(rgb, 0, -1))
-    np.testing.assert_array_equal(fits.getdata(tmp_path / "grey.fits"), grey[0])
+    np.testing.assert_array_equal(fits.getdata(tmp_path / "gray.fits"), gray[0])
     np.testing.assert_array_equal(fits.getdata(tmp_path / "rgb.fits"), rgb)
 
 
@@ -117,22 +117,22 @@ def test_npy_floats_of_any_byte_and_memory_order(tmp_path, dtype, order):
 
 def test_the_second_version_of_npy_is_read(tmp_path):
     with (tmp_path / "x.npy").open("wb") as file:
-        np.lib.format.write_array(file, GREY[0], version=(2, 0))
-    np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), GREY)
+        np.lib.format.write_array(file, GRAY[0], version=(2, 0))
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), GRAY)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".tiff", ".TIF"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u2", "i2", "f4", "f8"])
-def test_tiff_grey(tmp_path, suffix, order, dtype):
-    values = integers(dtype) if dtype[0] in "iu" else GREY[0].astype(dtype)
+def test_tiff_gray(tmp_path, suffix, order, dtype):
+    values = integers(dtype) if dtype[0] in "iu" else GRAY[0].astype(dtype)
     (tmp_path / f"x{suffix}").write_bytes(as_tiff(values, byteorder=order, compression="zlib"))
     np.testing.assert_array_equal(read_array(tmp_path / f"x{suffix}")[0], values.astype(np.float64))
 
 
 @pytest.mark.parametrize("layout", ["contig", "separate"])
 @pytest.mark.parametrize("dtype", ["u2", "f4"])
-def test_tiff_colours_in_either_layout(tmp_path, layout, dtype):
+def test_tiff_colors_in_either_layout(tmp_path, layout, dtype):
     values = integers(dtype, (3, 6, 9)) if dtype == "u2" else RGB.astype(dtype)
     pixels = np.moveaxis(values, 0, -1) if layout == "contig" else values
     (tmp_path / "x.tif").write_bytes(as_tiff(pixels, photometric="rgb", planarconfig=layout))
@@ -178,13 +178,13 @@ def test_the_only_image_of_a_fits_file_may_lie_in_an_extension_among_tables(tmp_
 
 
 def test_a_fits_header_that_breaks_a_rule_is_no_obstacle(tmp_path):
-    content = as_fits(fits.PrimaryHDU(GREY[0]))
+    content = as_fits(fits.PrimaryHDU(GRAY[0]))
     card = b"EXTEND  =                    T"
     assert card in content
     (tmp_path / "x.fits").write_bytes(content.replace(card, b"extend  =                    T"))
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
-        np.testing.assert_array_equal(read_array(tmp_path / "x.fits"), GREY)
+        np.testing.assert_array_equal(read_array(tmp_path / "x.fits"), GRAY)
     assert raised == []
 
 
@@ -253,7 +253,7 @@ def test_truncated_files_are_refused_without_a_warning(tmp_path, name, share):
 
 
 def with_damaged_extension():
-    whole = as_fits(fits.PrimaryHDU(GREY[0]), fits.ImageHDU(GREY[0]))
+    whole = as_fits(fits.PrimaryHDU(GRAY[0]), fits.ImageHDU(GRAY[0]))
     return whole[: 2 * 2880 + 2000]
 
 
@@ -299,7 +299,7 @@ REFUSED = {
     ),
     "palette.tif": (lambda: as_tiff(np.zeros((8, 9), np.uint8), **PALETTE), r"holds a palette's indices, which are no"),
     "none.fits": (lambda: as_fits(fits.PrimaryHDU()), r"has 0 images, and exactly 1 is read"),
-    "several.fits": (lambda: as_fits(fits.PrimaryHDU(GREY[0]), fits.ImageHDU(GREY[0])), r"has 2 images, and exactly 1"),
+    "several.fits": (lambda: as_fits(fits.PrimaryHDU(GRAY[0]), fits.ImageHDU(GRAY[0])), r"has 2 images, and exactly 1"),
     "damaged.fits": (with_damaged_extension, r"cannot be decoded as FITS \(Error validating header for HDU #1"),
     "negative.fits": (lambda: fits_header(-5, 4), r"has shape \(4, -5\) and so no values: restore it"),
     "negative.npy": (lambda: header_of((-3, -40)), r"has shape \(-3, -40\) and so no values: restore it"),
@@ -347,7 +347,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.png", "x", "x.npz", "x.fits.gz"])
 def test_other_suffixes_are_refused(tmp_path, name):
-    for call in (lambda: read_array(tmp_path / name), lambda: write_array(tmp_path / name, GREY)):
+    for call in (lambda: read_array(tmp_path / name), lambda: write_array(tmp_path / name, GRAY)):
         with pytest.raises(UsageError, match=rf"^{name} must end in {', '.join(SCIENCE_SUFFIXES)}: convert it"):
             call()
 
@@ -355,7 +355,7 @@ def test_other_suffixes_are_refused(tmp_path, name):
 @pytest.mark.parametrize(("name", "library"), [("x.tif", "tifffile"), ("x.fits", "astropy.io.fits")])
 def test_a_missing_library_is_named_with_its_remedy(tmp_path, monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)
-    for call in (lambda: read_array(tmp_path / name), lambda: write_array(tmp_path / name, GREY)):
+    for call in (lambda: read_array(tmp_path / name), lambda: write_array(tmp_path / name, GRAY)):
         with pytest.raises(UsageError, match=rf"^\w+ files need {library}: pip install 'nearfar\[science\]'$"):
             call()
 
@@ -407,7 +407,7 @@ def test_what_has_the_models_size_comes_back_bit_for_bit(shape):
     assert torch.equal(unfit_square(square, *shape[1:]), image)
 
 
-def test_cover_brings_the_centre_back_and_mirrors_it_into_the_margins():
+def test_cover_brings_the_center_back_and_mirrors_it_into_the_margins():
     image = in_range(1, 6, 10)
     square = fit_square(image, 6, FitMode.COVER)
     assert torch.equal(square, image[..., 2:8])

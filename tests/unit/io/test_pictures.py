@@ -22,8 +22,8 @@ from nearfar.io.fitting import FitMode, fit, unfit
 from nearfar.io.pictures import SUFFIXES, Frame, Picture, encode, read_picture
 
 RNG = np.random.default_rng(7)
-COLOURS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
+COLORS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
 ALPHA = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
 RAMP = np.arange(256, dtype=np.uint8)[None]
@@ -63,7 +63,7 @@ def make_frame(height, width, channels=3, depth=8, form="PNG"):
 
 
 @pytest.mark.parametrize("form", LOSSLESS)
-@pytest.mark.parametrize("array", [COLOURS, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("array", [COLORS, GRAY], ids=["color", "gray"])
 def test_lossless_formats_come_back_bit_by_bit(read, form, array):
     picture = read(Image.fromarray(array), form)
     again = reopened(encode(picture))
@@ -72,21 +72,21 @@ def test_lossless_formats_come_back_bit_by_bit(read, form, array):
 
 
 def test_webp_without_loss_is_read_bit_by_bit(read):
-    picture = read(Image.fromarray(COLOURS), "WEBP", lossless=True)
-    np.testing.assert_array_equal(picture.pixels, COLOURS)
+    picture = read(Image.fromarray(COLORS), "WEBP", lossless=True)
+    np.testing.assert_array_equal(picture.pixels, COLORS)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP"])
 def test_lossy_formats_come_back_within_a_few_levels(read, form):
-    """A smooth picture: what is lost is rounding, not detail. Halved colour resolution would do worse in JPEG."""
+    """A smooth picture: what is lost is rounding, not detail. Halved color resolution would do worse in JPEG."""
     smooth = np.stack(np.broadcast_arrays(RAMP.T[::8], RAMP[:, ::8], 128), axis=-1).astype(np.uint8)
     again = reopened(encode(replace(read(Image.fromarray(smooth)), frame=make_frame(32, 32, form=form))))
     assert again.format == form
     assert np.abs(np.asarray(again).astype(int) - smooth).mean() < 2
 
 
-def test_jpeg_keeps_the_full_colour_resolution(read):
-    content = encode(read(Image.fromarray(COLOURS), "JPEG"))
+def test_jpeg_keeps_the_full_color_resolution(read):
+    content = encode(read(Image.fromarray(COLORS), "JPEG"))
     start = content.index(
         b"\xff\xc0"
     )  # the frame header: length, depth, height, width, count, then (id, factors, table)
@@ -96,96 +96,94 @@ def test_jpeg_keeps_the_full_colour_resolution(read):
 
 @pytest.mark.parametrize("form", SUFFIX)
 def test_same_picture_gives_same_bytes(read, form):
-    picture = read(Image.fromarray(COLOURS), form)
+    picture = read(Image.fromarray(COLORS), form)
     assert encode(picture) == encode(picture)
 
 
 @pytest.mark.parametrize(("suffix", "form"), SUFFIXES.items())
 def test_every_suffix_is_read_in_either_case(tmp_path, suffix, form):
     for name in (f"a{suffix}", f"b{suffix.upper()}"):
-        (tmp_path / name).write_bytes(saved(Image.fromarray(COLOURS), form))
+        (tmp_path / name).write_bytes(saved(Image.fromarray(COLORS), form))
         assert read_picture(tmp_path / name).frame.format == form
 
 
 def test_suffix_must_agree_with_the_content(tmp_path):
     for name in ("x.jpg", "x.gif", "x"):
-        (tmp_path / name).write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+        (tmp_path / name).write_bytes(saved(Image.fromarray(COLORS), "PNG"))
         with pytest.raises(ImageError, match=rf"^{name} holds PNG data: rename it to x\.png$"):
             read_picture(tmp_path / name)
 
 
 def test_main_picture_of_a_multi_picture_jpeg_is_used(tmp_path):
-    first, second = Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)
+    first, second = Image.fromarray(COLORS), Image.fromarray(255 - COLORS)
     content = saved(first, "MPO", save_all=True, append_images=[second], quality=100, subsampling=0)
     assert reopened(content).n_frames == 2
     (tmp_path / "phone.jpg").write_bytes(content)
     pixels = read_picture(tmp_path / "phone.jpg").pixels.astype(int)
-    assert np.abs(pixels - COLOURS).max() <= 3
+    assert np.abs(pixels - COLORS).max() <= 3
 
 
 # Kinds of pixels
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_deep_grey_keeps_all_its_levels(read, form):
+def test_deep_gray_keeps_all_its_levels(read, form):
     picture = read(Image.fromarray(DEEP), form)
     assert (picture.frame.depth, picture.frame.channels, picture.pixels.dtype) == (16, 1, np.uint16)
     np.testing.assert_array_equal(np.asarray(reopened(encode(picture))), DEEP)
 
 
-def test_deep_grey_in_big_endian_order(read):
+def test_deep_gray_in_big_endian_order(read):
     image = Image.frombytes("I;16B", (30, 20), DEEP.astype(">u2").tobytes())
     np.testing.assert_array_equal(read(image, "TIFF").pixels[..., 0], DEEP)
 
 
-@pytest.mark.parametrize("array", [GREY, DEEP], ids=["8 bits", "16 bits"])
-def test_grey_where_zero_is_white_is_inverted(read, array):
+@pytest.mark.parametrize("array", [GRAY, DEEP], ids=["8 bits", "16 bits"])
+def test_gray_where_zero_is_white_is_inverted(read, array):
     """Pillow inverts 8-bit data when it writes and when it reads such files, and 16-bit data never."""
     picture = read(Image.fromarray(array), "TIFF", tiffinfo={262: 0})
     expected = array if array.dtype == np.uint8 else 65535 - array
     np.testing.assert_array_equal(picture.pixels[..., 0], expected)
 
 
-def test_one_bit_becomes_grey(read):
-    bits = GREY > 127
+def test_one_bit_becomes_gray(read):
+    bits = GRAY > 127
     picture = read(Image.fromarray(bits))
     np.testing.assert_array_equal(picture.pixels[..., 0], np.where(bits, 255, 0))
     assert reopened(encode(picture)).mode == "L"
 
 
-def test_palette_becomes_colours(read):
-    image = Image.fromarray(COLOURS).quantize(16)
+def test_palette_becomes_colors(read):
+    image = Image.fromarray(COLORS).quantize(16)
     picture = read(image)
     assert picture.frame.alpha is None
     np.testing.assert_array_equal(picture.pixels, np.asarray(image.convert("RGB")))
 
 
-def test_palette_with_transparency_becomes_colours_and_alpha(read):
-    image = Image.fromarray(COLOURS).quantize(4)
+def test_palette_with_transparency_becomes_colors_and_alpha(read):
+    image = Image.fromarray(COLORS).quantize(4)
     picture = read(image, transparency=bytes([0, 85, 170, 255]))
     np.testing.assert_array_equal(picture.frame.alpha, np.asarray(image) * 85)
     np.testing.assert_array_equal(picture.pixels, np.asarray(image.convert("RGB")))
 
 
-@pytest.mark.parametrize(
-    ("array", "colour"), [(COLOURS, tuple(int(v) for v in COLOURS[3, 4])), (GREY, int(GREY[3, 4]))]
-)
-def test_one_transparent_colour_becomes_alpha(read, array, colour):
-    picture = read(Image.fromarray(array), transparency=colour)
-    opaque = np.atleast_3d(array != np.array(colour)).any(axis=-1)
+@pytest.mark.parametrize(("array", "color"), [(COLORS, tuple(int(v) for v in COLORS[3, 4])), (GRAY, int(GRAY[3, 4]))])
+def test_one_transparent_color_becomes_alpha(read, array, color):
+    picture = read(Image.fromarray(array), transparency=color)
+    opaque = np.atleast_3d(array != np.array(color)).any(axis=-1)
     np.testing.assert_array_equal(picture.frame.alpha, np.where(opaque, 255, 0))
     np.testing.assert_array_equal(picture.pixels[opaque], np.atleast_3d(array)[opaque])
 
 
 def test_transparent_white_of_one_bit_becomes_alpha(read):
-    bits = GREY > 127
+    bits = GRAY > 127
     picture = read(Image.fromarray(bits), transparency=1)
     np.testing.assert_array_equal(picture.frame.alpha, np.where(bits, 0, 255))
     assert reopened(encode(picture)).mode == "LA"
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-@pytest.mark.parametrize("array", [COLOURS, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("array", [COLORS, GRAY], ids=["color", "gray"])
 def test_alpha_is_copied_unchanged_whatever_the_model_returns(read, form, array):
     picture = read(Image.fromarray(np.dstack([array, ALPHA])), form)
     np.testing.assert_array_equal(picture.pixels.squeeze(), array)
@@ -195,7 +193,7 @@ def test_alpha_is_copied_unchanged_whatever_the_model_returns(read, form, array)
 
 
 def test_alpha_of_webp_is_not_lossy(read):
-    picture = read(Image.fromarray(np.dstack([COLOURS, ALPHA])), "WEBP")
+    picture = read(Image.fromarray(np.dstack([COLORS, ALPHA])), "WEBP")
     np.testing.assert_array_equal(picture.frame.alpha, ALPHA)
     np.testing.assert_array_equal(np.asarray(reopened(encode(picture)))[..., 3], ALPHA)
 
@@ -216,24 +214,24 @@ def test_cmyk_becomes_rgb(read, form):
     [
         (png(1, 1, zlib.compress(bytes(7)), depth=16), "PNG", "16-bit RGB"),
         (saved(Image.fromarray(DEEP), "PNG", transparency=5), "PNG", "16-bit I;16"),
-        (saved(Image.fromarray(COLOURS).convert("LAB"), "TIFF"), "TIFF", "8-bit LAB"),
+        (saved(Image.fromarray(COLORS).convert("LAB"), "TIFF"), "TIFF", "8-bit LAB"),
         (saved(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), "TIFF", "32-bit F"),
         (saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), "TIFF", "32-bit I"),
     ],
 )
 def test_pixels_that_would_lose_precision_are_refused(read, content, form, sentence):
-    with pytest.raises(ImageError, match=f"has {sentence} pixels: save it in 8 bits, or as 16-bit grey"):
+    with pytest.raises(ImageError, match=f"has {sentence} pixels: save it in 8 bits, or as 16-bit gray"):
         read(content, form)
 
 
-def test_deep_grey_with_alpha_is_refused(read):
+def test_deep_gray_with_alpha_is_refused(read):
     header = struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0)
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(5))), chunk(b"IEND", b"")]
     with pytest.raises(ImageError, match="16-bit"):
         read(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
-def test_twelve_bit_grey_is_refused(read):
+def test_twelve_bit_gray_is_refused(read):
     """Its white is 4095, so read as 16 bits it would be almost black."""
     content = bytearray(saved(Image.fromarray(DEEP), "TIFF"))
     entry = content.index(struct.pack("<HHI", 258, 3, 1))
@@ -250,31 +248,31 @@ def test_bmp_with_alpha_is_refused(read):
         read(content, "BMP")
 
 
-# Colour profiles
+# Color profiles
 
 
 def test_profile_is_converted_and_never_written(read):
     """sRGB with its red and blue primaries exchanged: converting it must exchange red and blue."""
-    picture = read(Image.fromarray(COLOURS), icc_profile=profile_with_red_and_blue_exchanged())
-    assert np.abs(picture.pixels.astype(int) - COLOURS[..., ::-1]).max() <= 1  # lcms computes in fixed point
+    picture = read(Image.fromarray(COLORS), icc_profile=profile_with_red_and_blue_exchanged())
+    assert np.abs(picture.pixels.astype(int) - COLORS[..., ::-1]).max() <= 1  # lcms computes in fixed point
     for keep in (False, True):
         assert "icc_profile" not in reopened(encode(picture, keep_metadata=keep)).info
 
 
 def test_srgb_profile_changes_nothing(read):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    np.testing.assert_array_equal(read(Image.fromarray(COLOURS), icc_profile=profile).pixels, COLOURS)
+    np.testing.assert_array_equal(read(Image.fromarray(COLORS), icc_profile=profile).pixels, COLORS)
 
 
-def test_grey_profile_is_converted(read):
-    """A grey profile says light = level ** 1.8; the sRGB curve of that light gives the expected levels."""
-    pixels = read(Image.fromarray(RAMP), icc_profile=grey_profile()).pixels[..., 0]
+def test_gray_profile_is_converted(read):
+    """A gray profile says light = level ** 1.8; the sRGB curve of that light gives the expected levels."""
+    pixels = read(Image.fromarray(RAMP), icc_profile=gray_profile()).pixels[..., 0]
     assert np.abs(pixels - srgb_of_gamma_1_8(RAMP)).max() <= 1  # lcms interpolates in a table
     assert np.abs(pixels - RAMP.astype(int)).max() > 15
 
 
-def test_grey_with_a_colour_profile_is_converted_and_stays_grey(read):
-    """sRGB with its curve replaced by level ** 1.8, as wrongly attached to many grey pictures."""
+def test_gray_with_a_color_profile_is_converted_and_stays_gray(read):
+    """sRGB with its curve replaced by level ** 1.8, as wrongly attached to many gray pictures."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     curve = profile.index(b"para")
     gamma = b"para" + struct.pack(">3I", 0, 0, 0x1CD << 8)
@@ -283,15 +281,15 @@ def test_grey_with_a_colour_profile_is_converted_and_stays_grey(read):
     assert np.abs(pixels[..., 0] - srgb_of_gamma_1_8(RAMP)).max() <= 1
 
 
-def test_profile_of_deep_grey_is_ignored(read):
-    picture = read(Image.fromarray(DEEP), icc_profile=grey_profile())
+def test_profile_of_deep_gray_is_ignored(read):
+    picture = read(Image.fromarray(DEEP), icc_profile=gray_profile())
     np.testing.assert_array_equal(picture.pixels[..., 0], DEEP)
 
 
 @pytest.mark.parametrize("profile", [b"nonsense", None], ids=["broken", "of another space"])
 def test_unusable_profile_counts_as_srgb(read, profile):
-    picture = read(Image.fromarray(COLOURS), icc_profile=profile or grey_profile())
-    np.testing.assert_array_equal(picture.pixels, COLOURS)
+    picture = read(Image.fromarray(COLORS), icc_profile=profile or gray_profile())
+    np.testing.assert_array_equal(picture.pixels, COLORS)
 
 
 def srgb_of_gamma_1_8(levels):
@@ -304,7 +302,7 @@ def profile_with_red_and_blue_exchanged():
     return profile.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
 
 
-def grey_profile():
+def gray_profile():
     """Gamma 1.8 (0x1CD / 256), as Macintosh computers once had it."""
     white = b"XYZ " + struct.pack(">4I", 0, 0xF6D6, 0x10000, 0xD32D)
     curve = b"curv" + struct.pack(">2IHH", 0, 1, 0x1CD, 0)
@@ -336,7 +334,7 @@ TURNS = {
 def test_orientation_is_applied_once_and_not_written(read, form, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    for array in (COLOURS, DEEP):
+    for array in (COLORS, DEEP):
         picture = read(Image.fromarray(array), form, exif=exif)
         np.testing.assert_array_equal(picture.pixels.squeeze(), TURNS[orientation](array))
         for keep in (False, True):
@@ -366,7 +364,7 @@ def photo(form, xmp=XMP, thumbnail=b"THUMBNAIL OF THE ORIGINAL"):
     if form == "TIFF":
         exif[700] = xmp
         options["exif"] = exif.tobytes()
-    return saved(Image.fromarray(COLOURS), form, icc_profile=profile_with_red_and_blue_exchanged(), **options)
+    return saved(Image.fromarray(COLORS), form, icc_profile=profile_with_red_and_blue_exchanged(), **options)
 
 
 @pytest.mark.parametrize("form", [*METADATA_FORMATS, "BMP"])
@@ -412,11 +410,11 @@ def test_bmp_keeps_dpi_on_request(read):
 
 def test_thumbnail_in_the_second_exif_directory_is_not_kept(read):
     """Cameras put a small copy of the original there: directory 1 follows directory 0, with the JPEG behind it."""
-    thumbnail = saved(Image.fromarray(COLOURS[::2, ::2]), "JPEG")
+    thumbnail = saved(Image.fromarray(COLORS[::2, ::2]), "JPEG")
     directory_0 = struct.pack("<HHHI4sI", 1, 315, 2, 4, b"Ada\0", 26)
     directory_1 = struct.pack("<HHHIIHHIII", 2, 513, 4, 1, 56, 514, 4, 1, len(thumbnail), 0)
     exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory_0 + directory_1 + thumbnail
-    content = saved(Image.fromarray(COLOURS), "JPEG", exif=exif)
+    content = saved(Image.fromarray(COLORS), "JPEG", exif=exif)
     assert reopened(content).getexif().get_ifd(ExifTags.IFD.IFD1)[514] == len(thumbnail)
     kept = encode(read(content, "JPEG"), keep_metadata=True)
     assert reopened(kept).getexif()[ExifTags.Base.Artist] == "Ada"
@@ -437,7 +435,7 @@ def test_every_descriptive_tag_is_kept(read, form):
     values = {tag: f"tag {tag}" for tag in images.DESCRIPTIVE_EXIF}
     values |= {tag: f"tag {tag}".encode("utf-16le") for tag in range(40091, 40096)} | {18246: 4}
     exif.update(values)
-    picture = read(saved(Image.fromarray(COLOURS), form, exif=exif.tobytes()), form)
+    picture = read(saved(Image.fromarray(COLORS), form, exif=exif.tobytes()), form)
     kept = reopened(encode(picture, keep_metadata=True)).getexif()
     assert {tag: kept.get(tag) for tag in values} == values
 
@@ -453,14 +451,14 @@ def test_xmp_that_is_no_text_is_dropped(tmp_path):
     """A PNG may hold an XMP packet that is no text; a picture must not fail for it when it is written."""
     pnginfo = PngImagePlugin.PngInfo()
     pnginfo.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0\xff\xfe")
-    (tmp_path / "x.png").write_bytes(saved(Image.fromarray(COLOURS), "PNG", pnginfo=pnginfo))
+    (tmp_path / "x.png").write_bytes(saved(Image.fromarray(COLORS), "PNG", pnginfo=pnginfo))
     picture = read_picture(tmp_path / "x.png")
     assert encode(picture, keep_metadata=True) == encode(picture)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_exif_that_cannot_be_parsed_counts_as_absent(read, form):
-    content = saved(Image.fromarray(COLOURS), form, exif=b"Exif\0\0" + b"no directory at all")
+    content = saved(Image.fromarray(COLORS), form, exif=b"Exif\0\0" + b"no directory at all")
     picture = read(content, form)
     assert picture.pixels.shape == (20, 30, 3)
     assert "exif" not in reopened(encode(picture, keep_metadata=True)).info
@@ -514,7 +512,7 @@ def test_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
 
 def test_file_without_permission(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
-    path.write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+    path.write_bytes(saved(Image.fromarray(COLORS), "PNG"))
 
     def forbidden(*_):
         raise PermissionError(13, "Permission denied")
@@ -536,7 +534,7 @@ def test_absent_file_and_impossible_name(tmp_path):
 def test_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
     """A network folder may go away at any time; the sentence carries the reason of the system."""
     path = tmp_path / "x.png"
-    path.write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+    path.write_bytes(saved(Image.fromarray(COLORS), "PNG"))
 
     def gone(*_):
         raise OSError(116, "Stale file handle")
@@ -548,7 +546,7 @@ def test_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
 
 def test_memory_that_does_not_suffice(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
-    path.write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+    path.write_bytes(saved(Image.fromarray(COLORS), "PNG"))
 
     def too_little(*_):
         raise MemoryError
@@ -572,7 +570,7 @@ def test_name_that_is_not_utf8_can_be_read(tmp_path):
 
 def test_limit_of_pixels_is_inclusive_and_can_be_chosen(tmp_path):
     path = tmp_path / "x.png"
-    path.write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+    path.write_bytes(saved(Image.fromarray(COLORS), "PNG"))
     assert read_picture(path, max_pixels=600).pixels.shape == (20, 30, 3)
     with pytest.raises(ImageError, match="has 30 x 20 pixels, more than 599: make it smaller or raise"):
         read_picture(path, max_pixels=599)
@@ -582,7 +580,7 @@ def test_limit_of_pixels_is_inclusive_and_can_be_chosen(tmp_path):
 def test_limit_is_ours_and_not_pillows(read, monkeypatch, form):
     """Between Pillow's limit and ours nothing is warned about: `warnings` may not be silenced in threads."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert read(Image.fromarray(COLOURS), form).pixels.shape == (20, 30, 3)
+    assert read(Image.fromarray(COLORS), form).pixels.shape == (20, 30, 3)
 
 
 def test_nothing_global_is_changed_by_importing():
@@ -624,14 +622,14 @@ def test_levels_are_rounded_and_clipped():
     assert unfit(image, make_frame(2, 2, 1)).pixels[..., 0].tolist() == [[0, 0], [1, 255]]
 
 
-def test_luma_of_a_colour_picture():
+def test_luma_of_a_color_picture():
     """Rec. 601: 0.299, 0.587 and 0.114 of a full red, green and blue."""
     pixels = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
     picture = Picture(pixels, make_frame(2, 2))
-    grey = fit(picture, 2, 1)
-    assert grey.shape == (1, 2, 2)
-    torch.testing.assert_close((grey.flatten() + 1) / 2, torch.tensor([0.299, 0.587, 0.114, 1.0]))
-    assert unfit(grey, picture.frame).pixels[1, 0].tolist() == [29, 29, 29]
+    gray = fit(picture, 2, 1)
+    assert gray.shape == (1, 2, 2)
+    torch.testing.assert_close((gray.flatten() + 1) / 2, torch.tensor([0.299, 0.587, 0.114, 1.0]))
+    assert unfit(gray, picture.frame).pixels[1, 0].tolist() == [29, 29, 29]
     assert unfit(fit(picture, 2, 3), make_frame(2, 2, 1)).pixels[..., 0].tolist() == [[76, 150], [29, 255]]
 
 
@@ -642,7 +640,7 @@ def test_pad_mirrors_the_picture_around_itself():
     assert rows == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
 
 
-def test_cover_shows_the_centre_and_mirrors_the_output():
+def test_cover_shows_the_center_and_mirrors_the_output():
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 6, 1)
     picture = Picture(pixels, make_frame(2, 6, 1))
     image = fit(picture, 2, 1, FitMode.COVER)
@@ -654,7 +652,7 @@ def test_cover_shows_the_centre_and_mirrors_the_output():
 
 
 def test_shrinking_averages_instead_of_skipping():
-    """Alternating black and white lines become grey, not one of the two: the resize is antialiased."""
+    """Alternating black and white lines become gray, not one of the two: the resize is antialiased."""
     lines = np.zeros((64, 64, 1), np.uint8)
     lines[::2] = 255
     image = fit(Picture(lines, make_frame(64, 64, 1)), 8, 1)
@@ -689,10 +687,10 @@ def test_image_of_another_shape_is_refused(shape):
 @pytest.mark.parametrize(("size", "channels"), [(0, 3), (8, 4), (8, 2)])
 def test_impossible_model_sizes_are_refused(size, channels):
     with pytest.raises(UsageError, match="1 or 3 channels and a size above 0"):
-        fit(Picture(COLOURS, make_frame(20, 30)), size, channels)
+        fit(Picture(COLORS, make_frame(20, 30)), size, channels)
 
 
 def test_fragments_are_specific():
     """The helper's own guard: a good file of each kind is read, so every refusal has its own cause."""
     for form in SUFFIX:
-        assert reopened(encoded(COLOURS, form)).format == form
+        assert reopened(encoded(COLORS, form)).format == form

@@ -20,7 +20,7 @@ from nearfar.io.regions import (
     face_landmarks,
     face_region,
     from_linear,
-    match_colours,
+    match_colors,
     paste,
     sample,
     square_places,
@@ -90,7 +90,7 @@ def test_shrinking_averages_what_the_model_cannot_see():
     pixels = np.zeros((64, 64, 1), np.uint8)
     pixels[:, ::2] = 255
     inner = crop(pixels, square_at(32, 32, 64, 1, 1), 16, 1)[0, 4:-4, 4:-4]
-    assert inner.abs().max() < 0.02  # stripes of one pixel become grey, not stripes of another width
+    assert inner.abs().max() < 0.02  # stripes of one pixel become gray, not stripes of another width
 
 
 def test_a_region_beyond_the_border_sees_the_mirrored_picture():
@@ -99,7 +99,7 @@ def test_a_region_beyond_the_border_sees_the_mirrored_picture():
     assert torch.allclose(square[:, :, :10], square[:, :, 10:].flip(-1), atol=1e-5)
 
 
-def test_grey_pictures_and_deep_ones_keep_their_kind():
+def test_gray_pictures_and_deep_ones_keep_their_kind():
     for pixels in (smooth(40, 40, 1), smooth(40, 40, 1).astype(np.uint16) * 257):
         region = square_at(20, 20, 16, 0.5, 0.5)
         square = crop(pixels, region, 16, 3)
@@ -155,7 +155,7 @@ def test_a_box_without_a_margin_is_refused():
         box_region(0.0, 0.0, 4.0, 4.0, 0.0)
 
 
-def test_half_of_white_and_half_of_black_is_the_grey_of_half_the_light():
+def test_half_of_white_and_half_of_black_is_the_gray_of_half_the_light():
     white, black = torch.ones(1, 1, 1), -torch.ones(1, 1, 1)
     mixed = blend(black, white, torch.full((1, 1), 0.5))
     assert (mixed.item() + 1) / 2 == pytest.approx(1.055 * 0.5 ** (1 / 2.4) - 0.055, abs=1e-6)  # 0.735, level 188
@@ -166,13 +166,13 @@ def test_light_and_back_is_the_identity():
     assert (from_linear(to_linear(values)) - values).abs().max() < 2e-6
 
 
-def test_colours_are_matched_where_the_mask_fades():
+def test_colors_are_matched_where_the_mask_fades():
     generator = torch.Generator().manual_seed(0)
     old = torch.rand(3, 32, 32, generator=generator) - 0.5
     gains = torch.tensor([0.8, 1.0, 1.2])[:, None, None]
     region = square_at(0, 0, 1, 0.12, 0.16, 0.3)
     new = from_linear(to_linear(old) * gains)
-    assert (match_colours(new, old, region) - old).abs().max() < 0.01
+    assert (match_colors(new, old, region) - old).abs().max() < 0.01
     inside = coverage(region, square_places(32)) == 1
     painted = torch.where(inside, 0.9, old)
-    assert torch.equal(match_colours(new, painted, region), match_colours(new, old, region))  # what is lost has no say
+    assert torch.equal(match_colors(new, painted, region), match_colors(new, old, region))  # what is lost has no say

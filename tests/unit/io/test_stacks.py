@@ -25,7 +25,7 @@ from nearfar.models.model import FrozenModel, ImageContract, Provenance
 from nearfar.sampling.inversion import reconstruct
 from oracle import GaussianDenoiser
 
-GREY, COLOUR = ImageContract(16, 1), ImageContract(16, 3)
+GRAY, COLOR = ImageContract(16, 1), ImageContract(16, 3)
 CURVES = ["linear", "asinh"]
 each_curve = pytest.mark.parametrize("curve", CURVES)
 
@@ -33,7 +33,7 @@ each_curve = pytest.mark.parametrize("curve", CURVES)
 # Pictures
 
 
-@pytest.mark.parametrize("contract", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("contract", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize("mode", list(FitMode))
 def test_pictures_are_read_as_a_run_reads_them(tmp_path, write_pictures, contract, mode):
     names = write_pictures(tmp_path, 6, (20, 13))
@@ -52,7 +52,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(tmp_path, write_pi
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "movie.gif").touch()
     (tmp_path / "flux.npy").touch()
-    found = read_inputs(tmp_path, COLOUR)
+    found = read_inputs(tmp_path, COLOR)
     assert sorted(found.names) == names
     assert found.ignored == 1
     reasons = {entry.name: entry.reason for entry in found.failed}
@@ -63,7 +63,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(tmp_path, write_pi
 
 @pytest.mark.parametrize("name", ["one", "twins", "black"])
 def test_few_pictures_are_for_others_to_judge(tmp_path, name):
-    found = read_inputs(BAD_DOMAINS[name](tmp_path / "in"), COLOUR)
+    found = read_inputs(BAD_DOMAINS[name](tmp_path / "in"), COLOR)
     assert len(found.images) == {"one": 1, "twins": 2, "black": 4}[name]
     assert (found.images[0] == found.images[-1]).all()
 
@@ -77,7 +77,7 @@ def test_a_folder_without_a_picture_is_refused(tmp_path, name, reason):
         rf"in holds no image that can be read \({reason}.*\): give PNG, JPEG, WebP, TIFF or BMP files, or a curve"
     )
     with pytest.raises(UsageError, match=sentence):
-        read_inputs(folder, COLOUR)
+        read_inputs(folder, COLOR)
 
 
 def test_a_clip_without_a_curve_is_refused(tmp_path):
@@ -85,7 +85,7 @@ def test_a_clip_without_a_curve_is_refused(tmp_path):
         with pytest.raises(
             UsageError, match=r"^clip and softening are for arrays: give a curve too, one of linear, log"
         ):
-            read_inputs(tmp_path, COLOUR, **options)
+            read_inputs(tmp_path, COLOR, **options)
 
 
 # Arrays
@@ -101,7 +101,7 @@ def write_fluxes(folder, count=4, shape=(16, 11)):
     return [read_array(folder / f"{number}.fits") for number in range(count)]
 
 
-@pytest.mark.parametrize("contract", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("contract", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize("curve", ["linear", "log", "asinh"])
 def test_arrays_share_one_transform(tmp_path, contract, curve):
     values = write_fluxes(tmp_path / "in")
@@ -116,19 +116,19 @@ def test_arrays_share_one_transform(tmp_path, contract, curve):
 
 def test_softening_is_handed_on(tmp_path):
     write_fluxes(tmp_path / "in")
-    assert read_inputs(tmp_path / "in", GREY, curve="asinh", softening=[0.25]).values.softening == (0.25,)
+    assert read_inputs(tmp_path / "in", GRAY, curve="asinh", softening=[0.25]).values.softening == (0.25,)
 
 
 def test_arrays_are_covered_too(tmp_path):
     values = write_fluxes(tmp_path / "in", shape=(16, 20))
-    found = read_inputs(tmp_path / "in", GREY, FitMode.COVER, curve="linear")
+    found = read_inputs(tmp_path / "in", GRAY, FitMode.COVER, curve="linear")
     assert torch.equal(found.images[0], found.values.to_image(values[0])[..., 2:18])
 
 
 def test_a_tiff_is_a_picture_unless_a_curve_is_given(tmp_path):
     counts = np.random.default_rng(2).integers(1000, 2000, (16, 16)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "x.tif", counts)
-    picture, array = read_inputs(tmp_path, GREY), read_inputs(tmp_path, GREY, curve="linear")
+    picture, array = read_inputs(tmp_path, GRAY), read_inputs(tmp_path, GRAY, curve="linear")
     np.testing.assert_allclose(picture.images[0, 0], counts / 32767.5 - 1, atol=1e-6)
     assert (array.images.min(), array.images.max()) == (-1, 1)
     np.testing.assert_allclose(array.values.to_values(array.images)[0, 0], counts, atol=1e-3)
@@ -141,7 +141,7 @@ def test_formats_may_be_mixed_and_pictures_among_them_are_passed_over(tmp_path):
     tifffile.imwrite(tmp_path / "in" / "deep" / "b.TIF", fluxes(2))
     Image.new("L", (4, 4)).save(tmp_path / "in" / "preview.png")
     (tmp_path / "in" / "c.fits.gz").touch()
-    found = read_inputs(tmp_path / "in", GREY, curve="linear")
+    found = read_inputs(tmp_path / "in", GRAY, curve="linear")
     assert found.names == ["0.fits", "a.npy", "deep/b.TIF"]
     assert found.ignored == 1
     assert [(e.name, e.reason) for e in found.failed] == [
@@ -154,7 +154,7 @@ def test_arrays_that_cannot_be_used_are_listed_and_left_out(tmp_path, curve):
     folder = BAD_ARRAY_DOMAINS["one_nan"](tmp_path / "in")
     np.save(folder / "four.npy", np.zeros((4, 16, 16)))
     np.save(folder / "complex.npy", np.zeros((16, 16), complex))
-    found = read_inputs(folder, COLOUR, curve=curve)
+    found = read_inputs(folder, COLOR, curve=curve)
     assert found.names == ["0.npy", "2.npy"]
     assert {entry.name: entry.reason for entry in found.failed} == {
         "1.npy": "1.npy has 1 values that are not finite: fill them in or crop them away",
@@ -163,13 +163,13 @@ def test_arrays_that_cannot_be_used_are_listed_and_left_out(tmp_path, curve):
     }
 
 
-def test_colours_are_no_physical_values_of_a_grey_model(tmp_path):
+def test_colors_are_no_physical_values_of_a_gray_model(tmp_path):
     folder = arrays(tmp_path / "in", np.stack([fluxes(number) for number in range(3)]))
-    assert read_inputs(folder, COLOUR, curve="asinh").images.shape == (1, 3, 16, 16)
+    assert read_inputs(folder, COLOR, curve="asinh").images.shape == (1, 3, 16, 16)
     with pytest.raises(
         UsageError, match=r"the first of 1 files: 0\.npy has 3 channels, the model 1: save the channels"
     ):
-        read_inputs(folder, GREY, curve="asinh")
+        read_inputs(folder, GRAY, curve="asinh")
 
 
 @pytest.mark.parametrize(
@@ -184,19 +184,19 @@ def test_colours_are_no_physical_values_of_a_grey_model(tmp_path):
 )
 def test_array_domains_that_cannot_be_are_refused(tmp_path, name, sentence):
     with pytest.raises(UsageError, match=sentence):
-        read_inputs(BAD_ARRAY_DOMAINS[name](tmp_path / "in"), COLOUR, curve="linear")
+        read_inputs(BAD_ARRAY_DOMAINS[name](tmp_path / "in"), COLOR, curve="linear")
 
 
 @pytest.mark.parametrize("name", ["one", "twins"])
 def test_few_arrays_are_for_others_to_judge(tmp_path, name):
-    found = read_inputs(BAD_ARRAY_DOMAINS[name](tmp_path / "in"), COLOUR, curve="asinh")
+    found = read_inputs(BAD_ARRAY_DOMAINS[name](tmp_path / "in"), COLOR, curve="asinh")
     assert len(found.images) == {"one": 1, "twins": 2}[name]
 
 
 def test_an_unknown_curve_is_refused(tmp_path):
     write_fluxes(tmp_path / "in")
     with pytest.raises(UsageError, match=r"^curve must be one of linear, log, asinh, got 'sqrt'$"):
-        read_inputs(tmp_path / "in", GREY, curve="sqrt")
+        read_inputs(tmp_path / "in", GRAY, curve="sqrt")
 
 
 # New images
@@ -249,13 +249,13 @@ def test_images_that_are_not_finite_are_not_written(tmp_path):
 
 @pytest.fixture
 def oracle():
-    """The exact model of Gaussian colours, whose trajectory the fixed point undoes."""
+    """The exact model of Gaussian colors, whose trajectory the fixed point undoes."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     schedule = NoiseSchedule.variance_preserving((1 - betas).cumprod(0))
     return FrozenModel(
         denoiser=GaussianDenoiser(schedule, torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 0.2)),
         latent_space=PixelSpace(),
-        image=COLOUR,
+        image=COLOR,
         latent_shape=(3, 16, 16),
         provenance=Provenance("oracle", "", ""),
         device=torch.device("cpu"),

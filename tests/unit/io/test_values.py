@@ -1,4 +1,4 @@
-"""Value transforms: reversible to a millionth of the range, what they clip, grey and colour, and every refusal."""
+"""Value transforms: reversible to a millionth of the range, what they clip, gray and color, and every refusal."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.io.values import CURVES, ValueTransform, fit_values
 
 RNG = np.random.default_rng(5)
-COLOURS = RNG.lognormal(0, 3, (3, 8, 9)) * [[[1.0]], [[1e4]], [[1e-6]]]
+COLORS = RNG.lognormal(0, 3, (3, 8, 9)) * [[[1.0]], [[1e4]], [[1e-6]]]
 each_curve = pytest.mark.parametrize("curve", CURVES)
 
 
@@ -26,7 +26,7 @@ def unchecked_shapes(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-def grey(low=0.0, high=10.0, curve="linear", softening=1.0):
+def gray(low=0.0, high=10.0, curve="linear", softening=1.0):
     return ValueTransform(curve, (low,), (high,), (softening,))
 
 
@@ -41,14 +41,14 @@ def lost(transform, values):
 
 @each_curve
 def test_measured_data_come_back_within_a_millionth_of_their_range(curve):
-    assert lost(fit_values([COLOURS], curve), COLOURS) < 1e-6
+    assert lost(fit_values([COLORS], curve), COLORS) < 1e-6
 
 
 @each_curve
 def test_measured_ends_become_the_ends_of_the_image(curve):
-    image = fit_values([COLOURS], curve).to_image(COLOURS)
+    image = fit_values([COLORS], curve).to_image(COLORS)
     assert image.dtype == torch.float32
-    assert image.shape == COLOURS.shape
+    assert image.shape == COLORS.shape
     assert image.amin((1, 2)).tolist() == [-1, -1, -1]
     assert image.amax((1, 2)).tolist() == [1, 1, 1]
 
@@ -66,7 +66,7 @@ def settings_of_transforms(draw):
 
 @given(settings_of_transforms(), st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_any_value_of_any_range_comes_back_within_a_millionth_of_it(settings, shares):
-    transform = grey(*settings)
+    transform = gray(*settings)
     values = np.array(shares)[None, None] * (transform.high[0] - transform.low[0]) + transform.low[0]
     image = transform.to_image(values)
     assert image.abs().max() <= 1
@@ -75,8 +75,8 @@ def test_any_value_of_any_range_comes_back_within_a_millionth_of_it(settings, sh
 
 def test_25_decades_are_as_many_as_are_promised():
     values = np.logspace(-15, 10, 4096).reshape(1, 64, 64)
-    assert lost(grey(values.min(), values.max(), "log"), values) < 1e-6
-    assert lost(grey(0.0, values.max(), "asinh", softening=1e-15), values) < 1e-6
+    assert lost(gray(values.min(), values.max(), "log"), values) < 1e-6
+    assert lost(gray(0.0, values.max(), "asinh", softening=1e-15), values) < 1e-6
 
 
 def test_a_narrow_range_at_a_great_offset_stays_in_the_image():
@@ -99,23 +99,23 @@ def test_curves_follow_their_formulas():
     """Linear and asinh as astropy has them (its stretches map [0, 1] to [0, 1]), log in decades."""
     shares = np.linspace(0, 1, 50).reshape(1, 5, 10)
     asinh = astropy.visualization.AsinhStretch(a=0.1)(shares)
-    np.testing.assert_allclose(grey(0.0, 20.0, "asinh", 2.0).to_image(shares * 20)[0], 2 * asinh[0] - 1, atol=1e-6)
-    np.testing.assert_allclose(grey(-3.0, 7.0).to_image(shares * 10 - 3)[0], 2 * shares[0] - 1, atol=1e-6)
-    decades = grey(1e-4, 1e4, "log").to_image(np.array([[[1e-4, 1e-2, 1.0, 1e2, 1e4]]]))
+    np.testing.assert_allclose(gray(0.0, 20.0, "asinh", 2.0).to_image(shares * 20)[0], 2 * asinh[0] - 1, atol=1e-6)
+    np.testing.assert_allclose(gray(-3.0, 7.0).to_image(shares * 10 - 3)[0], 2 * shares[0] - 1, atol=1e-6)
+    decades = gray(1e-4, 1e4, "log").to_image(np.array([[[1e-4, 1e-2, 1.0, 1e2, 1e4]]]))
     np.testing.assert_allclose(decades[0, 0], [-1, -0.5, 0, 0.5, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("curve", ["linear", "log"])
 def test_only_asinh_depends_on_the_softening(curve):
-    values = COLOURS[:1]
+    values = COLORS[:1]
     ends = (values.min(), values.max(), curve)
-    torch.testing.assert_close(grey(*ends, 1.0).to_image(values), grey(*ends, 30.0).to_image(values))
+    torch.testing.assert_close(gray(*ends, 1.0).to_image(values), gray(*ends, 30.0).to_image(values))
 
 
 def test_asinh_is_softened_at_the_noise_of_each_channel():
-    measured = fit_values([COLOURS], "asinh").softening
-    np.testing.assert_allclose(measured, [mad_std(plane) for plane in COLOURS], rtol=1e-3)
-    assert fit_values([COLOURS], "asinh", softening=[1.0, 2.0, 3.0]).softening == (1.0, 2.0, 3.0)
+    measured = fit_values([COLORS], "asinh").softening
+    np.testing.assert_allclose(measured, [mad_std(plane) for plane in COLORS], rtol=1e-3)
+    assert fit_values([COLORS], "asinh", softening=[1.0, 2.0, 3.0]).softening == (1.0, 2.0, 3.0)
 
 
 # Clipping
@@ -123,14 +123,14 @@ def test_asinh_is_softened_at_the_noise_of_each_channel():
 
 def test_values_beyond_the_ends_are_clipped_and_counted():
     values = np.array([[[-1.0, 0.0, 5.0, 10.0, 11.0, 12.0, 3.0, 4.0]]])
-    image = grey().to_image(values)
+    image = gray().to_image(values)
     assert image[0, 0].tolist() == pytest.approx([-1, -1, 0, 1, 1, 1, -0.4, -0.2])
-    assert grey().clipped_share(values) == 3 / 8
-    assert grey(-1.0, 12.0).clipped_share(values) == 0
+    assert gray().clipped_share(values) == 3 / 8
+    assert gray(-1.0, 12.0).clipped_share(values) == 0
 
 
 def test_log_clips_what_has_no_logarithm():
-    assert grey(1.0, 100.0, "log").to_image(np.array([[[-5.0, 0.0, 10.0]]]))[0, 0].tolist() == [-1, -1, 0]
+    assert gray(1.0, 100.0, "log").to_image(np.array([[[-5.0, 0.0, 10.0]]]))[0, 0].tolist() == [-1, -1, 0]
 
 
 def test_fitted_clip_is_the_share_that_is_clipped_at_either_end():
@@ -141,12 +141,12 @@ def test_fitted_clip_is_the_share_that_is_clipped_at_either_end():
 
 
 def test_images_beyond_the_range_become_the_ends():
-    assert grey(1.0, 9.0, "log").to_values(torch.tensor([[[-3.0, 7.0]]])).tolist() == [[[1, 9]]]
+    assert gray(1.0, 9.0, "log").to_values(torch.tensor([[[-3.0, 7.0]]])).tolist() == [[[1, 9]]]
 
 
 @each_curve
 def test_values_never_leave_the_ends(curve):
-    transform = fit_values([COLOURS], curve)
+    transform = fit_values([COLORS], curve)
     values = transform.to_values(torch.tensor([-1.0, 1.0]).expand(3, 1, 2))
     assert (values[..., 0] >= np.array(transform.low)[:, None]).all()
     assert (values[..., 1] <= np.array(transform.high)[:, None]).all()
@@ -167,19 +167,19 @@ def test_arrays_of_any_size_are_fitted_together_and_a_batch_is_transformed_like_
     np.testing.assert_array_equal(transform.to_values(images)[3], transform.to_values(images[3]))
 
 
-def test_grey_data_are_repeated_for_a_colour_model_and_averaged_back():
+def test_gray_data_are_repeated_for_a_color_model_and_averaged_back():
     values = RNG.uniform(0, 10, (2, 1, 4, 5))
-    images = grey().to_image(values, channels=3)
+    images = gray().to_image(values, channels=3)
     assert images.shape == (2, 3, 4, 5)
-    assert torch.equal(images, grey().to_image(values).expand(2, 3, 4, 5))
-    assert np.abs(grey().to_values(images) - values).max() < 1e-5
-    coloured = torch.tensor([0.1, 0.3, -0.1])[:, None, None].expand(3, 2, 2)
-    np.testing.assert_allclose(grey().to_values(coloured), np.full((1, 2, 2), 5.5), rtol=1e-7)
+    assert torch.equal(images, gray().to_image(values).expand(2, 3, 4, 5))
+    assert np.abs(gray().to_values(images) - values).max() < 1e-5
+    colored = torch.tensor([0.1, 0.3, -0.1])[:, None, None].expand(3, 2, 2)
+    np.testing.assert_allclose(gray().to_values(colored), np.full((1, 2, 2), 5.5), rtol=1e-7)
 
 
 def test_half_precision_and_gradients_do_not_matter():
     images = torch.tensor([[[0.5]]], dtype=torch.bfloat16, requires_grad=True)
-    values = grey().to_values(images)
+    values = gray().to_values(images)
     assert values.dtype == np.float64
     assert values.item() == 7.5
 
@@ -196,9 +196,9 @@ def test_other_channels_than_the_models_are_refused(data, model):
 @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4), (4,), (5, 3, 4, 4)])
 def test_values_of_another_shape_are_refused(unchecked_shapes, shape):
     with pytest.raises(UsageError, match=r"^values must be \(1, height, width\), or a batch of it, got \("):
-        grey().to_image(np.zeros(shape))
+        gray().to_image(np.zeros(shape))
     with pytest.raises(UsageError, match=r"^values must be"):
-        grey().clipped_share(np.zeros(shape))
+        gray().clipped_share(np.zeros(shape))
 
 
 # As JSON
@@ -206,14 +206,14 @@ def test_values_of_another_shape_are_refused(unchecked_shapes, shape):
 
 @each_curve
 def test_json_gives_the_very_same_transform_back(curve):
-    transform = fit_values([COLOURS], curve, clip=0.01)
+    transform = fit_values([COLORS], curve, clip=0.01)
     assert ValueTransform.from_json(transform.to_json()) == transform
     assert json.loads(transform.to_json())["curve"] == curve
 
 
 def test_json_may_write_floats_as_integers():
     text = '{"curve": "linear", "low": [0], "high": [10], "softening": [1]}'
-    assert ValueTransform.from_json(text) == grey()
+    assert ValueTransform.from_json(text) == gray()
 
 
 GOOD = {"curve": "linear", "low": [0.0], "high": [1.0], "softening": [1.0]}
@@ -265,9 +265,9 @@ def test_data_that_are_not_finite_are_refused():
         with pytest.raises(ImageError, match=r"^array 1 has 2 values that are not finite: fill them in or crop them"):
             fit_values([np.zeros((1, 2, 2)), values])
         with pytest.raises(ImageError, match=r"^the array has 2 values that are not finite"):
-            grey().to_image(values)
+            gray().to_image(values)
         with pytest.raises(ImageError, match=r"^the model's image has 2 values that are not finite"):
-            grey().to_values(torch.from_numpy(values))
+            gray().to_values(torch.from_numpy(values))
 
 
 @each_curve
@@ -311,13 +311,13 @@ def test_a_channel_without_measurable_noise_asks_for_its_softening():
 )
 def test_a_range_that_float64_cannot_resolve_is_refused(low, high, curve, softening):
     with pytest.raises(UsageError, match=r"^channel 0: .* is too narrow or too wide: subtract an offset or rescale$"):
-        grey(low, high, curve, softening)
+        gray(low, high, curve, softening)
 
 
 @pytest.mark.parametrize("clip", [-0.1, 0.5, math.nan])
 def test_a_clip_that_leaves_nothing_is_refused(clip):
     with pytest.raises(UsageError, match=rf"^clip must be a share in \[0, 0\.5\), got {clip:g}$"):
-        fit_values([COLOURS], clip=clip)
+        fit_values([COLORS], clip=clip)
 
 
 @pytest.mark.parametrize("arrays", [[], [np.zeros((1, 2, 2)), np.zeros((3, 2, 2))]], ids=["none", "mixed"])
@@ -327,6 +327,6 @@ def test_arrays_without_common_channels_are_refused(arrays):
 
 
 def test_an_unknown_curve_is_refused():
-    for make in (lambda: fit_values([COLOURS], "sqrt"), lambda: grey(curve="sqrt")):
+    for make in (lambda: fit_values([COLORS], "sqrt"), lambda: gray(curve="sqrt")):
         with pytest.raises(UsageError, match=r"^curve must be one of linear, log, asinh, got 'sqrt'$"):
             make()

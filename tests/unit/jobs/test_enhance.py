@@ -51,8 +51,8 @@ def figures(out):
 
 def test_pictures_of_any_kind_grow_and_shrink_to_themselves_again(source, out):
     pixels = {
-        "colour.png": drawn(5, 7, 3),
-        "deep/grey.png": drawn(9, 4),
+        "color.png": drawn(5, 7, 3),
+        "deep/gray.png": drawn(9, 4),
         "deep/16.tif": drawn(6, 6, top=65536, dtype=np.uint16),
         "black and white.bmp": (drawn(8, 8, 3) > 127).astype(np.uint8) * 255,
     }
@@ -79,7 +79,7 @@ def test_alpha_grows_with_the_picture(source, out):
     assert (larger[:6, -6:] == 255).all()
 
 
-def test_a_grey_model_enlarges_colours_one_by_one(source, out):
+def test_a_gray_model_enlarges_colors_one_by_one(source, out):
     array = drawn(6, 6, 3)
     Image.fromarray(array).save(source / "x.png")
     call(source, out, gaussian(channels=1))

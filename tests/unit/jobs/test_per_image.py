@@ -1,4 +1,4 @@
-"""Strengths of the images' own, on the oracle: tested outputs, the smallest strengths, no influence of neighbours."""
+"""Strengths of the images' own, on the oracle: tested outputs, the smallest strengths, no influence of neighbors."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_originals_are_looked_at_once(measure):
     assert looked == [3] * (1 + 1 + HALVINGS)
 
 
-def test_neighbours_do_not_matter():
+def test_neighbors_do_not_matter():
     images = own(6)
     together, turned = go(images), go(images.flip(0)).flip(0)
     assert torch.equal(together[:, -2], turned[:, -2])

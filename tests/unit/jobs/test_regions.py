@@ -37,7 +37,7 @@ def test_small_regions_lie_over_large_ones_whatever_the_order_of_the_boxes(item)
         outputs[1] = reading.squares[1]
         found = np.asarray(Image.open(BytesIO(picture_with(outputs, reading, False)))).astype(int)
         before = np.asarray(Image.open(item.path)).astype(int)
-        # The large one is one grey; in its midst lies the small one, still as it was read, to the model's resolution.
+        # The large one is one gray; in its midst lies the small one, still as it was read, to the model's resolution.
         assert np.ptp(found[12:18, 12:28], axis=(0, 1)).max() <= 1
         assert np.abs(found[22:28, 32:38] - before[22:28, 32:38]).max() < 30
 
@@ -83,7 +83,7 @@ class Sees:
         return None, np.array([[0, 0, 9, 9, *(points * self.size).flat, 0.9]], np.float32)
 
 
-def test_a_second_look_that_sees_only_the_neighbour_does_not_take_it_instead(smooth):
+def test_a_second_look_that_sees_only_the_neighbor_does_not_take_it_instead(smooth):
     pytest.importorskip("cv2", reason="needs the extra 'faces'")
     pixels = np.asarray(smooth(0, (200, 200)))
     tilted = np.array([[85.0, 80], [110, 95], [95, 100], [80, 110], [105, 120]])

@@ -90,11 +90,11 @@ def test_every_image_comes_out_under_its_own_name_in_its_own_folder(source, out,
 @pytest.mark.parametrize("mode", list(FitMode))
 @pytest.mark.parametrize("shape", [(16, 16), (9, 23), (40, 7), (1, 1)])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_format_size_and_colours_stay(source, out, smooth, suffix, shape, mode):
-    smooth(0, shape).save(source / f"colour{suffix}")
-    smooth(1, shape).convert("L").save(source / f"grey{suffix}")
+def test_format_size_and_colors_stay(source, out, smooth, suffix, shape, mode):
+    smooth(0, shape).save(source / f"color{suffix}")
+    smooth(1, shape).convert("L").save(source / f"gray{suffix}")
     assert execute(make_job(fit=mode), source, out).failed == []
-    for name in ("colour", "grey"):
+    for name in ("color", "gray"):
         with Image.open(source / f"{name}{suffix}") as before, Image.open(out / f"{name}{suffix}") as after:
             assert (after.format, after.size, after.mode) == (before.format, before.size, before.mode)
             assert after.format == FORMATS[suffix]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nearfar.domain.guards import Judgement
+from nearfar.domain.guards import Judgment
 from nearfar.domain.guidance import Gaussian
-from nearfar.domain.synthesis import synthesise, vary
+from nearfar.domain.synthesis import synthesize, vary
 from nearfar.errors import UsageError
 from nearfar.io.arrays import read_array
 from nearfar.io.manifest import manifest_path, read_manifest
@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_to_more_ends_in_the_same_bytes(whole, tmp_path):
 
 def test_a_number_says_which_sample_it_is(tmp_path):
     write(work(), tmp_path / "out", 4)
-    images = synthesise(oracle(), fitted(), 4, first=1, batch_size=3).images
+    images = synthesize(oracle(), fitted(), 4, first=1, batch_size=3).images
     for number, image in enumerate(images, 1):
         with Image.open(tmp_path / f"out/sample-{number:04}.png") as file:
             assert np.abs(np.asarray(file) / 127.5 - 1 - image.permute(1, 2, 0).numpy()).max() <= 1 / 127
@@ -98,7 +98,7 @@ def test_a_number_says_which_sample_it_is(tmp_path):
 def alternating(images):
     """Sample 1 is kept, 2 flagged, 3 dropped, in every batch of three."""
     return [
-        Judgement(number, 1.0, 2.0, -1.0, 0.5, reasons, verdict)
+        Judgment(number, 1.0, 2.0, -1.0, 0.5, reasons, verdict)
         for number, (verdict, reasons) in enumerate([("keep", ()), ("flag", ("odd",)), ("drop", ("a copy", "odd"))])
     ]
 
@@ -138,7 +138,7 @@ def test_a_sample_that_is_not_finite_fails_and_is_made_again(tmp_path):
 def test_arrays_are_written_in_physical_units(tmp_path):
     domain = arrays()
     write(work(domain=domain, suffix=".npy"), tmp_path / "out", 3)
-    images = synthesise(oracle(), domain, 3, first=1, batch_size=3).images
+    images = synthesize(oracle(), domain, 3, first=1, batch_size=3).images
     for number, image in enumerate(images, 1):
         values = read_array(tmp_path / f"out/sample-{number:04}.npy")
         np.testing.assert_allclose(values, VALUES.to_values(image), rtol=0, atol=1e-3)

@@ -64,7 +64,7 @@ def vectors(latents):
 
 
 def truth(family):
-    """A covariance of the family: variances from 0.1 to 10, colours coupled, three strong directions."""
+    """A covariance of the family: variances from 0.1 to 10, colors coupled, three strong directions."""
     some = noise(40, seed=7)
     if family is Scalar:
         return Scalar(2.5, COUNT)
@@ -206,7 +206,7 @@ def test_what_lies_outside_the_layout_is_spectral():
     torch.testing.assert_close(draw(found, fine), draw(spectral, fine))
     inside = cosines(latents - latents.mean(0))[:, :, :SIDE, :SIDE].flatten(1)
     shown = inside.T @ inside / 29
-    lowest = spectral.colours[0, 0] @ spectral.variances[:, 0, 0].diag() @ spectral.colours[0, 0].T
+    lowest = spectral.colors[0, 0] @ spectral.variances[:, 0, 0].diag() @ spectral.colors[0, 0].T
     block = found.directions @ found.values.diag() @ found.directions.T
     mixed = torch.lerp(shown[0, 0], lowest[0, 0], found.shrinkage)
     torch.testing.assert_close(block[0, 0], mixed)
@@ -241,20 +241,20 @@ def test_latents_without_variance_somewhere_can_be_whitened():
 def test_the_shrunk_mean_is_nearer_and_its_factor_is_as_expected():
     mean, count = torch.full((3, 16, 16), 0.2, dtype=torch.float64), 10
     latents = mean + noise(count, shape=(3, 16, 16))
-    centre, kept = shrunk_mean(latents)
+    center, kept = shrunk_mean(latents)
     # |mean|^2 = 0.04 d, and the noise of ten latents 0.1 d: 0.04 / 0.14 is kept. A deviation of the squared norm of
     # sqrt(2 / d) relative to the noise makes 0.02.
     assert kept == pytest.approx(0.04 / 0.14, abs=0.06)
-    torch.testing.assert_close(centre, kept * latents.mean(0))
-    assert (centre - mean).norm() < 0.7 * (latents.mean(0) - mean).norm()
+    torch.testing.assert_close(center, kept * latents.mean(0))
+    assert (center - mean).norm() < 0.7 * (latents.mean(0) - mean).norm()
 
 
 def test_nothing_is_kept_of_a_mean_that_is_noise():
     latents = noise(10)
     latents = latents - 0.9 * latents.mean(0)
-    centre, kept = shrunk_mean(latents)
+    center, kept = shrunk_mean(latents)
     assert kept == 0
-    assert centre.abs().max() == 0
+    assert center.abs().max() == 0
 
 
 def test_draws_about_a_fitted_mean_lie_where_the_domain_does():

@@ -11,7 +11,7 @@ from nearfar.latents.mixtures import (
     combine,
     combine_regions,
     mix_regions,
-    neighbours,
+    neighbors,
     others,
     smooth_fields,
 )
@@ -84,10 +84,10 @@ def test_without_sharpness_all_parents_count_alike():
 def test_drawn_mixtures_have_the_mean_and_the_covariance_of_the_domain():
     """Latents of N(mean, S), S of 3 channels and equal in all places, seen through many draws of many latents."""
     count, mean = 4000, torch.full(SHAPE, 2.0, dtype=torch.float64)
-    colours = torch.tensor([[1.0, 0, 0], [0.8, 0.5, 0], [-0.3, 0.2, 0.4]], dtype=torch.float64)
-    latents = mean + torch.einsum("cd,ndhw->nchw", colours, noise(count, seed=5))
+    colors = torch.tensor([[1.0, 0, 0], [0.8, 0.5, 0], [-0.3, 0.2, 0.4]], dtype=torch.float64)
+    latents = mean + torch.einsum("cd,ndhw->nchw", colors, noise(count, seed=5))
     x = mix_regions(latents, mean, count, generator(1)).latents - mean
-    exact = colours @ colours.T
+    exact = colors @ colors.T
     places = x[:, :, ::5, ::7]  # the corners
     covariance = torch.einsum("nchw,ndhw->hwcd", places, places) / count
     # Deviation of a variance v of 4000 draws: v sqrt(2/4000) = 0.022 v; as much again from 4000 latents.
@@ -169,14 +169,14 @@ def test_numbers_of_parents_that_cannot_be_had_are_refused(parents):
         mix_regions(noise(5), noise(1)[0], 2, generator(), parents=parents)
 
 
-def test_neighbours_are_the_nearest_in_coarse_averages():
-    """Fine noise that averages out does not count: each of 9 grey levels has the next ones as neighbours."""
+def test_neighbors_are_the_nearest_in_coarse_averages():
+    """Fine noise that averages out does not count: each of 9 gray levels has the next ones as neighbors."""
     levels, signs = torch.tensor([5.0, 1, 8, 2, 0, 7, 3, 6, 4]), torch.tensor([1.0, -1]).repeat(4)
     fine = 50 * signs * signs[:, None] * torch.tensor([1.0, -1, 1, 1, -1, 1, -1, -1, 1])[:, None, None]
     latents = (levels[:, None, None] + fine)[:, None]
-    for number, row in enumerate(neighbours(latents, 2)):
+    for number, row in enumerate(neighbors(latents, 2)):
         assert (levels[row] - levels[number]).abs().sum() == (3 if levels[number] in (0, 8) else 2)
-    assert neighbours(latents, 99).shape == (9, 8)
+    assert neighbors(latents, 99).shape == (9, 8)
 
 
 def test_the_others_of_each_latent_are_all_but_itself():

@@ -23,7 +23,7 @@ def frames():
 
 
 def clouds(rounds, change=lambda x, noise: x):
-    """Uneven Gaussian clouds about a common centre, each changed with noise of its own."""
+    """Uneven Gaussian clouds about a common center, each changed with noise of its own."""
     for seed in range(rounds):
         source = generator(seed)
         x = torch.randn(COUNT, *SHAPE, generator=source) * DEVIATIONS

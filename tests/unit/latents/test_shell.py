@@ -116,16 +116,16 @@ def test_projected_latents_are_to_the_fitted_ones_what_those_are_to_each_other(c
     """Exactly, for the very latents, however few: mean squared distance, products at the origin and at it."""
     latents = cloud(count, seed=10)
     shell = Shell.fit(latents)
-    x = shell.project(shell.centre + 3 * noise(2, seed=11))
+    x = shell.project(shell.center + 3 * noise(2, seed=11))
     gram = gram_matrix(latents)
     other = ~torch.eye(count, dtype=torch.bool)
     product, square = gram[other].mean(), gram.diagonal().mean()
-    towards = products(x, latents)
+    toward = products(x, latents)
     torch.testing.assert_close(norms(x).square(), square.expand(2))
-    torch.testing.assert_close(towards.mean(1), product.expand(2))
-    distances = norms(x).square()[:, None] + gram.diagonal() - 2 * towards
+    torch.testing.assert_close(toward.mean(1), product.expand(2))
+    distances = norms(x).square()[:, None] + gram.diagonal() - 2 * toward
     torch.testing.assert_close(distances.mean(1), (2 * (square - product)).expand(2))
-    between = gram + norms(x).square()[:, None, None] - towards[:, :, None] - towards[:, None]
+    between = gram + norms(x).square()[:, None, None] - toward[:, :, None] - toward[:, None]
     torch.testing.assert_close(between[:, other].mean(1), (square - product).expand(2))  # cosine 1/2: 60 degrees
     assert shell.kept == pytest.approx(shrunk_mean(latents)[1])
 

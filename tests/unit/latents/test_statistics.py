@@ -31,18 +31,18 @@ def rotated(latents, seed=3):
     return (latents.flatten(1).double() @ rotation).reshape(latents.shape)
 
 
-def test_a_round_gaussian_about_a_centre_has_the_closed_form():
+def test_a_round_gaussian_about_a_center_has_the_closed_form():
     dimension, deviation, offset = 3 * 32 * 32, 0.9, 0.2
     found = described(gaussian(200, (3, 32, 32), deviation=deviation, mean=offset))
-    trace, centre = deviation**2 * dimension, offset**2 * dimension
-    cosine = centre / (centre + trace)
-    assert found.norm.mean == pytest.approx(math.sqrt(centre + trace), rel=2e-3)
+    trace, center = deviation**2 * dimension, offset**2 * dimension
+    cosine = center / (center + trace)
+    assert found.norm.mean == pytest.approx(math.sqrt(center + trace), rel=2e-3)
     assert found.distance.mean == pytest.approx(deviation * math.sqrt(2 * dimension), rel=2e-3)
     assert found.distance.std == pytest.approx(deviation, rel=0.1)  # that of a chi with many degrees of freedom
     assert found.origin_cosine.mean == pytest.approx(cosine, rel=0.05)
     assert found.origin_angle.mean == pytest.approx(math.degrees(math.acos(cosine)), abs=0.2)
-    assert found.centre_distance.mean == pytest.approx(math.sqrt(trace * 200 / 199), rel=2e-3)
-    assert found.squared_mean == pytest.approx(centre, rel=0.05)
+    assert found.center_distance.mean == pytest.approx(math.sqrt(trace * 200 / 199), rel=2e-3)
+    assert found.squared_mean == pytest.approx(center, rel=0.05)
     assert found.trace == pytest.approx(trace, rel=5e-3)
     assert found.trace_of_square == pytest.approx(deviation**4 * dimension, rel=0.05)
     assert found.roundness == pytest.approx(1, abs=0.05)
@@ -87,7 +87,7 @@ def test_angles_and_distances_are_those_of_brute_force():
         (found.origin_angle, origin),
         (found.triple_angle, torch.tensor(corners)),
         (found.distance, apart),
-        (found.centre_distance, left_out),
+        (found.center_distance, left_out),
         (found.norm, points.norm(dim=1)),
     ]:
         assert measured.mean == pytest.approx(values.mean().item(), rel=1e-6)
@@ -140,11 +140,11 @@ def test_the_spectrum_adds_up_to_trace_and_squared_mean():
     latents = gaussian(20, (3, 8, 8), mean=0.4) * torch.linspace(0.1, 2, 8)
     found, shape = radial_spectrum(latents), described(latents)
     coefficients = torch.tensor(found.coefficients, dtype=torch.float64)
-    total, centre = (
+    total, center = (
         (torch.tensor(part, dtype=torch.float64) @ coefficients).sum() for part in (found.variance, found.mean)
     )
     assert total.item() == pytest.approx(shape.trace, rel=1e-6)
-    assert centre.item() == pytest.approx(shape.squared_mean, rel=1e-6)
+    assert center.item() == pytest.approx(shape.squared_mean, rel=1e-6)
 
 
 def test_a_wave_lies_at_its_frequency():

@@ -9,7 +9,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 from nearfar.latents import two_sample as two_clouds
 from nearfar.latents.statistics import gram_matrix
-from nearfar.latents.two_sample import balanced_folds, centre_distances, held_out_scores, permuted_labels, separation
+from nearfar.latents.two_sample import balanced_folds, center_distances, held_out_scores, permuted_labels, separation
 
 SHAPE, DIMENSION = (1, 10, 30), 300
 DEVIATIONS = torch.logspace(-1, 0.5, DIMENSION).reshape(SHAPE)
@@ -39,7 +39,7 @@ def fewer_permutations(monkeypatch):
 @pytest.mark.parametrize(("first", "second", "stretch"), [(12, 12, 1.0), (10, 25, 1.0), (15, 15, 2.0)])
 @pytest.mark.usefixtures("fewer_permutations")
 def test_the_level_is_kept(first, second, stretch):
-    """Equal centres: also where one cloud is twice as wide, if both have one size."""
+    """Equal centers: also where one cloud is twice as wide, if both have one size."""
     rounds = 100
     found = [separated(two(first, second, seed, stretch=stretch), first, seed) for seed in range(rounds)]
     most = binom.ppf(0.999, rounds, 0.05)
@@ -82,7 +82,7 @@ def test_distances_are_those_of_the_means_without_bias():
     first, second = x[:6].flatten(1), x[6:].flatten(1)
     plain = (first.mean(0) - second.mean(0)).square().sum()
     bias = first.var(0).sum() / 6 + second.var(0).sum() / 9
-    torch.testing.assert_close(centre_distances(gram_matrix(x), labels), (plain - bias)[None])
+    torch.testing.assert_close(center_distances(gram_matrix(x), labels), (plain - bias)[None])
 
 
 def test_scores_are_those_of_scikit_learns_ridge():

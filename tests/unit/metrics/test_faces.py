@@ -9,7 +9,7 @@ from nearfar.metrics.faces import (
     ARCFACE,
     Embedded,
     FaceDetector,
-    FaceRecogniser,
+    FaceRecognizer,
     as_pictures,
     embed_faces,
     overlap,
@@ -62,8 +62,8 @@ class OneFace:
         return None, np.array([box + points + [0.9]], np.float32) if picture.any() else None
 
 
-def picture(height, width, *colour):
-    return np.broadcast_to(np.array(colour or (200, 100, 50), np.uint8), (height, width, 3)).copy()
+def picture(height, width, *color):
+    return np.broadcast_to(np.array(color or (200, 100, 50), np.uint8), (height, width, 3)).copy()
 
 
 def test_a_header_tells_name_shape_and_first_operators(tmp_path):
@@ -76,7 +76,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content):
     file = tmp_path / "net.onnx"
     file.write_bytes(content)
     with pytest.raises(UsageError, match=r"net\.onnx is not an ONNX file: its content is no ONNX network"):
-        FaceRecogniser.load(file)
+        FaceRecognizer.load(file)
 
 
 def test_a_similarity_is_found_exactly():
@@ -94,17 +94,17 @@ def test_overlap_is_intersection_over_union():
 @pytest.mark.parametrize(
     ("height", "width", "name", "mean"), [(112, 96, "image", 127.5), (112, 112, "image", 127.5), (112, 112, "data", 0)]
 )
-def test_a_recogniser_is_handed_what_its_layout_asks_for(tmp_path, height, width, name, mean):
-    recogniser = FaceRecogniser.load(onnx_file(tmp_path / "net.onnx", height, width, name))
-    vectors = recogniser.embed([picture(112, 112), picture(300, 150, 10, 20, 30)], [np.array(ARCFACE), None])
+def test_a_recognizer_is_handed_what_its_layout_asks_for(tmp_path, height, width, name, mean):
+    recognizer = FaceRecognizer.load(onnx_file(tmp_path / "net.onnx", height, width, name))
+    vectors = recognizer.embed([picture(112, 112), picture(300, 150, 10, 20, 30)], [np.array(ARCFACE), None])
     expected = torch.nn.functional.normalize(torch.tensor([[200.0, 100, 50], [10, 20, 30]]) - mean, dim=1)
-    # The reference of ArcFace brought to that of SphereFace shows no border, so every pixel has the one colour.
+    # The reference of ArcFace brought to that of SphereFace shows no border, so every pixel has the one color.
     torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-3)
 
 
 def test_networks_of_another_size_are_refused(tmp_path):
     with pytest.raises(UsageError, match="takes images of 160 x 160"):
-        FaceRecogniser.load(onnx_file(tmp_path / "net.onnx", 160, 160))
+        FaceRecognizer.load(onnx_file(tmp_path / "net.onnx", 160, 160))
 
 
 def test_a_picture_that_opencv_does_not_take_is_one_that_fails():
@@ -152,12 +152,12 @@ def test_faces_are_told_in_the_pixels_of_the_picture_whatever_its_size(height):
 
 
 def test_pictures_without_a_face_are_counted_and_take_the_landmarks_of_others(tmp_path):
-    recogniser, detector = (
-        FaceRecogniser.load(onnx_file(tmp_path / "n.onnx", 112, 112)),
+    recognizer, detector = (
+        FaceRecognizer.load(onnx_file(tmp_path / "n.onnx", 112, 112)),
         FaceDetector(OneFace(), "stub"),
     )
     dark = picture(112, 112, 0, 0, 0)
-    embedded = embed_faces(detector, recogniser, [picture(112, 112), dark, dark], [None, np.array(ARCFACE), None])
+    embedded = embed_faces(detector, recognizer, [picture(112, 112), dark, dark], [None, np.array(ARCFACE), None])
     assert embedded.found.tolist() == [True, False, False]
     assert embedded.note == "no face was found in 2 of 3"
     assert embedded.landmarks[1] is not None
@@ -166,5 +166,5 @@ def test_pictures_without_a_face_are_counted_and_take_the_landmarks_of_others(tm
 
 
 def test_images_become_pictures():
-    grey = torch.tensor([-1.0, 0.0, 1.0, 1.2]).view(1, 1, 2, 2)
-    assert as_pictures(grey)[0].tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [255] * 3]]
+    gray = torch.tensor([-1.0, 0.0, 1.0, 1.2]).view(1, 1, 2, 2)
+    assert as_pictures(gray)[0].tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [255] * 3]]

@@ -70,14 +70,14 @@ def test_vectors_do_not_depend_on_the_batch(model):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_any_size_and_colour_are_brought_to_the_network(model, channels):
+def test_images_of_any_size_and_color_are_brought_to_the_network(model, channels):
     network = feature_network("model", model)
     large = images(2, 40, channels)
     assert network.seen(large).shape == (2, 3, 16, 16)
     assert network(large).shape == (2, 32)
 
 
-def test_colours_for_a_grey_network_are_their_luma():
+def test_colors_for_a_gray_network_are_their_luma():
     red, green, blue = images().double().unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     assert torch.allclose(pixel_features(16, channels=1)(images()), luma.flatten(1), atol=1e-6)

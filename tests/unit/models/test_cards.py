@@ -21,10 +21,10 @@ def test_cards_are_well_formed(card):
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_cards_do_not_contradict_their_licence(card):
-    assert card.commercial is None or card.licence is not None
-    assert not (card.commercial and is_noncommercial(card.licence))
-    assert card.commercial is not False or is_noncommercial(card.licence)
+def test_cards_do_not_contradict_their_license(card):
+    assert card.commercial is None or card.license is not None
+    assert not (card.commercial and is_noncommercial(card.license))
+    assert card.commercial is not False or is_noncommercial(card.license)
 
 
 def test_every_card_is_found_by_all_its_names():
@@ -81,7 +81,7 @@ def test_others_have_no_card(source):
 def test_bundled_card_says_what_the_model_says():
     card = card_of("bundled")
     text = (BUNDLED / "README.md").read_text()
-    assert f"license: {card.licence}\n" in text
+    assert f"license: {card.license}\n" in text
     assert card.trained_on in text
 
 
@@ -92,13 +92,13 @@ def test_distilled_models_are_marked():
 
 def test_what_is_not_known_is_none():
     card = card_of("ffhq_p2.pt")
-    assert card.licence is None
+    assert card.license is None
     assert card.commercial is None
     assert Card("a/b", "DDPM", 32, "https://example.org", "memory").also == ()
 
 
 @pytest.mark.parametrize(
-    "licence",
+    "license",
     [
         "cc-by-nc-4.0",
         "cc-by-nc-sa-4.0",
@@ -117,12 +117,12 @@ def test_what_is_not_known_is_none():
         "research only (trained on UTKFace photographs, non-commercial)",
     ],
 )
-def test_noncommercial_terms_are_recognised(licence):
-    assert is_noncommercial(licence)
+def test_noncommercial_terms_are_recognized(license):
+    assert is_noncommercial(license)
 
 
 @pytest.mark.parametrize(
-    "licence",
+    "license",
     [
         "",
         "other",
@@ -144,5 +144,5 @@ def test_noncommercial_terms_are_recognised(licence):
         "llama3 community license",
     ],
 )
-def test_free_and_unknown_terms_are_not_taken_for_noncommercial(licence):
-    assert not is_noncommercial(licence)
+def test_free_and_unknown_terms_are_not_taken_for_noncommercial(license):
+    assert not is_noncommercial(license)

@@ -118,17 +118,17 @@ def test_digest_changes_with_the_configuration(model, copy, file, changes):
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "license"),
     [
         (None, "not stated"),
         ("# A model without a header\n", "not stated"),
         ("---\ntags: [x]\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
     ],
 )
-def test_licence_comes_from_the_card(copy, card, licence):
+def test_license_comes_from_the_card(copy, card, license):
     if card:
         (copy / "README.md").write_text(card)
-    assert load_model(copy, "cpu").provenance.licence == licence
+    assert load_model(copy, "cpu").provenance.license == license
 
 
 # The bundled model, offline

@@ -80,7 +80,7 @@ def test_a_plot_is_a_drawing_in_the_page_the_same_each_time():
 
 
 def test_nothing_is_fetched_from_elsewhere():
-    content = page("t", picture(Image.new("L", (2, 2)), "grey"), plot(curve()))
+    content = page("t", picture(Image.new("L", (2, 2)), "gray"), plot(curve()))
     references = [
         value for _, attributes in Reader(content).elements for name, value in attributes.items()
         if name in ("src", "href", "xlink:href")

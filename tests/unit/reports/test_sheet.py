@@ -6,7 +6,7 @@ from PIL import Image
 
 from nearfar.reports.sheet import CAPTION, MARGIN, contact_sheet
 
-COLOURS = [["red", "lime", "blue"], ["black", "gray", "yellow"]]
+COLORS = [["red", "lime", "blue"], ["black", "gray", "yellow"]]
 
 
 def cell_of(sheet, line, column, cell):
@@ -16,17 +16,17 @@ def cell_of(sheet, line, column, cell):
 
 @pytest.mark.parametrize("cell", [8, 96])
 def test_every_image_fills_its_cell(cell):
-    rows = [[Image.new("RGB", (5 + line, 30), colour) for colour in row] for line, row in enumerate(COLOURS)]
+    rows = [[Image.new("RGB", (5 + line, 30), color) for color in row] for line, row in enumerate(COLORS)]
     sheet = contact_sheet(rows, ["a", "b", "c"], cell)
     assert sheet.size == (MARGIN + 3 * (cell + MARGIN), CAPTION + MARGIN + 2 * (cell + MARGIN))
-    for line, row in enumerate(COLOURS):
-        for column, colour in enumerate(row):
-            expected = np.asarray(Image.new("RGB", (cell, cell), colour))
+    for line, row in enumerate(COLORS):
+        for column, color in enumerate(row):
+            expected = np.asarray(Image.new("RGB", (cell, cell), color))
             assert (cell_of(sheet, line, column, cell) == expected).all()
 
 
-def test_grey_images_are_welcome():
-    sheet = contact_sheet([[Image.new("L", (3, 3), 77)]], ["grey"], 10)
+def test_gray_images_are_welcome():
+    sheet = contact_sheet([[Image.new("L", (3, 3), 77)]], ["gray"], 10)
     assert (cell_of(sheet, 0, 0, 10) == 77).all()
 
 

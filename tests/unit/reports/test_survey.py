@@ -43,11 +43,11 @@ def test_the_curves_are_the_numbers(found):
     norms = lines(distances_figure(found).axes[0])
     assert norms["unseen"] == [level.unseen.geometry.norm.mean for level in found.levels]
     assert norms["the model's own"] == [level.own.geometry.norm.mean for level in found.levels]
-    accuracy, centres, roundness, p_values = separation_figure(found).axes
+    accuracy, centers, roundness, p_values = separation_figure(found).axes
     assert [level.separation.accuracy for level in found.levels] in lines(accuracy).values()
-    assert [level.separation.quarter_power for level in found.levels] in lines(centres).values()
+    assert [level.separation.quarter_power for level in found.levels] in lines(centers).values()
     assert lines(roundness)["unseen, shrinkage"] == [level.unseen.geometry.shrinkage for level in found.levels]
-    assert lines(p_values)["centres differ"] == [level.separation.distance_p for level in found.levels]
+    assert lines(p_values)["centers differ"] == [level.separation.distance_p for level in found.levels]
     low, middle, high = spectrum_figure(found).axes
     variance = torch.tensor(found.levels[0].unseen.spectrum.variance).mean(0)[1:]
     torch.testing.assert_close(torch.tensor(lines(low)["unseen"], dtype=variance.dtype), variance)

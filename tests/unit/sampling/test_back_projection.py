@@ -66,7 +66,7 @@ def test_settling_changes_nothing_where_nothing_is_to_be_done():
     close(area.settle(images, area.shrink(images)), images)
 
 
-def test_rounding_to_grey_levels_moves_a_mean_by_less_than_half_a_level():
+def test_rounding_to_gray_levels_moves_a_mean_by_less_than_half_a_level():
     area, small = AreaDownsampling(2), drawn(1, 3, 16, 16).add(1).mul(127.5).round()
     settled = area.settle(drawn(1, 3, 32, 32, seed=1) * 3, small / 127.5 - 1)
     assert (area.shrink(settled.add(1).mul(127.5).round()) - small).abs().max() <= 0.5

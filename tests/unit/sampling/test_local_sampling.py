@@ -1,7 +1,7 @@
 """Local sampling with the tiny model: its two ends, its independence of the batch, and what it refuses.
 
 Across batch shapes the same sums are added in another order. In float32, over the 8 or fewer network calls here, that
-stays below 1e-5 in [-1, 1], a thousandth of a grey level (measured: 1.4e-5 in ten calls at worst, at 32 images).
+stays below 1e-5 in [-1, 1], a thousandth of a gray level (measured: 1.4e-5 in ten calls at worst, at 32 images).
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def test_strengths_of_a_batch_are_those_of_separate_calls(model, images):
     assert torch.equal(together, local_sample(model, images, strength=as_tensor, steps=4, key=KEY))
 
 
-def test_an_output_depends_neither_on_its_neighbours_nor_on_its_place(model, images):
+def test_an_output_depends_neither_on_its_neighbors_nor_on_its_place(model, images):
     together = local_sample(model, images, strength=0.5, steps=4, key=KEY)
     # Threads that share a batch add in another order from place to place; a folder run gives each a batch of its own.
     turned = local_sample(model, images.flip(0), strength=0.5, steps=4, key=KEY).flip(0)
@@ -95,7 +95,7 @@ def test_same_key_same_images_and_another_key_others(model, images):
     first, again = (local_sample(model, images, strength=0.5, steps=2, key=KEY) for _ in range(2))
     assert torch.equal(first, again)
     other = local_sample(model, images, strength=0.5, steps=2, key=SecretKey.from_seed(4))
-    assert ((first - other).abs().mean(dim=(1, 2, 3)) > 0.01).all()  # every image, by more than a grey level on average
+    assert ((first - other).abs().mean(dim=(1, 2, 3)) > 0.01).all()  # every image, by more than a gray level on average
 
 
 def test_without_a_key_every_call_differs(model, images):

@@ -35,21 +35,21 @@ SIDE = 2  # pixels along a patch
 
 
 def patches(pictures):
-    """(batch, place, colour * row * column): the pixels that belong to one place of the latents."""
-    batch, colours, height, width = pictures.shape
-    cells = pictures.reshape(batch, colours, height // SIDE, SIDE, width // SIDE, SIDE)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, colours * SIDE**2)
+    """(batch, place, color * row * column): the pixels that belong to one place of the latents."""
+    batch, colors, height, width = pictures.shape
+    cells = pictures.reshape(batch, colors, height // SIDE, SIDE, width // SIDE, SIDE)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, colors * SIDE**2)
 
 
-def pictures_of(cells, colours, side):
+def pictures_of(cells, colors, side):
     """The inverse of `patches`."""
-    cells = cells.reshape(len(cells), side, side, colours, SIDE, SIDE)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), colours, side * SIDE, side * SIDE)
+    cells = cells.reshape(len(cells), side, side, colors, SIDE, SIDE)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), colors, side * SIDE, side * SIDE)
 
 
 @dataclass(frozen=True, eq=False)
 class AffineSpace:
-    """A linear autoencoder: latents are an orthogonal mixture of a patch's grey pixels, scaled and shifted."""
+    """A linear autoencoder: latents are an orthogonal mixture of a patch's gray pixels, scaled and shifted."""
 
     mixture: torch.Tensor
     scaling: float = 2.5
@@ -73,12 +73,12 @@ MIXTURE = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch
 
 
 def patch_matrix():
-    """Of 2x2 patches of colours: channel (row * 2 + column) * 3 + colour is one pixel."""
+    """Of 2x2 patches of colors: channel (row * 2 + column) * 3 + color is one pixel."""
     matrix = torch.zeros(12, 12, dtype=torch.float64)
-    for colour in range(3):
+    for color in range(3):
         for row in range(SIDE):
             for column in range(SIDE):
-                matrix[(colour * SIDE + row) * SIDE + column, (row * SIDE + column) * 3 + colour] = 1
+                matrix[(color * SIDE + row) * SIDE + column, (row * SIDE + column) * 3 + color] = 1
     return matrix
 
 
@@ -87,7 +87,7 @@ class Case:
     """A space with its matrix, and how large the standard deviation of a latent is by its channel."""
 
     space: LatentSpace
-    colours: int
+    colors: int
     matrix: torch.Tensor
     deviations: torch.Tensor
 
@@ -121,7 +121,7 @@ def model_of(case, schedule, side):
     return FrozenModel(
         denoiser=GaussianDenoiser(SCHEDULES[schedule], case.mean, case.variance),
         latent_space=case.space,
-        image=ImageContract(side * SIDE, case.colours),
+        image=ImageContract(side * SIDE, case.colors),
         latent_shape=(case.channels, side, side),
         provenance=Provenance("oracle", "", ""),
         device=torch.device("cpu"),
@@ -143,7 +143,7 @@ def offset(case):
 
 def pictures(case, side, off=1.5):
     cells = patch_of_pixels(case, off).expand(len(STRENGTHS), side**2, -1)
-    return pictures_of(cells, case.colours, side).float()
+    return pictures_of(cells, case.colors, side).float()
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def expected(case, schedule, solver):
     return mean.flatten(1) @ case.matrix.T + offset(case), case.decoded_variance(variance)
 
 
-# Discretisation stays below 2 % on the grid of local_sample. DDIM is of first order, and of a table of sigmas the 2M
+# Discretization stays below 2 % on the grid of local_sample. DDIM is of first order, and of a table of sigmas the 2M
 # rule extrapolates over the bend at its first entry.
 STEPS = {"dpm++sde": 120, "ddim": 600}
 EXCEPTIONS = {("dpm++sde", "variance exploding"): 240}

@@ -68,7 +68,7 @@ def test_every_call_has_the_same_shape_and_each_tile_its_canvas_time(batch_size,
     assert asked.tolist() == [50.0] * 16 + [950.0] * 16
 
 
-def test_a_canvas_does_not_depend_on_its_neighbours():
+def test_a_canvas_does_not_depend_on_its_neighbors():
     x_t, t = noise(3, 2, 17, 12), times(3)
     denoiser = TiledDenoiser(GAUSSIAN, (8, 8), 4)
     assert torch.equal(denoiser(x_t, t)[1:2], denoiser(x_t[1:2], t[1:2]))

@@ -21,7 +21,7 @@ from nearfar.errors import UsageError
 Weights = dict[str, Tensor]
 Names = dict[str, tuple[str, ...]]
 
-GROUPS = 32  # of every group normalisation, in both families
+GROUPS = 32  # of every group normalization, in both families
 MOST_CHANNELS = 4  # more are upsamplers, which take a second picture
 QKV = ("to_q", "to_k", "to_v")
 WIDE_HEADS = "Attention heads have 64 channels; guided-diffusion's 128x128 model has 4 heads instead"
