@@ -60,10 +60,10 @@ def own(count=24, seed=0):
 
 
 def fit(model, images, **options):
-    """`Domain.fit` without its warnings, few images and a network without a middle block, and without guidance."""
+    """`Domain.fit` without its warnings, few images and a network without a middle block, and without pull."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
-        return Domain.fit(model, images, **{"own": own(), "guidance": 0.0, **options})
+        return Domain.fit(model, images, **{"own": own(), "pull": 0.0, **options})
 
 
 @lru_cache

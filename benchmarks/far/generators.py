@@ -2,7 +2,7 @@
 
 "nearfar" is the default with its pilot. All share one fit of a domain and one set of the model's own samples. Each
 takes (model, fit, count, seed) like those of `baselines.py`; ideas are numbered as in the prototype's notes: 2
-symmetric copies as parents, 3 a short return through the guided model after mixing by region, 5 rejection by the
+symmetric copies as parents, 3 a short return through the pulled model after mixing as a mosaic, 5 rejection by the
 guards.
 """
 
@@ -21,8 +21,8 @@ from nearfar.diffusion.level import STEPS
 from nearfar.diffusion.noise import SecretKey
 from nearfar.domain.domain import OWN_SAMPLES, STRENGTH, Domain
 from nearfar.domain.draws import FAMILIES, FAMILY
-from nearfar.domain.guidance import GUIDANCE
 from nearfar.domain.pilot import COUNT, pilot
+from nearfar.domain.pull import PULL
 from nearfar.domain.synthesis import synthesize, synthesizer
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import local_sample
@@ -32,11 +32,11 @@ RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
 """Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    **{f"regions guidance {weight:g}": {"pull": weight} for weight in (0.0, 0.3)},
-    "regions inverted without": {"pull": 0.0, "guidance": GUIDANCE},
-    "regions of any parents": {"alike": 1.0},
-    "regions margin 0.9": {"margin": 0.9},
-    **{f"regions {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
+    **{f"mosaic pull {weight:g}": {"fit_pull": weight} for weight in (0.0, 0.3)},
+    "mosaic inverted without": {"fit_pull": 0.0, "pull": PULL},
+    "mosaic of any parents": {"alike": 1.0},
+    "mosaic margin 0.9": {"margin": 0.9},
+    **{f"mosaic {parents} parents": {"parents": parents} for parents in (2, 4, 6)},
     **{family: {"family": family} for family in FAMILIES if family != FAMILY},
 }
 
@@ -45,13 +45,13 @@ def far_generators(domain: str) -> dict[str, Make]:
     """All of them by name, for a domain of `domains.py`."""
     made: dict[str, Make] = {name: partial(drawn, domain=domain, **settings) for name, settings in SETTINGS.items()}
     made = {"nearfar": partial(default, domain=domain), **made}
-    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", pull=0.0, guidance=1.0)
-    made["structured guidance 1"] = partial(
-        drawn, domain=domain, strength=HIGH, family="structured", pull=0.0, guidance=1.0
+    made["structured ratio 1"] = partial(drawn, domain=domain, family="structured", fit_pull=0.0, pull=1.0)
+    made["structured pull 1"] = partial(
+        drawn, domain=domain, strength=HIGH, family="structured", fit_pull=0.0, pull=1.0
     )
-    made["regions symmetric"] = partial(drawn, domain=domain, copies=True)
-    made["regions short return"] = partial(returned, domain=domain)
-    made["regions guards"] = partial(guarded, domain=domain)
+    made["mosaic symmetric"] = partial(drawn, domain=domain, copies=True)
+    made["mosaic short return"] = partial(returned, domain=domain)
+    made["mosaic guards"] = partial(guarded, domain=domain)
     return made
 
 
@@ -72,20 +72,20 @@ def drawn(
     domain: str,
     strength: float = STRENGTH,
     copies: bool = False,
-    pull: float = GUIDANCE,
+    fit_pull: float = PULL,
     **settings: Any,
 ) -> Made:
-    """Outputs of `synthesize`. pull: the guidance of the fit."""
-    found = fitted(model, fit, domain, strength, copies, pull)
+    """Outputs of `synthesize`. fit_pull: the pull of the fit."""
+    found = fitted(model, fit, domain, strength, copies, fit_pull)
     made = synthesize(model, found, count, seed=seed, batch_size=BATCH, **settings)
     return Made(made.images, found.steps + fit_calls(found) / count, made.acceptance)
 
 
 def returned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: str) -> Made:
-    """Outputs noised a little and brought back by the guided model."""
+    """Outputs noised a little and brought back by the pulled model."""
     found, before = fitted(model, fit, domain, STRENGTH, False), drawn(model, fit, count, seed, domain=domain)
-    guided, key = found.guided(model), SecretKey.from_seed(seed)
-    after = [local_sample(guided, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
+    pulled, key = found.pulled(model), SecretKey.from_seed(seed)
+    after = [local_sample(pulled, part, strength=RETURN, key=key) for part in torch.split(before.images, BATCH)]
     return Made(torch.cat(after), before.calls + STEPS)
 
 
@@ -104,12 +104,12 @@ def guarded(model: FrozenModel, fit: Tensor, count: int, seed: int, *, domain: s
 
 @lru_cache(maxsize=4)
 def fitted(
-    model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool, pull: float = GUIDANCE
+    model: FrozenModel, fit: Tensor, domain: str, strength: float, copies: bool, fit_pull: float = PULL
 ) -> Domain:
     """The domain of the images, or of these and their symmetric copies."""
     symmetry = "none" if copies else "turn" if domain in NO_UPRIGHT else "mirror"
     images = symmetric_copies(fit, domain) if copies else fit
-    return Domain.fit(model, images, own=own(model), strength=strength, guidance=pull, symmetry=symmetry)
+    return Domain.fit(model, images, own=own(model), strength=strength, pull=fit_pull, symmetry=symmetry)
 
 
 @lru_cache(maxsize=1)

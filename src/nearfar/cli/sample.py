@@ -32,10 +32,10 @@ class SampleChoice:
     family: Annotated[
         str,
         typer.Option(
-            help="Mixtures of latents: regions, parents, sphere. "
+            help="Mixtures of latents: mosaic, parents, sphere. "
             "Gaussians: scalar, diagonal, spectral, structured, shrinkage."
         ),
-    ] = "regions"
+    ] = "mosaic"
     parents: Annotated[int | None, typer.Option(help="Fitted images in a mixture. [default: the domain's own]")] = None
     geometry: Annotated[
         str, typer.Option(help="free, projected onto the domain's shell, or tested: drawn until it lies there.")
@@ -76,8 +76,8 @@ class SampleChoice:
         return Recipe(
             family=self.family,
             geometry=self.geometry,
-            guidance=self.pull,
-            eta=measured_eta(domain.guided(model, self.pull), domain, batch_size, self.seed) if eta is None else eta,
+            pull=self.pull,
+            eta=measured_eta(domain.pulled(model, self.pull), domain, batch_size, self.seed) if eta is None else eta,
             seed=self.seed,
             parents=self.parents,
             near=None if self.near is None else image_at(self.near, model, domain),
@@ -175,7 +175,7 @@ def batch_for(model: FrozenModel, given: int | None, count: int, earlier: Mappin
 
 
 def measured_eta(model: FrozenModel, domain: Domain, batch_size: int, seed: int) -> float:
-    """The largest eta with which the guided model keeps the domain's own latents in the domain."""
+    """The largest eta with which the pulled model keeps the domain's own latents in the domain."""
     from nearfar.domain.bandwidth import ETAS, bandwidth
     from nearfar.jobs.run import within_memory
 
@@ -208,7 +208,7 @@ def announce(model: FrozenModel, domain: Domain, work: Sampling, plan: SamplePla
     say("model", model_line(model))
     say("domain", f"{len(domain.latents)} images")
     say("level", level_line(level_of(model.schedule, domain.strength)))
-    say("draws", f"{how['family']}{mixture}, {how['geometry']}; pull {how['guidance']:g}, eta {how['eta']:g}")
+    say("draws", f"{how['family']}{mixture}, {how['geometry']}; pull {how['pull']:g}, eta {how['eta']:g}")
     if how["near"]:
         say("near", f"variations of one image, by {how['amount']:g}")
     say("work", f"{len(plan.todo)} samples in {batches} batches of {work.batch_size}, {len(plan.kept)} kept")

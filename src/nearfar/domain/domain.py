@@ -14,7 +14,7 @@ from torch import Tensor
 from nearfar.diffusion.level import WARP, level_of, start_times
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.guards import Guards, encoded
-from nearfar.domain.guidance import GUIDANCE, Gaussian, guided
+from nearfar.domain.pull import PULL, Gaussian, pulled
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import LowRank, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
@@ -42,8 +42,8 @@ class Domain:
     targets: of the paper's three tests, each latent against the others.
     guards: judge of new images. diagnostics: figures of the fit, by name.
     preprocessing: how files became images, kept for those who make files of new images.
-    mixing: how latents are mixed by region unless told otherwise, see `pilot`.
-    guidance: weight of the density ratio on the way there, and on the way back unless told otherwise.
+    mixing: how latents are mixed in a mosaic unless told otherwise, see `pilot`.
+    pull: weight of the density ratio on the way there, and on the way back unless told otherwise.
     From `latents` the fitted images can be had back: a domain is as confidential as they are.
     """
 
@@ -59,7 +59,7 @@ class Domain:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     mixing: Mapping[str, Any] = field(default_factory=dict)
-    guidance: float = 0.0
+    pull: float = 0.0
 
     @classmethod
     def fit(
@@ -69,7 +69,7 @@ class Domain:
         *,
         strength: float = STRENGTH,
         steps: int = STEPS,
-        guidance: float = GUIDANCE,
+        pull: float = PULL,
         own: OwnImages | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
@@ -80,7 +80,7 @@ class Domain:
         """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
 
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
-        guidance: in [0, 1]; images are inverted with the guided model, so that the way back, guided too, ends at them.
+        pull: in [0, 1]; images are inverted with the pulled model, so that the way back, pulled too, ends at them.
         own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
         of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
         `guards.SYMMETRIES`.
@@ -93,7 +93,7 @@ class Domain:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
         clean, its_own = encoded(model, images, batch_size).half().float(), encoded(model, own, batch_size)
-        toward = replace(model, denoiser=guided(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), guidance))
+        toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))
         parts = [found(toward, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
         there, figures = zip(*parts, strict=True)
         latents = torch.cat(there).half().float()
@@ -110,13 +110,13 @@ class Domain:
             diagnostics=level_of(model.schedule, strength) | diagnose(latents, figures),
             preprocessing=preprocessing or {},
             settings=bound(model),
-            guidance=guidance,
+            pull=pull,
         )
 
-    def guided(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
-        """The model with density-ratio guidance to this domain, of the domain's own weight unless another is given."""
-        weight = self.guidance if weight is None else weight
-        return replace(model, denoiser=guided(model.denoiser, Gaussian.fit(self.clean), self.own, weight))
+    def pulled(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
+        """The model with the pull of this domain, of the domain's own weight unless another is given."""
+        weight = self.pull if weight is None else weight
+        return replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(self.clean), self.own, weight))
 
     def check(self, model: FrozenModel) -> None:
         """Refuse another model than the one that the domain was found in, or the same with another prompt or size."""

@@ -26,7 +26,7 @@ from nearfar.latents.covariance import (
     spread_about,
     white_noise,
 )
-from nearfar.latents.mixtures import RegionMixtures, combine_regions, mix, mix_on_sphere, mix_regions, neighbors
+from nearfar.latents.mixtures import Mosaics, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.latents.spectral import Spectral, Structured
 from nearfar.tensors import Latents
@@ -39,15 +39,15 @@ SPREADS: dict[str, Callable[[Latents], Covariance]] = {
     "shrinkage": LowRank.fit,
 }
 MIXTURES = {
-    "regions": ("parents", "margin", "alike", "reach", "sharpness"),
+    "mosaic": ("parents", "margin", "alike", "reach", "sharpness"),
     "parents": ("parents", "concentration"),
     "sphere": ("concentration",),
 }
 """Families that mix latents, and their options."""
 FAMILIES = (*MIXTURES, *SPREADS)
-FAMILY = "regions"
+FAMILY = "mosaic"
 ALIKE, FEWEST_ALIKE = 0.2, 8
-"""The share of the fitted images that one of them may be mixed with by region, and how many at least."""
+"""The share of the fitted images that one of them may be mixed with in a mosaic, and how many at least."""
 MOST_ATTEMPTS = 10_000
 
 Parents = Int64[Tensor, " parents"]
@@ -68,15 +68,15 @@ Draw = Callable[[Generator], Start]
 def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
     """Draws of one family of spread, fitted to the domain's latents once.
 
-    family: "regions" mixes latents by region (`mix_regions`), "parents" as wholes (`mix`), "sphere" two
+    family: "mosaic" mixes latents by place (`mix_mosaics`), "parents" as wholes (`mix`), "sphere" two
     of them on the sphere as the paper does; "scalar" (the paper's Gaussian), "diagonal", "spectral", "structured" and
-    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture; for "regions" over the domain's own
+    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture; for "mosaic" over the domain's own
     (`Domain.mixing`) and with `margin` besides, see `novel`.
     """
     check_family(family, options)
     latents = domain.latents
-    if family == "regions":
-        return regional(domain, **{**domain.mixing, **options})
+    if family == "mosaic":
+        return mosaic(domain, **{**domain.mixing, **options})
     if family == "parents":
         return partial(mixture_start, partial(mix, latents, latents.mean(0), **options))
     if family == "sphere":
@@ -97,8 +97,8 @@ def check_family(family: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"options of {family} are {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def regional(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **options: Any) -> Draw:
-    """Mixtures by region, each of them `novel`.
+def mosaic(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **options: Any) -> Draw:
+    """Mosaics of latents, each of them `novel`.
 
     alike: each fitted image is mixed with those of this share of all that are most like it; at least 8 of them.
     """
@@ -108,11 +108,11 @@ def regional(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **option
         raise UsageError(f"alike must be above 0 and at most 1, got {alike:g}")
     near = max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1)
     mean, others = domain.latents.mean(0), neighbors(domain.clean, near)
-    mixing = partial(mix_regions, domain.latents, mean, 1, alike=others, **options)
+    mixing = partial(mix_mosaics, domain.latents, mean, 1, alike=others, **options)
     return partial(novel, domain, mixing, margin)
 
 
-def novel(domain: Domain, mixing: Callable[[Generator], RegionMixtures], margin: float, generator: Generator) -> Start:
+def novel(domain: Domain, mixing: Callable[[Generator], Mosaics], margin: float, generator: Generator) -> Start:
     """The first mixture that is expected to become no copy: no network call is spent on the others.
 
     Mixed in the same way, the clean latents must lie at least `margin` from each fitted one, in the guards' unit (the
@@ -125,7 +125,7 @@ def novel(domain: Domain, mixing: Callable[[Generator], RegionMixtures], margin:
         start = Start(mixture.latents[0], mixture.parents[0], attempt)
         if not margin:
             return start
-        clean = combine_regions(domain.clean, mean, mixture.parents, mixture.weights)
+        clean = combine_mosaics(domain.clean, mean, mixture.parents, mixture.weights)
         away = torch.cdist(clean.clamp(least, most).flatten(1), domain.clean.flatten(1)).min().item()
         if away >= margin * domain.guards.latent_unit:
             return start

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from nearfar.domain.domain import Domain
 from nearfar.domain.guards import Guards
-from nearfar.domain.guidance import Gaussian
+from nearfar.domain.pull import Gaussian
 from nearfar.errors import UsageError, first_line
 from nearfar.io.writing import write_whole, writing
 from nearfar.latents.shell import Target, Targets
 from nearfar.latents.spectral import Spectral, Structured
 
 KEY, FORMAT = "nearfar domain", 2
-WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "guidance")
+WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull")
 """Fields that JSON holds as they are."""
 
 

@@ -28,7 +28,7 @@ CANDIDATES: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings of `starts.regional`, and the shares that the guards found (`guards.rates`)."""
+    """Settings of `draws.mosaic`, and the shares that the guards found (`guards.rates`)."""
 
     mixing: Mapping[str, Any]
     rates: Mapping[str, float]

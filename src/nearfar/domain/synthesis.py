@@ -40,7 +40,7 @@ class Synthesis:
 
 @dataclass(frozen=True, eq=False)
 class Synthesizer:
-    """Everything that is settled once for all outputs: the draws, the guided model, the way down.
+    """Everything that is settled once for all outputs: the draws, the pulled model, the way down.
 
     eta: 0 follows the deterministic trajectory, as the paper; above, fresh noise is added, up to 1 (see `bandwidth`).
     """
@@ -83,7 +83,7 @@ def synthesizer(
     *,
     family: str = FAMILY,
     geometry: str = "free",
-    guidance: float | None = None,
+    pull: float | None = None,
     eta: float = 0.0,
     seed: int = 0,
     **options: Any,
@@ -95,7 +95,7 @@ def synthesizer(
     if not 0 <= eta <= 1:
         raise UsageError(f"eta must be in [0, 1], got {eta:g}")
     draw = GEOMETRIES[geometry](drawing(domain, family, **options), domain)
-    return Synthesizer(domain.guided(model, guidance), domain, draw, eta, seed)
+    return Synthesizer(domain.pulled(model, pull), domain, draw, eta, seed)
 
 
 def synthesize(
@@ -106,7 +106,7 @@ def synthesize(
     first: int = 0,
     family: str = FAMILY,
     geometry: str = "free",
-    guidance: float | None = None,
+    pull: float | None = None,
     eta: float = 0.0,
     seed: int = 0,
     batch_size: int = BATCH,
@@ -117,14 +117,12 @@ def synthesize(
 
     family: of spread, see `starts.drawing`. geometry: "free" takes draws as they are, "projected" puts them onto the
     domain's shell, "tested" repeats them until they pass the paper's three tests.
-    guidance: weight of the density ratio, in [0, 1] (see `guidance.Guided`), the domain's own unless given; 0 is the
+    pull: weight of the density ratio, in [0, 1] (see `pull.Pulled`), the domain's own unless given; 0 is the
     frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
     eta: of the way down, see `Synthesizer`. first: the number of the first output. options: of the family.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
-    making = synthesizer(
-        model, domain, family=family, geometry=geometry, guidance=guidance, eta=eta, seed=seed, **options
-    )
+    making = synthesizer(model, domain, family=family, geometry=geometry, pull=pull, eta=eta, seed=seed, **options)
     return making.make_all(range(first, first + count), batch_size, on_step)
 
 
@@ -136,7 +134,7 @@ def vary(
     *,
     amount: float = 0.5,
     family: str = FAMILY,
-    guidance: float | None = None,
+    pull: float | None = None,
     seed: int = 0,
     batch_size: int = BATCH,
     on_step: OnStep | None = None,
@@ -144,11 +142,11 @@ def vary(
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
     amount: 0 gives the image back, 1 forgets it and is what `synthesize` makes: the image's latent and a draw are added
-    as in `draws.steer`, so that every mixture lies where latents of the domain lie. guidance: of `synthesize`; the
+    as in `draws.steer`, so that every mixture lies where latents of the domain lie. pull: of `synthesize`; the
     image is inverted with it too.
     Cost: one inversion, and `steps` calls for each batch.
     """
-    making = varying(model, domain, image, amount=amount, family=family, guidance=guidance, seed=seed, on_step=on_step)
+    making = varying(model, domain, image, amount=amount, family=family, pull=pull, seed=seed, on_step=on_step)
     return making.make_all(range(count), batch_size, on_step).images
 
 

@@ -87,14 +87,14 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What samples are made of; the fields are those of `synthesize`, a guidance of None is the domain's own.
+    """What samples are made of; the fields are those of `synthesize`, a pull of None is the domain's own.
 
-    near, amount: an image that samples are variations of, and how far from it (`starts.steer`).
+    near, amount: an image that samples are variations of, and how far from it (`draws.steer`).
     """
 
     family: str = FAMILY
     geometry: str = "free"
-    guidance: float | None = None
+    pull: float | None = None
     eta: float = 0.0
     seed: int = 0
     parents: int | None = None
@@ -102,7 +102,7 @@ class Recipe:
     amount: float = AMOUNT
 
     def synthesizer(self, model: FrozenModel, domain: Domain) -> Synthesizer:
-        names = ("family", "geometry", "guidance", "eta", "seed", *(() if self.parents is None else ("parents",)))
+        names = ("family", "geometry", "pull", "eta", "seed", *(() if self.parents is None else ("parents",)))
         how: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.near is None:
             return synthesizer(model, domain, **how)
@@ -128,7 +128,7 @@ def sampling(
     """How samples of a domain are made: pictures (`.png`), or arrays of physical values of a suffix and a dtype."""
     values = values_of(domain)
     check_format(suffix, dtype, values)
-    recipe = replace(recipe, guidance=domain.guidance) if recipe.guidance is None else recipe
+    recipe = replace(recipe, pull=domain.pull) if recipe.pull is None else recipe
     making = recipe.synthesizer(model, domain)
     making.draw(generator_of(recipe.seed, FIRST))
     settings = {

@@ -1,6 +1,6 @@
 """New latents as mixtures of a few given ones: what a domain's spread is when no Gaussian is trusted with it.
 
-By region, other parents rule in other places, and every place keeps its mean and variance. A mixture with one weight
+In a mosaic, other parents rule in other places, and every place keeps its mean and variance. A mixture with one weight
 per parent either copies (few parents) or averages what is particular away (many), and then the model's own domain takes
 over. Where each place has a parent of its own, up to soft borders, what is particular survives, while no parent fills
 more than a part of the image.
@@ -29,8 +29,8 @@ Weights = Float64[Tensor, "mixtures parents"]
 Mixed = Float[Tensor, "mixtures places rows columns"]
 
 REACH, SHARPNESS, GRID = 0.13, 6.0, 4
-"""Blur of the regions as a share of the image's side, how sharply one parent gives way to another, and cells a side of
-the averages by which parents are alike."""
+"""Blur of a mosaic's parts as a share of the image's side, how sharply one parent gives way to another, and cells a
+side of the averages by which parents are alike."""
 
 WeightMaps = Float64[Tensor, "mixtures parents rows columns"]
 
@@ -110,7 +110,7 @@ def check_parents(parents: int, available: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class RegionMixtures:
+class Mosaics:
     """Latents, which of the given ones each was made of, and the weight of each parent in each place."""
 
     latents: Mixed
@@ -118,7 +118,7 @@ class RegionMixtures:
     weights: WeightMaps
 
 
-def mix_regions(
+def mix_mosaics(
     latents: Latents,
     mean: Latent,
     count: int,
@@ -127,12 +127,12 @@ def mix_regions(
     reach: float = REACH,
     sharpness: float = SHARPNESS,
     alike: Neighbors | None = None,
-) -> RegionMixtures:
+) -> Mosaics:
     """`count` mixtures of `parents` different latents each, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
     by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: of each latent
-    those that may be mixed with it (see `neighbors`), all others unless given. See `combine_regions` for what is made
+    those that may be mixed with it (see `neighbors`), all others unless given. See `combine_mosaics` for what is made
     of them.
     """
     if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
@@ -140,20 +140,20 @@ def mix_regions(
     chosen = choose_alike(others(len(latents)) if alike is None else alike, count, parents, generator)
     fields = smooth_fields(count, parents, latents.shape[2], latents.shape[3], reach, generator)
     weights = (sharpness * fields).softmax(dim=1)
-    return RegionMixtures(combine_regions(latents, mean, chosen, weights), chosen, weights)
+    return Mosaics(combine_mosaics(latents, mean, chosen, weights), chosen, weights)
 
 
 def neighbors(latents: Latents, count: int, grid: int = GRID) -> Neighbors:
     """Of each latent the `count` others that are nearest in averages over `grid x grid` cells, nearest first.
 
-    Regions of images alike in layout and colors fit together; those of a shoe and a shirt make neither.
+    Parts of images alike in layout and colors fit together; those of a shoe and a shirt make neither.
     """
     coarse = adaptive_avg_pool2d(latents.double(), grid).flatten(1)
     away = torch.cdist(coarse, coarse, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
     return away.argsort(1)[:, : min(count, len(latents) - 1)]
 
 
-def combine_regions(latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps) -> Mixed:
+def combine_mosaics(latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps) -> Mixed:
     """`(1 - a / sqrt b) mean + sum w x / sqrt b` in each place, a = sum w, b = sum w^2 over the parents there.
 
     The mean-corrected combination of LOL (arXiv 2408.08558) with weights of its own for each place: for fixed weights

@@ -67,7 +67,7 @@ def domain_content(domain: Domain, file: Path, thumbnails: bool) -> dict[str, An
         "model_settings": dict(domain.settings),
         "strength": domain.strength,
         "steps": domain.steps,
-        "guidance": domain.guidance,
+        "pull": domain.pull,
         "images": len(domain.latents),
         "latent_shape": list(domain.latents.shape[1:]),
         "diagnostics": dict(domain.diagnostics),
@@ -89,7 +89,7 @@ def domain_lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("domain", f"{content['file']}, {content['bytes'] / 2**20:.2f} MiB"),
         ("model", f"sha256:{content['model'][:12]}..."),
         ("level", level_text(content)),
-        ("pull", f"{content['guidance']:g} on the way there, and on the way back unless another is given"),
+        ("pull", f"{content['pull']:g} on the way there, and on the way back unless another is given"),
         ("images", f"{content['images']} {arrays}, fitted by {content['preprocessing'].get('fit', 'hand')}"),
         ("returns", f"PSNR {found['psnr_least']:.1f} dB at least, {found['psnr_median']:.1f} dB in the middle"),
         ("inversion", f"{found['calls_per_image']:.0f} calls a batch, residual at most {found['residual_most']:.2g}"),
@@ -198,7 +198,7 @@ def sample_html(content: dict[str, Any], domain: Domain, out: Path, fitted: Tens
     sections = [
         paragraph(
             f"{len(content['samples'])} samples of {len(domain.latents)} images: {settings['family']} draws, "
-            f"{settings['geometry']}, pull {settings['guidance']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
+            f"{settings['geometry']}, pull {settings['pull']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
         ),
         table(["", "samples", "share"], rate_rows(content)),
         heading("Samples"),

@@ -7,7 +7,7 @@ import torch
 
 from nearfar.diffusion.level import level_of
 from nearfar.domain.domain import Domain
-from nearfar.domain.guidance import Gaussian
+from nearfar.domain.pull import Gaussian
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.shell import measure
 from nearfar.metrics.quality import psnr
@@ -28,15 +28,15 @@ def test_latents_are_those_of_an_inversion_and_clean_ones_those_of_the_encoder()
     assert (domain.strength, domain.steps, domain.model) == (0.6, 7, model.provenance.sha256)
 
 
-def test_with_guidance_the_way_back_ends_at_the_fitted_images_guided_too():
-    domain, model = fitted(guidance=0.4), oracle()
-    assert domain.guidance == 0.4
+def test_with_pull_the_way_back_ends_at_the_fitted_images_pulled_too():
+    domain, model = fitted(pull=0.4), oracle()
+    assert domain.pull == 0.4
     assert not torch.equal(domain.latents, fitted().latents)
     for weight, near in ((None, True), (0.0, False)):
-        again = denoise(domain.guided(model, weight), domain.latents, strength=0.5, steps=domain.steps)
+        again = denoise(domain.pulled(model, weight), domain.latents, strength=0.5, steps=domain.steps)
         assert ((again - unseen()).abs().max().item() < 2e-3) == near
-    with pytest.raises(UsageError, match=r"guidance must be in \[0, 1\], got 1.1"):
-        fitted(guidance=1.1)
+    with pytest.raises(UsageError, match=r"pull must be in \[0, 1\], got 1.1"):
+        fitted(pull=1.1)
 
 
 def test_behind_an_encoder_clean_latents_are_encoded():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from nearfar.domain.file import load_domain, load_thumbnails, save_domain
 from nearfar.domain.guards import Guards
-from nearfar.domain.guidance import Gaussian
+from nearfar.domain.pull import Gaussian
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import RunError, UsageError
 from nearfar.latents.covariance import posterior_mean

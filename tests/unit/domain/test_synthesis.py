@@ -40,7 +40,7 @@ def network_domain(model):
 
 
 def test_an_output_depends_on_its_number_alone(model, network_domain):
-    options = {"eta": 0.5, "guidance": 0.3, "seed": 3}
+    options = {"eta": 0.5, "pull": 0.3, "seed": 3}
     five = synthesize(model, network_domain, 5, **options)
     for other in (
         synthesize(model, network_domain, 5, batch_size=2, **options),
@@ -80,7 +80,7 @@ def test_every_family_makes_images_and_says_what_of(family):
     assert made.images.dtype == torch.float32
     assert made.images.isfinite().all()
     assert made.images.abs().max() <= 1
-    parents = {"regions": 3, "parents": 3, "sphere": 2}.get(family, 0)
+    parents = {"mosaic": 3, "parents": 3, "sphere": 2}.get(family, 0)
     assert [len(set(start.parents.tolist())) for start in made.starts] == [parents] * 3
     assert made.acceptance == 1
 
@@ -172,7 +172,7 @@ def exact_return(domain, latents):
 def test_scalar_draws_end_with_the_mean_and_the_variance_of_the_closed_form(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     domain, count = fitted(steps=200), 1500
-    made = synthesize(oracle(), domain, count, family="scalar", guidance=0.0, batch_size=count)
+    made = synthesize(oracle(), domain, count, family="scalar", pull=0.0, batch_size=count)
     latents = torch.stack([start.latent for start in made.starts])
     expected, gain = exact_return(domain, latents)
     unclipped = expected.abs() < 0.95
@@ -196,17 +196,17 @@ def by_hand(domain, made, solver, seed):
 
 @pytest.mark.parametrize(("eta", "solver"), [(0.0, "ddim"), (1.0, "ancestral")])
 def test_eta_leads_from_the_papers_way_to_the_ancestral_one(eta, solver):
-    made = synthesize(oracle(), fitted(), 4, guidance=0.0, eta=eta, seed=6)
+    made = synthesize(oracle(), fitted(), 4, pull=0.0, eta=eta, seed=6)
     assert torch.equal(made.images, by_hand(fitted(), made, SOLVERS[solver], 6))
-    assert not torch.equal(made.images, synthesize(oracle(), fitted(), 4, guidance=0.0, eta=0.3, seed=6).images)
+    assert not torch.equal(made.images, synthesize(oracle(), fitted(), 4, pull=0.0, eta=0.3, seed=6).images)
 
 
-def test_guidance_leads_away_from_the_models_own_domain():
+def test_pull_leads_away_from_the_models_own_domain():
     """Draws of the model's own spread, on the way to it or to the domain: the means of what comes out."""
     own_mean, mean = own().mean().item(), unseen().mean().item()
     latents = fitted().latents
     strange = replace(fitted(), latents=latents - latents.mean(0) + own_mean)
-    ends = [synthesize(oracle(), strange, 32, guidance=weight).images.mean().item() for weight in (0.0, 0.5, 1.0)]
+    ends = [synthesize(oracle(), strange, 32, pull=weight).images.mean().item() for weight in (0.0, 0.5, 1.0)]
     assert own_mean - 0.1 < ends[0]
     assert ends[0] - 0.05 > ends[1] > ends[2] + 0.05
     assert ends[2] > mean - 0.1
@@ -260,15 +260,15 @@ def test_a_steered_latent_keeps_mean_and_covariance():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"family": "cubes"}, "family must be one of regions, parents, .*, got 'cubes'"),
+        ({"family": "cubes"}, "family must be one of mosaic, parents, .*, got 'cubes'"),
         ({"geometry": "flat"}, "geometry must be one of free, projected, tested, got 'flat'"),
         ({"eta": 1.1}, r"eta must be in \[0, 1\], got 1.1"),
         ({"eta": -0.1}, r"eta must be in \[0, 1\], got -0.1"),
         ({"eta": math.nan}, r"eta must be in \[0, 1\], got nan"),
-        ({"guidance": 1.5}, r"guidance must be in \[0, 1\], got 1.5"),
+        ({"pull": 1.5}, r"pull must be in \[0, 1\], got 1.5"),
         ({"count": 0}, "count must be at least 1, got none"),
         ({"family": "sphere", "parents": 3}, "^options of sphere are concentration, got parents$"),
-        ({"color": 3}, "^options of regions are parents, margin, alike, reach, sharpness, got color$"),
+        ({"color": 3}, "^options of mosaic are parents, margin, alike, reach, sharpness, got color$"),
         ({"family": "scalar", "parents": 2}, "scalar draws take no options, got parents: these are for mixtures"),
         ({"parents": COUNT + 1}, f"parents must be from 1 to the {COUNT} latents there are, got {COUNT + 1}"),
     ],
@@ -318,7 +318,7 @@ def test_one_parent_alone_is_never_novel(monkeypatch):
         drawing(fitted(), margin=-1.0)
 
 
-def test_parents_by_region_are_those_most_alike():
+def test_parents_by_place_are_those_most_alike():
     """A share of 0.75 leaves each of 16 images 12 that it may be mixed with, 0.1 at least 8 or all that are needed."""
     domain = fitted()
     order = neighbors(domain.clean, COUNT)

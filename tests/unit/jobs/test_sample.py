@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nearfar.domain.guards import Judgment
-from nearfar.domain.guidance import Gaussian
+from nearfar.domain.pull import Gaussian
 from nearfar.domain.synthesis import synthesize, vary
 from nearfar.errors import UsageError
 from nearfar.io.arrays import read_array
@@ -158,7 +158,7 @@ def test_variations_are_those_of_vary(tmp_path):
         {"recipe": Recipe(seed=1)},
         {"recipe": Recipe(family="scalar")},
         {"recipe": Recipe(geometry="projected")},
-        {"recipe": Recipe(guidance=0.1)},
+        {"recipe": Recipe(pull=0.1)},
         {"recipe": Recipe(eta=0.1)},
         {"recipe": Recipe(parents=2)},
         {"recipe": Recipe(near=unseen()[0])},
@@ -179,11 +179,11 @@ def test_other_settings_are_refused(tmp_path, other):
     assert contents(out) == before
 
 
-def test_the_guidance_of_a_text_model_is_recorded_beside_that_of_the_samples():
+def test_the_guidance_of_a_text_model_is_recorded_beside_the_pull_of_the_samples():
     bound = {"guidance": 3.0}
     domain = replace(fitted(), settings=bound)
-    made = sampling(oracle(settings=bound), domain, Recipe(guidance=0.1), suffix=".png", batch_size=2)
-    assert (made.settings["model_settings"], made.settings["guidance"]) == (bound, 0.1)
+    made = sampling(oracle(settings=bound), domain, Recipe(pull=0.1), suffix=".png", batch_size=2)
+    assert (made.settings["model_settings"], made.settings["pull"]) == (bound, 0.1)
 
 
 @pytest.mark.parametrize(

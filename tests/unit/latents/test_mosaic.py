@@ -1,4 +1,4 @@
-"""Mixtures by region: moments by algebra for fixed weights, and the fields that the weights are made of."""
+"""Mosaics of latents: moments by algebra for fixed weights, and the fields that the weights are made of."""
 
 import math
 
@@ -9,8 +9,8 @@ from nearfar.errors import UsageError
 from nearfar.latents.mixtures import (
     choose_alike,
     combine,
-    combine_regions,
-    mix_regions,
+    combine_mosaics,
+    mix_mosaics,
     neighbors,
     others,
     smooth_fields,
@@ -32,19 +32,19 @@ def positive(mixtures, parents, seed=1):
 
 
 def shares(count, mean_of, weights):
-    """What each of `count` latents is multiplied with in each place: `combine_regions` is linear in them.
+    """What each of `count` latents is multiplied with in each place: `combine_mosaics` is linear in them.
 
     (mixtures, count, rows, columns): one latent after another is 1 everywhere, and the others are 0.
     """
     units = torch.eye(count, dtype=torch.float64)[..., None, None].expand(count, count, *SHAPE[1:])
     parents = torch.arange(weights.shape[1]).expand(weights.shape[:2])
-    return combine_regions(units, mean_of(units), parents, weights)
+    return combine_mosaics(units, mean_of(units), parents, weights)
 
 
 def test_with_a_known_mean_every_place_has_the_domains_mean_and_covariance():
     weights, mean = positive(5, 3), noise(1, seed=2)[0]
     parents = torch.arange(3).expand(5, 3)
-    at_mean = combine_regions(mean.expand(7, *SHAPE), mean, parents, weights)
+    at_mean = combine_mosaics(mean.expand(7, *SHAPE), mean, parents, weights)
     torch.testing.assert_close(at_mean, mean.expand(5, *SHAPE))  # the expectation: all else is linear
     found = shares(7, lambda units: torch.zeros_like(units[0]), weights)
     # Of independent latents with covariance S the sum has the sum of squared shares times S.
@@ -70,13 +70,13 @@ def test_about_the_fitted_mean_the_covariance_falls_short_as_documented():
 def test_weights_that_are_alike_everywhere_make_the_mixtures_of_whole_latents():
     latents, mean = noise(6), noise(1, seed=3)[0]
     parents, whole = torch.tensor([[0, 3, 5], [4, 1, 2]]), positive(2, 3)[..., 0, 0]
-    by_region = combine_regions(latents, mean, parents, whole[..., None, None].expand(2, 3, *SHAPE[1:]))
-    torch.testing.assert_close(by_region, combine(latents, mean, parents, whole))
+    by_place = combine_mosaics(latents, mean, parents, whole[..., None, None].expand(2, 3, *SHAPE[1:]))
+    torch.testing.assert_close(by_place, combine(latents, mean, parents, whole))
 
 
 def test_without_sharpness_all_parents_count_alike():
     latents, mean = noise(6), noise(1, seed=3)[0]
-    mixtures = mix_regions(latents, mean, 4, generator(), parents=3, sharpness=0.0)
+    mixtures = mix_mosaics(latents, mean, 4, generator(), parents=3, sharpness=0.0)
     expected = torch.stack([latents[row].sum(0) / 3**0.5 + (1 - 3**0.5) * mean for row in mixtures.parents])
     torch.testing.assert_close(mixtures.latents, expected)
 
@@ -86,7 +86,7 @@ def test_drawn_mixtures_have_the_mean_and_the_covariance_of_the_domain():
     count, mean = 4000, torch.full(SHAPE, 2.0, dtype=torch.float64)
     colors = torch.tensor([[1.0, 0, 0], [0.8, 0.5, 0], [-0.3, 0.2, 0.4]], dtype=torch.float64)
     latents = mean + torch.einsum("cd,ndhw->nchw", colors, noise(count, seed=5))
-    x = mix_regions(latents, mean, count, generator(1)).latents - mean
+    x = mix_mosaics(latents, mean, count, generator(1)).latents - mean
     exact = colors @ colors.T
     places = x[:, :, ::5, ::7]  # the corners
     covariance = torch.einsum("nchw,ndhw->hwcd", places, places) / count
@@ -117,7 +117,7 @@ def test_fields_have_the_stated_correlation_length(reach):
 def test_sharper_weights_leave_one_parent_to_rule_each_place():
     latents, mean = noise(6), noise(1)[0]
     strongest = [
-        mix_regions(latents, mean, 200, generator(), sharpness=sharpness).weights.amax(1).mean().item()
+        mix_mosaics(latents, mean, 200, generator(), sharpness=sharpness).weights.amax(1).mean().item()
         for sharpness in (0.0, 1.0, 3.0, 1000.0)
     ]
     assert strongest == sorted(strongest)
@@ -126,7 +126,7 @@ def test_sharper_weights_leave_one_parent_to_rule_each_place():
 
 
 def test_every_parent_rules_somewhere_alike_in_the_long_run():
-    weights = mix_regions(noise(6), noise(1)[0], 2000, generator()).weights
+    weights = mix_mosaics(noise(6), noise(1)[0], 2000, generator()).weights
     torch.testing.assert_close(weights.sum(1), torch.ones(2000, *SHAPE[1:], dtype=torch.float64))
     # A share has a deviation below 0.47; 2000 draws of it 0.0105.
     assert (weights.mean(0) - 1 / 3).abs().max() < 5 * 0.0105
@@ -134,17 +134,17 @@ def test_every_parent_rules_somewhere_alike_in_the_long_run():
 
 def test_one_parent_is_given_back():
     latents = noise(5).float()
-    copies = mix_regions(latents, latents.mean(0), 6, generator(2), parents=1)
+    copies = mix_mosaics(latents, latents.mean(0), 6, generator(2), parents=1)
     assert copies.latents.dtype == torch.float32
     torch.testing.assert_close(copies.latents, latents[copies.parents[:, 0]])
 
 
 def test_mixtures_say_what_they_are_made_of():
     latents, mean = noise(8), noise(1, seed=3)[0]
-    mixtures = mix_regions(latents, mean, 50, generator(3), parents=4)
+    mixtures = mix_mosaics(latents, mean, 50, generator(3), parents=4)
     assert all(len(set(row)) == 4 for row in mixtures.parents.tolist())
     assert set(mixtures.parents.flatten().tolist()) == set(range(8))
-    assert torch.equal(combine_regions(latents, mean, mixtures.parents, mixtures.weights), mixtures.latents)
+    assert torch.equal(combine_mosaics(latents, mean, mixtures.parents, mixtures.weights), mixtures.latents)
     weights = mixtures.weights[0, :, 2, 5]
     by_hand = weights @ latents[mixtures.parents[0], :, 2, 5] + (weights.square().sum().sqrt() - 1) * mean[:, 2, 5]
     torch.testing.assert_close(mixtures.latents[0, :, 2, 5], by_hand / weights.square().sum().sqrt())
@@ -152,7 +152,7 @@ def test_mixtures_say_what_they_are_made_of():
 
 def test_draws_repeat_with_their_seed():
     latents = noise(5)
-    one, same, other = (mix_regions(latents, latents.mean(0), 3, generator(seed)).latents for seed in (2, 2, 3))
+    one, same, other = (mix_mosaics(latents, latents.mean(0), 3, generator(seed)).latents for seed in (2, 2, 3))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -160,13 +160,13 @@ def test_draws_repeat_with_their_seed():
 @pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": math.nan}, {"sharpness": -1.0}, {"sharpness": math.inf}])
 def test_fields_that_cannot_be_had_are_refused(wrong):
     with pytest.raises(UsageError, match="reach must be above 0 and sharpness at least 0, got"):
-        mix_regions(noise(5), noise(1)[0], 2, generator(), **wrong)
+        mix_mosaics(noise(5), noise(1)[0], 2, generator(), **wrong)
 
 
 @pytest.mark.parametrize("parents", [0, 6])
 def test_numbers_of_parents_that_cannot_be_had_are_refused(parents):
     with pytest.raises(UsageError, match=f"parents must be from 1 to the 5 latents there are, got {parents}"):
-        mix_regions(noise(5), noise(1)[0], 2, generator(), parents=parents)
+        mix_mosaics(noise(5), noise(1)[0], 2, generator(), parents=parents)
 
 
 def test_neighbors_are_the_nearest_in_coarse_averages():

@@ -1,4 +1,4 @@
-"""Density-ratio guidance where the model is itself a Gaussian, so that the guided way has closed forms."""
+"""The pull of a domain where the model is itself a Gaussian, so that the pulled way has closed forms."""
 
 import jaxtyping
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, DPMSolverPPSDE, Heun, solve
-from nearfar.domain.guidance import Gaussian, Guided, guided
+from nearfar.domain.pull import Gaussian, Pulled, pulled
 from nearfar.latents.covariance import Diagonal, posterior_mean
 from nearfar.latents.spectral import Structured
 from oracle import GaussianDenoiser
@@ -51,7 +51,7 @@ def shapes_are_checked_elsewhere(monkeypatch):
 
 @each_schedule
 def test_of_a_model_that_is_its_own_gaussian_weight_one_makes_the_domains_exact_denoiser(schedule):
-    found = Guided(denoiser_of(schedule, OWN), DOMAIN, OWN, 1.0)
+    found = Pulled(denoiser_of(schedule, OWN), DOMAIN, OWN, 1.0)
     x, t = 2 * noise(6), mixed_levels(schedule)
     torch.testing.assert_close(found(x, t), denoiser_of(schedule, DOMAIN)(x, t), rtol=0, atol=1e-12)
     assert found.schedule is schedule
@@ -62,7 +62,7 @@ def test_weights_between_go_a_part_of_the_way(schedule):
     model, x, t = denoiser_of(schedule, OWN), noise(6), mixed_levels(schedule)
     there = denoiser_of(schedule, DOMAIN)(x, t)
     for weight in (0.25, 0.6):
-        found = Guided(model, DOMAIN, OWN, weight)(x, t)
+        found = Pulled(model, DOMAIN, OWN, weight)(x, t)
         torch.testing.assert_close(found, torch.lerp(model(x, t), there, weight), rtol=0, atol=1e-12)
 
 
@@ -71,8 +71,8 @@ def test_another_model_keeps_what_it_knows_beyond_its_gaussian():
     schedule, x = SCHEDULES["flow"], noise(6)
     t, other = mixed_levels(schedule), lambda x, t: x.sin()
     other_denoiser = Plain(schedule, other)
-    correction = Guided(denoiser_of(schedule, OWN), DOMAIN, OWN, 0.5)(x, t) - denoiser_of(schedule, OWN)(x, t)
-    found = Guided(other_denoiser, DOMAIN, OWN, 0.5)(x, t) - x.sin()
+    correction = Pulled(denoiser_of(schedule, OWN), DOMAIN, OWN, 0.5)(x, t) - denoiser_of(schedule, OWN)(x, t)
+    found = Pulled(other_denoiser, DOMAIN, OWN, 0.5)(x, t) - x.sin()
     torch.testing.assert_close(found, correction, rtol=0, atol=1e-12)
     assert correction.abs().max() > 0.05
 
@@ -89,7 +89,7 @@ class Plain:
 
 @each_schedule
 def test_images_of_a_batch_at_different_levels_do_not_meet(schedule):
-    found = Guided(denoiser_of(schedule, OWN), DOMAIN, OWN, 0.7)
+    found = Pulled(denoiser_of(schedule, OWN), DOMAIN, OWN, 0.7)
     x, t = noise(6), mixed_levels(schedule)
     alone = torch.cat([found(x[n : n + 1], t[n : n + 1]) for n in range(6)])
     torch.testing.assert_close(found(x, t), alone, rtol=0, atol=1e-13)
@@ -97,16 +97,16 @@ def test_images_of_a_batch_at_different_levels_do_not_meet(schedule):
 
 def test_weight_zero_is_the_model_itself():
     model = denoiser_of(SCHEDULES["flow"], OWN)
-    assert guided(model, DOMAIN, OWN, 0.0) is model
-    assert isinstance(guided(model, DOMAIN, OWN, 0.3), Guided)
+    assert pulled(model, DOMAIN, OWN, 0.0) is model
+    assert isinstance(pulled(model, DOMAIN, OWN, 0.3), Pulled)
 
 
 def sampled(schedule, count, solver, steps):
-    """From pure noise at strength 1 to clean, the model guided in full. Noise in pairs of opposite sign."""
+    """From pure noise at strength 1 to clean, the model pulled in full. Noise in pairs of opposite sign."""
     half = noise(count // 2, seed=3)
     start = torch.full((count,), schedule.noisiest_time, dtype=torch.float64)
     noisy = schedule.add_noise(torch.zeros(count, *SHAPE, dtype=torch.float64), start, torch.cat([half, -half]))
-    found = Guided(denoiser_of(schedule, OWN), DOMAIN, OWN, 1.0)
+    found = Pulled(denoiser_of(schedule, OWN), DOMAIN, OWN, 1.0)
     stream = Normal(count) if solver.stochastic else None
     return solve(found, noisy, schedule.grid(start, steps, 2.0), solver, stream)
 

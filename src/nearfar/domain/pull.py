@@ -1,4 +1,7 @@
-"""Density-ratio guidance: Gaussians of the new domain and of the model's own correct the frozen model."""
+"""The pull of a domain: Gaussians of the new domain and of the model's own correct the frozen model.
+
+Elsewhere this is called guidance by a density ratio; here guidance is a prompt's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from nearfar.latents.covariance import Covariance, Latent, posterior_mean
 from nearfar.latents.spectral import Structured
 from nearfar.tensors import Images, Latents, Times
 
-GUIDANCE = 0.15
+PULL = 0.15
 """Weight of the density ratio."""
 
 
@@ -31,7 +34,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class Pulled:
     """A denoiser of `model x (domain / own)^weight` at each noise level, the last two taken for Gaussian.
 
         D(x_t, t) = D_model(x_t, t) + weight (D_domain(x_t, t) - D_own(x_t, t))
@@ -60,8 +63,8 @@ class Guided:
         return self.denoiser(x_t, t) + self.weight * (ours - its_own)
 
 
-def guided(denoiser: Denoiser, domain: Gaussian, own: Gaussian, weight: float) -> Denoiser:
-    """The denoiser with guidance of a weight in [0, 1], or as it is at weight 0."""
+def pulled(denoiser: Denoiser, domain: Gaussian, own: Gaussian, weight: float) -> Denoiser:
+    """The denoiser with a pull of a weight in [0, 1], or as it is at weight 0."""
     if not 0 <= weight <= 1:
-        raise UsageError(f"guidance must be in [0, 1], got {weight:g}")
-    return Guided(denoiser, domain, own, weight) if weight else denoiser
+        raise UsageError(f"pull must be in [0, 1], got {weight:g}")
+    return Pulled(denoiser, domain, own, weight) if weight else denoiser
