@@ -33,7 +33,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from nearfar import FrozenModel, SecretKey, load_model, local_sample
 from nearfar.local_sampling import SOLVER
 from nearfar.sheet import contact_sheet
-from train_ddpm import load_images
+from training_data import load_images
 
 BATCH = 32
 DETECTOR_PIXELS, DETECTOR_SCORE = 160, 0.6
