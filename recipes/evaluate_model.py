@@ -33,7 +33,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from nearfar import FrozenModel, SecretKey, load_model, local_sample
 from nearfar.reports.sheet import contact_sheet
 from nearfar.sampling.local_sampling import SOLVER
-from train_ddpm import load_images
+from training_data import load_images
 
 BATCH = 32
 DETECTOR_PIXELS, DETECTOR_SCORE = 160, 0.6
