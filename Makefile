@@ -1,20 +1,30 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
+WORKERS ?= 2
 
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test golden clean
+.PHONY: demo test quick style types golden clean
 
 demo: .venv/demo
 	rm -rf demo
 	$(BIN)/nearfar demo demo
 
-test: .venv/test
+test quick golden: export OMP_NUM_THREADS := 1
+
+test: style types
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+quick: style types
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not process and not slow' tests/unit
+
+style: .venv/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: .venv/test
 	$(BIN)/mypy
-	$(BIN)/pytest
 
 golden: .venv/test
 	$(BIN)/pytest tests/golden --update-golden
