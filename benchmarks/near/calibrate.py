@@ -29,6 +29,7 @@ from nearfar.diffusion.level import STEPS
 from nearfar.diffusion.noise import SecretKey
 from nearfar.io.listing import Item
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate
+from nearfar.jobs.job import Results
 from nearfar.jobs.per_image import Need, only_as_far, similarity
 from nearfar.metrics.faces import FaceDetector, FaceRecognizer
 from nearfar.metrics.features import feature_network
@@ -84,11 +85,11 @@ def per_image(work: Measuring, value: float) -> dict[str, Any]:
     need = Need(Target("similarity", value), partial(similarity, attacker.eyes))
     transform = only_as_far(work.model, SecretKey.from_seed(1), need, STEPS, SOLVER)
     parts = [transform(some, [Item(Path(), "")] * len(some), lambda *_: None) for some in images.split(BATCH)]
-    results = torch.cat(parts)
-    strengths, scores = results[:, -2, 0, 0], results[:, -1, 0, 0]
+    results = Results.joined(parts)
+    strengths, scores = (results.figures[name].float() for name in ("strength", "similarity"))
     met = strengths > 0
     numbers = torch.arange(len(images))
-    ranked = torch.tensor(work.scorer(results[:, :-2], images, numbers)["rank1"])
+    ranked = torch.tensor(work.scorer(results.images, images, numbers)["rank1"])
     pairs = [(number, max(strength, 0.05)) for number, strength in enumerate(strengths.tolist())]
     again = [one for first in range(0, len(pairs), BATCH) for one in work.scores(pairs[first : first + BATCH], None)]
     fresh = torch.tensor([one["similarity"] for one in again])

@@ -22,7 +22,7 @@ from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
 from nearfar.io.progress import Progress
-from nearfar.jobs.job import Job, Reading, anything_goes, make_job, nothing, trajectory_settings
+from nearfar.jobs.job import Job, Reading, Results, anything_goes, make_job, own_figures, trajectory_settings
 from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import is_out_of_memory, run
 from nearfar.models.model import FrozenModel
@@ -66,11 +66,11 @@ def enhance_job(
     settings = trajectory_settings(model, sigma=None, solver=solver, fit=FitMode.PAD, **way)
     key = SecretKey.from_seed(seed)
 
-    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
         how: dict[str, Any] = {"solver": solver, "key": key, "on_step": on_step, **way, **options}
         work = partial(enhance, model, images, **how)
-        return work(batch_size=tiles) if batch_size else halving(work, tiles)
+        return Results(work(batch_size=tiles) if batch_size else halving(work, tiles))
 
     job = make_job(
         model,
@@ -81,7 +81,7 @@ def enhance_job(
         object_to=anything_goes,
         key=key,
         batch_size=batch_size,
-        measure=partial(consistency_error, scale=scale) if consistency else nothing,
+        measure=partial(consistency_error, scale=scale) if consistency else own_figures,
     )
     return replace(
         job,
@@ -135,10 +135,11 @@ def as_pixels(squares: Tensor, frame: Frame) -> NDArray[Any]:
     return np.stack([to_integer(plane, frame.depth) for plane in planes], axis=-1)
 
 
-def consistency_error(results: Tensor, reading: Reading, scale: int) -> dict[str, float]:
+def consistency_error(results: Results, reading: Reading, scale: int) -> dict[str, float]:
     """How far the result's pixels, shrunk, are from the image's, in its gray levels."""
     large, small = (
-        torch.from_numpy(as_pixels(each, reading.frame).astype(np.float32)) for each in (results, reading.squares)
+        torch.from_numpy(as_pixels(each, reading.frame).astype(np.float32))
+        for each in (results.images, reading.squares)
     )
     shrunk = AreaDownsampling(scale).shrink(large.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
     return {"consistency_error": (shrunk - small).abs().max().item()}

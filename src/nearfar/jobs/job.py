@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,28 +41,56 @@ class Reading:
     reduced: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What the transform makes of a batch of squares: a result for each, of whatever shape, on the CPU or not.
+
+    figures: by name, a number for each result.
+    """
+
+    images: Tensor
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, count: int) -> list[Results]:
+        """The first `count` results, one by one."""
+        return [
+            Results(self.images[n : n + 1], {name: values[n : n + 1] for name, values in self.figures.items()})
+            for n in range(count)
+        ]
+
+    @classmethod
+    def joined(cls, rows: Sequence[Results]) -> Results:
+        """The results of one file."""
+        figures = {name: torch.cat([row.figures[name] for row in rows]) for name in rows[0].figures}
+        return cls(torch.cat([row.images for row in rows]), figures)
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(values.isfinite().all()) for values in (self.images, *self.figures.values()))
+
+
 Read = Callable[[Item], Reading]
 """Reads the source of an item; raises ImageError where it cannot be used."""
 
-Transform = Callable[[Images, Sequence[Item], OnStep], Tensor]
-"""(a batch of squares of one shape, the item that each belongs to) -> as many results, of whatever shape."""
+Transform = Callable[[Images, Sequence[Item], OnStep], Results]
+"""(a batch of squares of one shape, the item that each belongs to, called after each solver step) -> their results."""
 
 Encode = Callable[[Tensor, Reading], bytes]
-"""(results, what they were made of) -> content of a file."""
+"""(images of the results, what they were made of) -> content of a file."""
 
-Objection = Callable[[Tensor, Tensor], str]
+Objection = Callable[[Tensor, Results], str]
 """(squares, their results) -> why the results must not be written; empty when they may."""
 
-Measure = Callable[[Tensor, Reading], dict[str, float]]
-"""(results, what they were made of) -> figures of this image for the record."""
+Measure = Callable[[Results, Reading], dict[str, float]]
+"""(results, what they were made of) -> figures of this file for the record."""
 
 UNCHANGED = 1 / 255
 """Root mean square change, in [-1, 1], below which an output counts as its input: half a gray level."""
 
 
-def nothing(results: Tensor, reading: Reading) -> dict[str, float]:
-    """Most jobs measure nothing."""
-    return {}
+def own_figures(results: Results, reading: Reading) -> dict[str, float]:
+    """Those that the transform has measured, in most jobs none."""
+    return {name: values[0].item() for name, values in results.figures.items()}
 
 
 def make_job(
@@ -76,7 +104,7 @@ def make_job(
     key: SecretKey | None,
     batch_size: int | None,
     suffix: str = "",
-    measure: Measure = nothing,
+    measure: Measure = own_figures,
 ) -> Job:
     """A job with this model's contract, a batch size that fits it, and one worker for each core.
 
@@ -180,7 +208,7 @@ class Job:
     suffix: str = ""
     steps: int = 1
     squares: int = 1
-    measure: Measure = nothing
+    measure: Measure = own_figures
     expand: Callable[[list[Item]], list[Item]] = as_they_are
     capacity: Callable[[Sequence[int], int], int] = the_same
 
@@ -194,18 +222,11 @@ def near(
 ) -> Transform:
     """Local samples, each with the variant of its item, and at the item's own strength where it has one."""
 
-    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Images:
+    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Results:
         level = {"sigma": sigma} if sigma is not None else {"strength": strengths(items, strength)}
-        return local_sample(
-            model,
-            images,
-            key=key,
-            steps=steps,
-            solver=solver,
-            variant=[item.variant for item in items],
-            on_step=on_step,
-            **level,
-        )
+        variants = [item.variant for item in items]
+        way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, **level}
+        return Results(local_sample(model, images, variant=variants, on_step=on_step, **way))
 
     return transform
 
@@ -215,14 +236,14 @@ def strengths(items: Sequence[Item], default: float | None) -> list[float]:
     return [each for each in found if each is not None]
 
 
-def unchanged(images: Tensor, outputs: Tensor) -> str:
+def unchanged(squares: Tensor, results: Results) -> str:
     """An output that is its input again protects nobody."""
-    change = (outputs - images).square().flatten(1).mean(1).sqrt().min().item()
+    change = (results.images - squares).square().flatten(1).mean(1).sqrt().min().item()
     if change < UNCHANGED:
         return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
     return ""
 
 
-def anything_goes(images: Tensor, outputs: Tensor) -> str:
+def anything_goes(squares: Tensor, results: Results) -> str:
     """A reconstruction may well be its input."""
     return ""

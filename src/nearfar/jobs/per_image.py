@@ -26,7 +26,7 @@ from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.calibrate import method_settings
-from nearfar.jobs.job import Job, Transform, unchanged
+from nearfar.jobs.job import Job, Results, Transform, unchanged
 from nearfar.metrics.features import FeatureNetwork, distances_from
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import SOLVER, local_sample
@@ -69,18 +69,17 @@ def per_image_job(job: Job, model: FrozenModel, need: Need, steps: int, solver: 
     return replace(
         job,
         transform=only_as_far(model, job.key, need, steps, solver),
-        encode=lambda results, reading: job.encode(results[:, :-2], reading),
-        object_to=lambda squares, results: objection(squares, results, need),
-        measure=lambda results, reading: dict(zip(("strength", need.target.measure), told(results), strict=True)),
+        object_to=partial(objection, need=need),
+        measure=lambda results, _: told(results),
         settings={**job.settings, "per_image": str(need.target), "halvings": HALVINGS},
         steps=steps * (1 + HALVINGS),
     )
 
 
 def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solver: Solver) -> Transform:
-    """Each image's output, and two more planes that are its strength, below 0 if none met the target, and its score."""
+    """Each image's output, and as figures its strength, below 0 if none met the target, and its score."""
 
-    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Tensor:
+    def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Results:
         score, variants = need.score(images), [item.variant for item in items]
 
         def attempt(strength: Tensor, on_step: OnStep) -> tuple[Images, Tensor]:
@@ -93,12 +92,12 @@ def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solv
         met = need.met(scores)
         for turn in range(1, 1 + HALVINGS):
             root = torch.where(met, (low + high) / 2, high)
-            outputs, found = attempt(need.most * root**2, later(on_step, turn * steps))
-            good = met & need.met(found)
-            best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, found, scores)
+            outputs, new = attempt(need.most * root**2, later(on_step, turn * steps))
+            good = met & need.met(new)
+            best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, new, scores)
             low, high = torch.where(good, low, root), torch.where(good, root, high)
-        planes = torch.stack([torch.where(met, need.most * high**2, -1.0), scores], 1)
-        return torch.cat([best, planes[:, :, None, None].expand(-1, -1, *best.shape[2:])], 1)
+        strengths = torch.where(met, need.most * high**2, -1.0)
+        return Results(best, {"strength": strengths, need.target.measure: scores})
 
     return transform
 
@@ -108,16 +107,17 @@ def later(on_step: OnStep, done: int) -> OnStep:
     return lambda step, state: on_step(done + step, state)
 
 
-def told(results: Tensor) -> list[float]:
-    """Strength and score of the output of one image."""
-    return [round(value, 6) for value in results[0, -2:, 0, 0].tolist()]
+def told(results: Results) -> dict[str, float]:
+    """Strength and score of the output of one image, as the record tells them."""
+    return {name: round(values.item(), 6) for name, values in results.figures.items()}
 
 
-def objection(squares: Tensor, results: Tensor, need: Need) -> str:
-    strength, score = told(results)
+def objection(squares: Tensor, results: Results, need: Need) -> str:
+    """Why the output of one image is not written: it missed the target, or it is the image again."""
+    strength, score = told(results).values()
     if strength < 0:
         return f"even at strength {need.most:g} its {need.target.measure} is {score:.3g}, asked was {need.target}"
-    return unchanged(squares, results[:, :-2])
+    return unchanged(squares, results)
 
 
 def need_of(calibration: Calibration, eyes: Eyes, network: FeatureNetwork) -> Need:

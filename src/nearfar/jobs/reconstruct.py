@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.solver import OnStep, Solver
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
-from nearfar.jobs.job import Job, Reading, anything_goes, make_job, one_square, picture_file, trajectory_settings
-from nearfar.models.model import FrozenModel, ImageContract
+from nearfar.jobs.job import Job, Reading, Results, anything_goes, as_picture, make_job, one_square, trajectory_settings
+from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import INVERTER, STEPS, check_invertible, invert
 from nearfar.sampling.representation import represent
 from nearfar.tensors import Images
@@ -41,41 +39,22 @@ def reconstruct_job(
     if not isinstance(solver, BDIA):
         check_invertible(solver)
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
-    contract, names = model.image, figure_names(solver)
+    way: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
 
-    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Tensor:
-        options: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
-        found = represent(model, images, on_step=on_step, **options)
-        return pack(found.images, [found.figures[name] for name in names])
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
+        again = represent(model, images, on_step=on_step, **way)
+        return Results(again.images, {name: values.to(again.images.dtype) for name, values in again.figures.items()})
 
     return make_job(
         model,
         transform,
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
-        read=one_square(contract, fit),
-        encode=lambda rows, reading: picture_file(image_in(rows[0], contract), reading.frame, fit, keep_metadata),
+        read=one_square(model.image, fit),
+        encode=as_picture(fit, keep_metadata),
         object_to=anything_goes,
-        measure=lambda rows, _: dict(zip(names, rows[0, -len(names) :].tolist(), strict=True)),
         key=None,
         batch_size=batch_size,
     )
-
-
-def figure_names(solver: Solver | BDIA) -> list[str]:
-    """What `represent` measures with this solver."""
-    search = ["residual", "fell_back"] if isinstance(solver, FixedPointDDIM) else []
-    return ["psnr", "ssim", *search, "calls"]
-
-
-def pack(images: Images, figures: list[Tensor]) -> Tensor:
-    """One row for each image: its values, then its figures."""
-    return torch.cat([images.flatten(1), torch.stack(figures, dim=1).to(images.dtype)], dim=1)
-
-
-def image_in(row: Tensor, contract: ImageContract) -> Tensor:
-    """The image of a row."""
-    shape = (contract.channels, contract.size, contract.size)
-    return row[: contract.channels * contract.size**2].view(shape)
 
 
 def invert_job(
@@ -91,11 +70,10 @@ def invert_job(
     """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape."""
     solver = check_invertible(solver)
     settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
+    way: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
     return make_job(
         model,
-        lambda images, _, on_step: invert(
-            model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step
-        ).cpu(),
+        lambda images, _, on_step: Results(invert(model, images, on_step=on_step, **way).cpu()),
         {"command": "invert", **settings},
         read=one_square(model.image, fit),
         encode=array_file,

@@ -21,7 +21,7 @@ from nearfar.errors import ImageError
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Picture, Pixels, encode, read_picture
 from nearfar.io.regions import Region, box_region, crop, face_region, match_colors, paste, widen
-from nearfar.jobs.job import Job, Reading
+from nearfar.jobs.job import Job, Reading, Results
 from nearfar.metrics.faces import FaceDetector, as_pictures
 from nearfar.models.model import ImageContract
 
@@ -171,12 +171,12 @@ def read_again(reading: Reading) -> Picture:
     return picture
 
 
-def figures(outputs: Tensor, reading: Reading) -> dict[str, float]:
+def figures(results: Results, reading: Reading) -> dict[str, float]:
     """Number of regions, how many of them were enlarged for the model, least side and score, and PSNR in dB."""
     regions = reading.context.regions
     if not regions:
         return {"regions": 0.0}
-    error = (outputs - reading.squares).square().mean().item()
+    error = (results.images - reading.squares).square().mean().item()
     return {
         "regions": float(len(regions)),
         "enlarged": float(sum(region.side < reading.squares.shape[-1] for region in regions)),

@@ -28,7 +28,7 @@ from nearfar.io.listing import Item
 from nearfar.io.manifest import Manifest, Record, manifest_path
 from nearfar.io.progress import Progress
 from nearfar.io.writing import remove_parts, write_whole, writing
-from nearfar.jobs.job import Job, Reading
+from nearfar.jobs.job import Job, Reading, Results
 from nearfar.jobs.plan import Plan, header, source_tag
 
 A = TypeVar("A")
@@ -37,7 +37,7 @@ B = TypeVar("B")
 WAITING = 1 << 28
 """Bytes of squares that may wait for the network before reading pauses."""
 
-NO_RESULTS = torch.empty(0)
+NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
 
 
@@ -69,10 +69,10 @@ class Square:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Transformed squares, and what it took."""
+    """Transformed squares with a result for each, and what it took."""
 
     group: list[Square]
-    outputs: Tensor
+    results: list[Results]
     shape: int
     calls: int
     seconds: float
@@ -83,7 +83,7 @@ class Finished:
     """An item all of whose squares are transformed. shape: of the batch that the last of them was in."""
 
     loaded: Loaded
-    outputs: Tensor
+    results: Results
     shape: int
 
 
@@ -241,14 +241,14 @@ def groups(inputs: Iterable[Square], room_of: Callable[[Square], int]) -> Iterat
 
 def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
     """Each batch, and the items whose last square was in it."""
-    outputs: list[Tensor] = []
+    rows: list[Results] = []
     for batch in batches:
         finished = []
-        for square, output in zip(batch.group, batch.outputs, strict=True):
-            outputs.append(output)
-            if len(outputs) == len(square.of.reading.squares):
-                finished.append(Finished(square.of, torch.stack(outputs), batch.shape))
-                outputs = []
+        for square, row in zip(batch.group, batch.results, strict=True):
+            rows.append(row)
+            if len(rows) == len(square.of.reading.squares):
+                finished.append(Finished(square.of, Results.joined(rows), batch.shape))
+                rows = []
         yield batch, finished
 
 
@@ -280,13 +280,12 @@ def why(error: Exception, out_of_memory: str) -> str:
 
 def store(job: Job, out: Path, finished: Finished) -> Record:
     """Check the results of one item, make a file of them and write it."""
-    item, reading, outputs = finished.loaded.item, finished.loaded.reading, finished.outputs
-    name = item.name
-    objection = "" if outputs.isfinite().all() else NOT_FINITE
-    if objection := objection or (job.object_to(reading.squares, outputs) if len(outputs) else ""):
+    name, reading, results = finished.loaded.item.name, finished.loaded.reading, finished.results
+    objection = "" if results.finite else NOT_FINITE
+    if objection := objection or (job.object_to(reading.squares, results) if len(results.images) else ""):
         return Record(name, "failed", objection)
     try:
-        content, figures = job.encode(outputs, reading), job.measure(outputs, reading)
+        content, figures = job.encode(results.images, reading), job.measure(results, reading)
     except (ImageError, RuntimeError, MemoryError) as error:
         return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
     target = job.target(out, name)
@@ -302,23 +301,20 @@ def transform(job: Job, progress: Progress, tick: OnStep, group: list[Square]) -
         shape = progress.batch_size
         size = room(job, shape, group[0])
         try:
-            outputs = [transform_padded(job, part, size, tick) for part in parts(group, size)]
-            return Batch(group, torch.cat(outputs), shape, len(outputs), time.monotonic() - began)
+            parts = [group[start : start + size] for start in range(0, len(group), size)]
+            rows = [row for part in parts for row in transform_padded(job, part, size, tick)]
+            return Batch(group, rows, shape, len(parts), time.monotonic() - began)
         except (RuntimeError, MemoryError) as error:
             shrink(job, progress, shape, error)
 
 
-def parts(group: list[A], size: int) -> list[list[A]]:
-    return [group[start : start + size] for start in range(0, len(group), size)]
-
-
-def transform_padded(job: Job, group: list[Square], size: int, tick: OnStep) -> Tensor:
-    """Padded with black squares, which go with the last item."""
+def transform_padded(job: Job, group: list[Square], size: int, tick: OnStep) -> list[Results]:
+    """A result for each square; the batch is padded with black squares, which go with the last item."""
     images = torch.stack([each.image for each in group])
     padding = images.new_zeros(size - len(images), *images.shape[1:])
     items = [each.of.item for each in group]
     items += items[-1:] * len(padding)
-    return job.transform(torch.cat([images, padding]), items, tick)[: len(images)]
+    return job.transform(torch.cat([images, padding]), items, tick).rows(len(images))
 
 
 def shrink(job: Job, progress: Progress, shape: int, error: Exception) -> None:

@@ -11,6 +11,7 @@ from nearfar.audit.view import unit
 from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import UsageError
 from nearfar.io.listing import Item
+from nearfar.jobs.job import Results
 from nearfar.jobs.per_image import HALVINGS, Need, need_of, objection, only_as_far, similarity, told
 from nearfar.metrics.features import FeatureNetwork, Look, pixel_features
 from nearfar.sampling.local_sampling import SOLVER, local_sample
@@ -37,8 +38,8 @@ def score_at(images, strengths):
 def test_the_output_meets_the_target_and_one_step_less_does_not():
     images, ticks = own(12), []
     results = go(images, ticks=lambda step, _: ticks.append(step))
-    strengths, scores = results[:, -2, 0, 0].double(), results[:, -1, 0, 0].double()
-    assert torch.allclose(score(images)(as_written(results[:, :3])), scores, atol=1e-6)
+    strengths, scores = results.figures["strength"].double(), results.figures["similarity"].double()
+    assert torch.allclose(score(images)(as_written(results.images)), scores, atol=1e-6)
     assert (scores <= 0.4).all()
     assert (score_at(images, (strengths.sqrt() - STEP) ** 2) > 0.4).all()
     assert len(strengths.unique()) > 1
@@ -61,20 +62,23 @@ def test_originals_are_looked_at_once(measure):
 
 def test_neighbors_do_not_matter():
     images = own(6)
-    together, turned = go(images), go(images.flip(0)).flip(0)
-    assert torch.equal(together[:, -2], turned[:, -2])
-    assert torch.allclose(together, turned, atol=1e-5)
+    together, turned = go(images), Results.joined(go(images.flip(0)).rows(6)[::-1])
+    assert torch.equal(together.figures["strength"], turned.figures["strength"])
+    assert torch.allclose(together.figures["similarity"], turned.figures["similarity"], atol=1e-5)
+    assert torch.allclose(together.images, turned.images, atol=1e-5)
 
 
 def test_an_image_that_never_meets_its_target_is_not_written():
     images = own(2)
     results = go(images, value=0.1, most=0.05)
     need = Need(Target("similarity", 0.1), score, 0.05)
-    assert (results[:, -2] < 0).all()
-    sentence = objection(images[:1], results[:1], need)
+    assert (results.figures["strength"] < 0).all()
+    (first,) = results.rows(1)
+    sentence = objection(images[:1], first, need)
     assert sentence.startswith("even at strength 0.05 its similarity is 0.59")
     assert sentence.endswith("asked was similarity at most 0.1")
-    assert told(results[:1])[1] == pytest.approx(score(images[:1])(as_written(results[:1, :3])).item(), abs=1e-5)
+    expected = score(images[:1])(as_written(first.images)).item()
+    assert told(first)["similarity"] == pytest.approx(expected, abs=1e-5)
 
 
 def a_calibration(*targets, eyes="deviations"):

@@ -11,6 +11,7 @@ from nearfar.data.boxes import Box
 from nearfar.errors import ImageError
 from nearfar.io.listing import Item
 from nearfar.io.regions import face_region
+from nearfar.jobs.job import Results
 from nearfar.jobs.regions import box_search, figures, picture_with, read_regions, upright
 from nearfar.metrics.faces import FaceDetector
 from nearfar.models.model import ImageContract
@@ -44,7 +45,7 @@ def test_small_regions_lie_over_large_ones_whatever_the_order_of_the_boxes(item)
 
 def test_each_region_is_counted_with_what_was_done_to_it(item):
     reading = read(item, Box(30.0, 20.0, 4.0, 4.0), Box(10.0, 10.0, 40.0, 30.0))
-    found = figures(reading.squares + 0.2, reading)
+    found = figures(Results(reading.squares + 0.2), reading)
     assert found == pytest.approx(
         {"regions": 2, "enlarged": 1, "least_side": 6, "least_score": 1, "psnr": 10 * np.log10(4 / 0.04)}
     )
@@ -56,7 +57,7 @@ def test_a_picture_without_regions_comes_out_as_it_is_where_that_is_allowed(item
     assert reading.squares.shape == (0, 3, 8, 8)
     found = Image.open(BytesIO(picture_with(reading.squares, reading, False)))
     assert (np.asarray(found) == np.asarray(Image.open(item.path))).all()
-    assert figures(reading.squares, reading) == {"regions": 0}
+    assert figures(Results(reading.squares), reading) == {"regions": 0}
 
 
 def test_a_picture_that_changes_meanwhile_fails(item, smooth):

@@ -23,7 +23,7 @@ from nearfar.io.writing import PART
 from nearfar.jobs import job as jobs_module
 from nearfar.jobs import run as run_module
 from nearfar.jobs.anonymize import anonymize_job
-from nearfar.jobs.job import Job, as_picture, one_square, unchanged
+from nearfar.jobs.job import Job, Results, as_picture, one_square, unchanged
 from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import run
 from nearfar.models.model import ImageContract
@@ -48,7 +48,7 @@ def make_job(transform=negative, fit=FitMode.PAD, keep_metadata=False, **changes
         "batch_size": 4,
     }
     options |= {"image": ImageContract(16, 3), "shrinkable": False}
-    return Job(transform=lambda images, items, on_step: transform(images), **options | changes)
+    return Job(transform=lambda images, items, on_step: Results(transform(images)), **options | changes)
 
 
 @pytest.fixture
@@ -720,7 +720,8 @@ def test_several_images_of_one_source_are_made_recorded_and_resumed_by_their_nam
 
     def transform(images, items, on_step):
         seen.extend(item.variant for item in items)
-        return torch.stack([image.clone().fill_(item.variant / 10) for image, item in zip(images, items, strict=True)])
+        filled = [image.clone().fill_(item.variant / 10) for image, item in zip(images, items, strict=True)]
+        return Results(torch.stack(filled))
 
     job = replace(make_job(batch_size=2), transform=transform, expand=copies)
     assert execute(job, source, out).done == 3
