@@ -19,7 +19,7 @@ import typer
 from diffusers import DDPMScheduler, UNet2DModel
 
 from benchmarks.support.domains import load_domain, symmetric_copies
-from nearfar.models.loading import BUNDLED
+from nearfar.models.hub import BUNDLED
 from recipes.train_ddpm import Objective, export, start_run, train_step
 
 WARM_UP = 50
@@ -37,8 +37,10 @@ def main(
     seed: Annotated[int, typer.Option(help="Of shots, order and noise.")] = 0,
 ) -> None:
     """Train on one core's worth of threads and write a snapshot after each of the given numbers of steps."""
-    network = UNet2DModel.from_pretrained(BUNDLED, subfolder="unet").float().to(memory_format=torch.channels_last)
-    scheduler = DDPMScheduler.from_pretrained(BUNDLED, subfolder="scheduler")
+    network = (
+        UNet2DModel.from_pretrained(BUNDLED["faces"], subfolder="unet").float().to(memory_format=torch.channels_last)
+    )
+    scheduler = DDPMScheduler.from_pretrained(BUNDLED["faces"], subfolder="scheduler")
     images = symmetric_copies(load_domain(data, domain, network.config.sample_size, shots, seed).fit, domain)
     pixels = images.add(1).mul(127.5).round().to(torch.uint8)
     run = start_run(network, "cpu", seed)

@@ -146,7 +146,7 @@ def survey_domain(
 def inspect_domain(
     file: DomainFile,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Check that it was fitted with this one; 'bundled' for faces.")
+        str | None, typer.Option(metavar="MODEL", help="Check that it was fitted with this one; 'faces' is bundled.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +157,7 @@ def inspect_domain(
 
         known = load_domain(file)
         if model is not None:
-            known.check(ModelChoice(model=None if model == "bundled" else model).load())
+            known.check(ModelChoice(model=model).load())
         content = domain_content(known, file, load_thumbnails(file) is not None)
         tell(content, domain_lines(content), as_json)
         say("note", CONFIDENTIAL)

@@ -95,6 +95,8 @@ def options_of(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 def described(card: Card) -> str:
     """A card for people: what is known, a line for each fact."""
+    from nearfar.models.hub import bundled_name
+
     size = f"{card.size}x{card.size}"
     about = (card.family, size, f"trained on {card.trained_on}" if card.trained_on else "")
     notes = {False: " (not for commercial use)", True: "", None: ""}[card.commercial]
@@ -104,6 +106,7 @@ def described(card: Card) -> str:
         "defects": card.defects,
         "use": "refused unless forced: distilled to a few steps" if card.distilled else None,
         "file": f"--model path/to/{card.name}" if card.name.endswith((".pt", ".ckpt")) else None,
+        "bundled": f"--model {bundled_name(card.name)}" if card.name.startswith("bundled") else None,
         "source": card.source,
     }
     lines = [f"  {name:8}{fact}" for name, fact in facts.items() if fact]

@@ -36,7 +36,8 @@ class ModelChoice:
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="A diffusers folder, an original checkpoint (.pt, .ckpt) or a hub name. [default: bundled faces]",
+            help="A diffusers folder, an original checkpoint (.pt, .ckpt), a hub name, or one that is bundled: faces, "
+            "faces64 or cells. [default: faces]",
         ),
     ] = None
     prompt: Annotated[str | None, typer.Option(help="What a text model shall see, '' for nothing in particular.")] = (

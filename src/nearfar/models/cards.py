@@ -71,8 +71,12 @@ def hub_name(source: str) -> str:
 
 
 def endings(card: Card) -> tuple[str, ...]:
-    """What a source may end with to be the card's model: the last part of its name, or a further name."""
-    return tuple(f"/{name.casefold()}" for name in (card.name.rpartition("/")[2], *card.also))
+    """What a source may end with to be the card's model: the last part of its name, or a further name.
+
+    A bundled model's name is taken whole: many folders are called `cells`.
+    """
+    last = card.name if card.name.startswith("bundled/") else card.name.rpartition("/")[2]
+    return tuple(f"/{name.casefold()}" for name in (last, *card.also))
 
 
 def is_noncommercial(license: str) -> bool:

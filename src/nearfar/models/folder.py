@@ -102,7 +102,7 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
     if "quantization_config" in part.config:
         raise UsageError(f"{part.folder} is quantized, which nearfar does not read: take the model it was made from")
     check_weights(part.folder)
-    with reading(part.folder):
+    with reading(part.folder), without_bars():
         network, loading = getattr(diffusers, part.kind).from_pretrained(
             part.folder,
             dtype=dtype,
@@ -114,6 +114,20 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
         )
     check_complete(part.folder, loading["missing_keys"])
     return in_precision(network, dtype).eval().requires_grad_(False)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bar of diffusers while weights in several files are read."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def in_precision(network: Any, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Where a model lies: at a path, or as a snapshot of a Hugging Face repository in the local cache.
+"""Where a model lies: at a path, in this package, or as a snapshot of a Hugging Face repository in the local cache.
 
 Nothing is downloaded unless it is asked for, with a full commit. Code never is, and pickled weights only where a
 network has no others: they are read as weights, and nothing in them is run.
@@ -14,6 +14,8 @@ from nearfar.models.folder import PARTS, PICKLE
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+BUNDLED = {name: Path(__file__).with_name(name) for name in ("faces", "faces64", "cells")}
+"""The models in this package."""
 KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")
 WANTED = [
     *("model_index.json", "README.md", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"),
@@ -23,20 +25,38 @@ VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*"]  # the same weights once more
 
 
 def find_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> Path:
-    """The path of a model: `source` itself where it exists, else the snapshot of the hub repository of that name.
+    """The path of a model: `source` itself where it exists, else a bundled model or a hub repository of that name.
 
     revision: the full commit. download: fetch what the cache lacks, which needs a revision.
     Raises UsageError, naming the way out, for what is not there, not pinned or not reachable.
     """
     path, name = Path(source).expanduser(), source.as_posix() if isinstance(source, Path) else source
+    bundled = BUNDLED.get(bundled_name(name))
     if path.exists():
+        check_namesake(path, bundled)
         return local_path(path, revision, download)
+    if bundled:
+        return local_path(bundled, revision, download)
     if not HUB_NAME.fullmatch(name):
         raise UsageError(
             f"{name} does not exist: give a model's folder or file, or owner/name with --download --revision COMMIT"
         )
     check_revision(name, revision, download)
     return fetch(name, str(revision)) if download else cached(name, revision or only_commit(name))
+
+
+def bundled_name(source: str) -> str:
+    """`bundled/cells` -> `cells`, `bundled` -> `faces`; other names as they are."""
+    return "faces" if source == "bundled" else source.removeprefix("bundled/")
+
+
+def check_namesake(path: Path, bundled: Path | None) -> None:
+    """A path hides the bundled model of its name: say so where the path is no model."""
+    if bundled and path.is_dir() and not (path / "model_index.json").is_file():
+        raise UsageError(
+            f"{path} is a folder here without a model (no model_index.json), which hides the bundled model of that "
+            f"name: give bundled/{bundled.name}"
+        )
 
 
 def local_path(path: Path, revision: str | None, download: bool) -> Path:

@@ -20,7 +20,7 @@ from nearfar.diffusion.denoiser import Network, NetworkDenoiser
 from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import DiffusersFolder, Part, folder_digest, load_part, open_folder, read_license, reading
-from nearfar.models.hub import find_model
+from nearfar.models.hub import BUNDLED, find_model
 from nearfar.models.latent_space import Autoencoder, LatentSpace, PatchSpace, PixelSpace, UnitRange
 from nearfar.models.model import FrozenModel, ImageContract, Provenance
 from nearfar.models.networks import unconditional
@@ -28,7 +28,6 @@ from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_prompt, text_family
 from nearfar.models.schedulers import Conventions, read_scheduler
 
-BUNDLED = Path(__file__).with_name("faces")
 FLUX_SIDE = 128
 """Latents along one side of the 1024 pixels that FLUX was trained on; its config does not say."""
 PATCHED = {12: 2, 48: 4}
@@ -74,8 +73,9 @@ def load_model(
     download: bool = False,
     force: bool = False,
 ) -> FrozenModel:
-    """Load a diffusers folder, an original checkpoint or a hub name; the bundled face model when no source is given.
+    """Load a diffusers folder, an original checkpoint, a bundled model (faces, faces64, cells) or a hub name.
 
+    source: an existing path before a bundled model before a hub name; the bundled `faces` when it is not given.
     device: "auto" takes CUDA when it is there. dtype: the network's; the state stays float32.
     prompt, negative_prompt: text models need one, "" for none. guidance: 1 samples the model's own distribution;
     other values predict every image twice, and above 1 a warning is given. label: for class-conditional models.
@@ -87,18 +87,24 @@ def load_model(
     RunError when the memory does not hold it.
     Warns (ModelWarning) of a license that restricts commercial use, guidance, and what was assumed of a checkpoint.
     """
-    source = None if source == "bundled" else source
-    path = find_model(source, revision=revision, download=download) if source is not None else BUNDLED
+    path = BUNDLED["faces"] if source is None else find_model(source, revision=revision, download=download)
     device = pick_device(device)
     check_precision(device, dtype)
     request = Request(prompt, negative_prompt, float(guidance), label, size, sampled)
-    name = str(source) if source is not None else "bundled"
+    name = shown_name(source, path)
     parts = file_parts(path, name, dtype) if path.is_file() else folder_parts(open_folder(path), name, dtype, force)
     with reading(name):
         model = assemble(parts, request, device, dtype)
     for note in (*parts.notes, *notes_on(model)):
         warnings.warn(note, ModelWarning, stacklevel=2)
     return model
+
+
+def shown_name(source: str | Path | None, path: Path) -> str:
+    """What records and messages call a model: what it was asked for by, or `bundled` and the name beside `faces`."""
+    if path not in BUNDLED.values() or str(source) == str(path):
+        return str(source)
+    return "bundled" if path == BUNDLED["faces"] else f"bundled/{path.name}"
 
 
 def file_parts(path: Path, source: str, dtype: torch.dtype) -> Parts:

