@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from filelock import lock_descriptor
+
 from nearfar.errors import UsageError
 from nearfar.io.writing import writing
 
@@ -90,9 +92,9 @@ class Manifest:
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a+b")
             lock(self._file, path)
-            self._write("\n" if is_cut(path) else "")
+            self._write("\n" if is_cut(self._file) else "")
             self._write(json.dumps(header, ensure_ascii=False) + "\n")
 
     def add(self, record: Record) -> None:
@@ -106,7 +108,7 @@ class Manifest:
 
     def _write(self, text: str) -> None:
         with writing(self._path):
-            self._file.write(text)
+            self._file.write(text.encode())
 
     def __enter__(self) -> Manifest:
         return self
@@ -116,20 +118,15 @@ class Manifest:
             self.commit()
 
 
-def is_cut(path: Path) -> bool:
+def is_cut(file: IO[bytes]) -> bool:
     """Whether a killed run left the last line incomplete."""
-    content = path.read_bytes()
-    return content != b"" and not content.endswith(b"\n")
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    return file.read(1) not in (b"", b"\n")
 
 
-def lock(file: IO[str], path: Path) -> None:
+def lock(file: IO[bytes], path: Path) -> None:
     """Keep a second run from writing to the same output; the lock goes with the process."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_descriptor(file.fileno(), blocking=False):
         file.close()
-        raise UsageError(f"another run holds {path}: wait for it, or choose another output") from None
+        raise UsageError(f"another run holds {path}: wait for it, or choose another output")
