@@ -82,7 +82,7 @@ class ValueTransform:
             check_range(f"channel {channel}", self.curve, low, high, softening)
 
     def to_image(self, values: Values, channels: int | None = None) -> Float32[Tensor, "*batch color height width"]:
-        """One image or a batch as float32 in [-1, 1]; values outside [low, high] are clipped (see `clipped_share`).
+        """One image or a batch as float32 in [-1, 1]; values outside [low, high] are clipped.
 
         channels: those of the model (the data's own if None); gray data are repeated. Raises ImageError for values
         that are not finite.
@@ -108,11 +108,6 @@ class ValueTransform:
         curved = bottom + (planes.clip(-1, 1) + 1) / 2 * (top - bottom)
         values = CURVES[self.curve].inverse(curved) * column(self.softening)
         return values.clip(column(self.low), column(self.high))
-
-    def clipped_share(self, values: Values) -> float:
-        """The share of values, of all channels, that `to_image` clips."""
-        self.check(values)
-        return float(((values < column(self.low)) | (values > column(self.high))).mean())
 
     def curved_ends(self) -> NDArray[np.float64]:
         """The curve at low and at high, (2, channel, 1, 1)."""

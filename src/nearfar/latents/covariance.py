@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from nearfar.errors import UsageError
@@ -33,29 +33,12 @@ LEAST = 1e-6
 whitened."""
 
 
-class Eigenvalues(NamedTuple):
-    """The different eigenvalues, and how many directions share each."""
-
-    values: Float64[Tensor, " values"]
-    counts: Int64[Tensor, " values"]
-
-    def trace(self) -> float:
-        return (self.values * self.counts).sum().item()
-
-    def log_determinant(self) -> float:
-        return (self.values.log() * self.counts).sum().item()
-
-
 @runtime_checkable
 class Covariance(Protocol):
     """A symmetric positive matrix over all numbers of a latent."""
 
     def apply(self, function: Function, deviations: Latents) -> Latents:
         """`f(S) x`: the matrix with the same eigenvectors and `function` of its eigenvalues, times each latent."""
-        ...
-
-    def eigenvalues(self) -> Eigenvalues:
-        """All of them."""
         ...
 
 
@@ -73,9 +56,6 @@ class Scalar:
 
     def apply(self, function: Function, deviations: Latents) -> Latents:
         return gains(function, torch.full((1, 1, 1), self.variance, dtype=torch.float64), deviations) * deviations
-
-    def eigenvalues(self) -> Eigenvalues:
-        return Eigenvalues(torch.tensor([self.variance], dtype=torch.float64), torch.tensor([self.dimension]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +75,6 @@ class Diagonal:
 
     def apply(self, function: Function, deviations: Latents) -> Latents:
         return gains(function, self.variance, deviations) * deviations
-
-    def eigenvalues(self) -> Eigenvalues:
-        return Eigenvalues(self.variance.flatten(), torch.ones(self.variance.numel(), dtype=torch.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +114,6 @@ class LowRank:
         parts = inside[..., 0, 0] * (deviations.flatten(1) @ flat.T)
         return outside * deviations + (parts @ flat).view_as(deviations)
 
-    def eigenvalues(self) -> Eigenvalues:
-        counts = torch.ones(len(self.values) + 1, dtype=torch.int64)
-        counts[-1] = self.dimension - len(self.values)
-        return Eigenvalues(torch.cat([self.values, self.values.new_tensor([self.rest])]), counts)
-
 
 def draw(covariance: Covariance, white_noise: Latents) -> Latents:
     """Deviations from the mean with this covariance, from standard normal noise. See `spread_about` for their size."""
@@ -160,12 +132,6 @@ def posterior_mean(mean: Latent, covariance: Covariance, x_t: Latents, alpha: Ti
     """
     a, s = (level.to(x_t.device)[:, None, None, None] for level in (alpha, sigma))
     return mean + covariance.apply(lambda values: a * values / (a**2 * values + s**2), x_t - a.to(x_t) * mean)
-
-
-def log_likelihood(mean: Latent, covariance: Covariance, latents: Latents) -> Float64[Tensor, " batch"]:
-    """Logarithm of the density of N(mean, S) at each latent, in nats."""
-    squares = whiten(covariance, latents - mean).flatten(1).double().square().sum(1)
-    return -(squares + covariance.eigenvalues().log_determinant() + mean.numel() * math.log(2 * math.pi)) / 2
 
 
 def shrunk_mean(latents: Latents) -> tuple[Latent, float]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nearfar.latents.covariance import (
     LEAST,
-    Eigenvalues,
     Function,
     Moments,
     deviations_of,
@@ -68,9 +67,6 @@ class Spectral:
         turned = torch.einsum("nchw,hwck->nkhw", cosines(deviations), self.colors.to(deviations))
         scaled = gains(function, self.variances, deviations) * turned
         return inverse_cosines(torch.einsum("nkhw,hwck->nchw", scaled, self.colors.to(deviations)))
-
-    def eigenvalues(self) -> Eigenvalues:
-        return Eigenvalues(self.variances.flatten(), torch.ones(self.variances.numel(), dtype=torch.int64))
 
 
 def color_matrices(latents: Latents) -> Colors:
@@ -159,12 +155,6 @@ class Structured:
         place = frequencies[:, :, : self.rows, : self.columns]
         place.copy_((scaled @ directions.T).view_as(place))
         return inverse_cosines(frequencies)
-
-    def eigenvalues(self) -> Eigenvalues:
-        finer = torch.ones_like(self.spectral.variances, dtype=torch.bool)
-        finer[:, : self.rows, : self.columns] = False
-        values = torch.cat([self.values, self.spectral.variances[finer]])
-        return Eigenvalues(values, torch.ones(len(values), dtype=torch.int64))
 
 
 def coarse(frequencies: Latents, rows: int, columns: int) -> Float[Tensor, "batch coarse"]:
