@@ -31,8 +31,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from nearfar import FrozenModel, SecretKey, load_model, local_sample
+from nearfar.diffusion.solver import SOLVER
 from nearfar.reports.sheet import contact_sheet
-from nearfar.sampling.local_sampling import SOLVER
 from training_data import load_images
 
 BATCH = 32

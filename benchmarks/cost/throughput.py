@@ -30,6 +30,7 @@ from PIL import Image
 
 from benchmarks.support.common import faces, write_result
 from nearfar.diffusion.denoiser import Network
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import run, worker_pool
@@ -94,7 +95,7 @@ def overhead(model: FrozenModel, images: int, rounds: int) -> dict[str, Any]:
         for number in range(rounds):
             clock = Stopwatch(model.denoiser.network, [])  # type: ignore[attr-defined]
             timed = replace(model, denoiser=replace(model.denoiser, network=clock))  # type: ignore[type-var]
-            job = anonymize_job(timed, strength=STRENGTH, steps=STEPS)
+            job = anonymize_job(timed, Sampling(Level(STRENGTH), STEPS))
             plan = plan_run(job, source, Path(scratch) / f"out{number}", resume=False)
             bare = bare_calls(model, -(-images // plan.batch_size), plan.batch_size, STEPS)
             before = seconds(bare)
@@ -156,7 +157,7 @@ def memory_of(images: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "in", Path(scratch) / "out"
         write_faces(source, images, model.image.size)
-        job = anonymize_job(model, strength=STRENGTH, steps=2)
+        job = anonymize_job(model, Sampling(Level(STRENGTH), 2))
         run(job, source, out, plan_run(job, source, out, resume=False))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from nearfar.diffusion.level import STEPS, start_times
+from nearfar.diffusion.level import STEPS, Level
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import DDIM, solve
 from nearfar.latents.covariance import Scalar, samples
@@ -54,7 +54,7 @@ def forward_noised(model: FrozenModel, fit: Tensor, count: int, seed: int, *, st
 
     def back(images: Tensor) -> Tensor:
         noise = torch.randn(images.shape, generator=generator)
-        noisy = model.schedule.add_noise(images, start_times(model.schedule, len(images), strength, None), noise)
+        noisy = model.schedule.add_noise(images, Level(strength).times(model.schedule, len(images)), noise)
         return denoise(model, noisy, strength=strength, steps=STEPS, solver=DDIM())
 
     return Made(torch.cat([back(images) for images in sources(fit, count, seed).split(BATCH)]), STEPS)

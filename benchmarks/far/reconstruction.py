@@ -25,6 +25,7 @@ from benchmarks.support.domains import DOMAINS, as_tensor, choose
 from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.fixed_point import FixedPointDDIM
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.solver import DDIM, Heun, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
@@ -33,7 +34,7 @@ from nearfar.reports.sheet import contact_sheet
 from nearfar.sampling.inversion import denoise, invert, reconstruct, traced_inversion
 
 STRENGTH, FACES = 0.9, 16
-INVERTERS: dict[str, tuple[Solver | BDIA, tuple[int, ...]]] = {
+INVERTERS: dict[str, tuple[Solver, tuple[int, ...]]] = {
     "DDIM": (DDIM(), (20, 40, 80)),
     "Heun": (Heun(), (20, 40)),  # two calls a step
     "fixed point": (FixedPointDDIM(), (20, 40, 80)),
@@ -62,9 +63,7 @@ def photographs(size: int) -> Tensor:
     return torch.cat([faces(FACES, size), others])
 
 
-def measure(
-    model: FrozenModel, groups: dict[str, Tensor], solver: Solver | BDIA, steps: int
-) -> tuple[Tensor, dict[str, Any]]:
+def measure(model: FrozenModel, groups: dict[str, Tensor], solver: Solver, steps: int) -> tuple[Tensor, dict[str, Any]]:
     """All groups in one batch: what comes back, and the figures of each group."""
     counter, images = Counter(model.denoiser.network), torch.cat(list(groups.values()))  # type: ignore[attr-defined]
     counted = replace(model, denoiser=replace(model.denoiser, network=counter))  # type: ignore[type-var]
@@ -73,7 +72,7 @@ def measure(
     if isinstance(solver, BDIA):
         again = reconstruct(counted, images, **way)
     elif isinstance(solver, FixedPointDDIM):
-        traced = traced_inversion(counted, images, **way)
+        traced = traced_inversion(counted, images, Sampling(Level(STRENGTH), steps, solver))
         figures |= {"calls_up": counter.calls, "steps_fell_back": int(traced.fell_back.sum())}
         again, figures["worst_residual"] = denoise(counted, traced.latents, **way), traced.residuals.max().item()
     else:

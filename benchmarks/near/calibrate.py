@@ -25,8 +25,9 @@ from benchmarks.near.faces import Faces, orl, squares
 from benchmarks.support.common import write_result
 from nearfar.audit.calibration import Curve, Found, Target, estimate, isotonic
 from nearfar.audit.scores import Known, Scorer, face_eyes
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import SOLVER
 from nearfar.io.listing import Item
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate
 from nearfar.jobs.job import Results
@@ -35,7 +36,6 @@ from nearfar.metrics.faces import FaceDetector, FaceRecognizer
 from nearfar.metrics.features import feature_network
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER
 
 TARGETS = (Target("rank1", 0.5), Target("rank1", 0.2), Target("similarity", 0.3))
 MEASURES, BATCH, LIMIT = ("rank1", "similarity"), 32, 0.3
@@ -83,7 +83,7 @@ def per_image(work: Measuring, value: float) -> dict[str, Any]:
     """Strengths of the images' own for a similarity of at most `value`, then the same strengths with fresh noise."""
     attacker, images = work.scorer.attacker, work.sample.images
     need = Need(Target("similarity", value), partial(similarity, attacker.eyes))
-    transform = only_as_far(work.model, SecretKey.from_seed(1), need, STEPS, SOLVER)
+    transform = only_as_far(work.model, SecretKey.from_seed(1), need, Sampling(Level(1.0)))
     parts = [transform(some, [Item(Path(), "")] * len(some), lambda *_: None) for some in images.split(BATCH)]
     results = Results.joined(parts)
     strengths, scores = (results.figures[name].float() for name in ("strength", "similarity"))

@@ -21,7 +21,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.support.common import faces, write_result
-from nearfar.diffusion.level import start_times
+from nearfar.diffusion.level import Level
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import SOLVERS, DPMSolverPP, DPMSolverPPSDE, Heun, Solver, solve
 from nearfar.models.loading import load_model
@@ -119,7 +119,7 @@ def main(
     """Measure, print a table and write results/quality.json."""
     frozen = load_model(model)
     clean = faces(images, frozen.image.size).repeat(len(STRENGTHS), 1, 1, 1)
-    start = start_times(frozen.schedule, len(clean), torch.tensor(STRENGTHS).double().repeat_interleave(images), None)
+    start = Level(torch.tensor(STRENGTHS).double().repeat_interleave(images)).times(frozen.schedule, len(clean))
     noisy = frozen.schedule.add_noise(
         clean, start, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     )

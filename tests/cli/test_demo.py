@@ -1,6 +1,7 @@
 """The demo, on few photographs and in few steps: its page shows what the folder holds."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ def small(monkeypatch, model_folder):
     monkeypatch.setattr(demo, "SHOWN_FACES", 2)
     monkeypatch.setattr(demo, "STRENGTHS", (0.2, 0.5))
     monkeypatch.setattr(demo, "load_model", lambda: load_model(model_folder, "cpu"))
-    monkeypatch.setattr(demo, "anonymize_job", lambda *args, **options: anonymize_job(*args, **options, steps=2))
+    monkeypatch.setattr(demo, "anonymize_job", lambda model, sampling: anonymize_job(model, replace(sampling, steps=2)))
 
 
 @pytest.mark.usefixtures("small")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nearfar.audit.figure import Figure
 from nearfar.audit.view import Vectors, similarities
-from nearfar.diffusion.level import start_times
+from nearfar.diffusion.level import Level
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.errors import UsageError
 from nearfar.metrics.intervals import NORMAL
@@ -54,7 +54,7 @@ def denoising_loss(model: FrozenModel, images: Images, strength: float) -> Signs
     """The mean squared error of the predicted image, in units of the noise: that of the predicted noise."""
     losses = [torch.zeros(0, dtype=torch.float64)]
     for number, some in enumerate(torch.split(images, BATCH)):
-        start = start_times(model.schedule, len(some), strength, None)
+        start = Level(strength).times(model.schedule, len(some))
         key = SecretKey.from_seed(number)
         streams = [key.for_image(image, strength) for image in some]
         noise = NoiseStream(streams, model.latent_shape, model.device)

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from nearfar.audit.figure import Figure
-from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
 from nearfar.diffusion.solver import Heun, solve
 from nearfar.metrics.intervals import NORMAL
@@ -55,14 +55,14 @@ def walked_back(
 
 def noised(model: FrozenModel, after: Images, strength: float, steps: int) -> Tensor:
     """Outputs carried back to the noise level by Heun's method."""
-    start = start_times(model.schedule, len(after), strength, None)
+    grid = Sampling(Level(strength), steps).grid(model.schedule, len(after))
     latents = model.latent_space.encode(after.to(model.device, torch.float32), None)
-    return solve(model.denoiser, latents, model.schedule.grid(start, steps, WARP).flip(1), Heun())
+    return solve(model.denoiser, latents, grid.flip(1), Heun())
 
 
 def noise_removed(model: FrozenModel, noisy: Tensor, before: Images, strength: float, key: SecretKey) -> Images:
     """The original, if the noise is that of this key and original: `(x_t - sigma eps) / alpha`."""
-    start = start_times(model.schedule, len(before), strength, None)
+    start = Level(strength).times(model.schedule, len(before))
     stream = NoiseStream(noise_for(before, start, key, 0), model.latent_shape, model.device)
     alpha, sigma = (per_image(values, noisy) for values in model.schedule.coefficients(start))
     return model.latent_space.decode((noisy - sigma * stream.draw()) / alpha).clamp(-1, 1).cpu()

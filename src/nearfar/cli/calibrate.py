@@ -139,10 +139,11 @@ def keep(
 ) -> dict[str, Any]:
     """Write the calibration and its page; returns what is in them."""
     from nearfar.audit.calibration import CONFIDENCE, Calibration, save_calibration
+    from nearfar.diffusion.level import Level, Sampling
     from nearfar.jobs.calibrate import method_settings
     from nearfar.reports.calibration import verdict, write_calibration_report
 
-    method = method_settings(work.model, work.steps, work.solver, fit)
+    method = method_settings(work.model, Sampling(Level(1.0), work.steps, work.solver), fit)
     rest = {name: value for name, value in settings.items() if name not in method}
     count = len(work.sample.names)
     calibration = Calibration(method, rest, count, CONFIDENCE, tuple(asked), found)

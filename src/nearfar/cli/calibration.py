@@ -94,7 +94,7 @@ class CalibrationChoice:
             return anonymize_job(model, **options)
         eyes = EyesChoice.of(calibration.measuring["eyes"])
         need = need_of(calibration, *eyes.load(model)) if self.per_image else None
-        return calibrated_job(model, calibration, need, **{**options, "strength": None})
+        return calibrated_job(model, calibration, need, **options)
 
     def lines(self, calibration: Calibration | None) -> list[str]:
         """What is said of it before the run."""

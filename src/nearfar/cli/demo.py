@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from nearfar.cli.console import shown_progress, write_line
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.errors import UsageError
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.plan import plan_run
@@ -74,7 +75,7 @@ def write_photographs(folder: Path) -> None:
 def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path) -> str:
     """Run one strength; returns its line of the page's table."""
     target = out / folder_name(strength)
-    job = anonymize_job(model, strength=strength)
+    job = anonymize_job(model, Sampling(Level(strength)))
     with shown_progress(f"strength {strength:g}") as report:
         progress = run(job, originals, target, plan_run(job, originals, target, resume=False), report)
     if progress.failed:

@@ -257,13 +257,13 @@ class Fitting:
 
     def announce(self, strength: float) -> None:
         """Say what is about to be done, and what it costs."""
-        from nearfar.diffusion.level import STEPS, level_of
+        from nearfar.diffusion.level import STEPS, Level
         from nearfar.domain.domain import OWN_SAMPLES
 
         count, batches = len(self.found.images), self.batches(len(self.found.images))
         own = self.batches(OWN_SAMPLES) * STEPS
         say("model", model_line(self.model))
-        say("level", level_line(level_of(self.model.schedule, strength)))
+        say("level", level_line(Level(strength).describe(self.model.schedule)))
         say("work", f"{count} images, {len(self.found.failed)} unusable, {self.found.ignored} other files ignored")
         say(
             "cost",

@@ -16,6 +16,7 @@ import typer
 from nearfar.errors import ModelWarning, UsageError
 
 if TYPE_CHECKING:
+    from nearfar.diffusion.solver import Solver
     from nearfar.io.fitting import FitMode
     from nearfar.models.model import FrozenModel
 
@@ -107,19 +108,14 @@ class TrajectoryChoice:
     fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
     batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None
 
-    def options(self, strength: float, solver: str, solvers: Mapping[str, object]) -> dict[str, Any]:
+    def options(self, strength: float, solver: str, solvers: Mapping[str, Solver]) -> dict[str, Any]:
         """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
-        if self.steps < 1:
-            raise UsageError(f"steps must be at least 1, got {self.steps}")
-        if self.strength is not None and self.sigma is not None:
-            raise UsageError("give either strength or sigma, got both")
-        if self.strength is not None and not 0 <= self.strength <= 1:
-            raise UsageError(f"strength must be in [0, 1], got {self.strength:g}")
+        from nearfar.diffusion.level import Level, Sampling
+
+        neither = self.strength is None and self.sigma is None
+        level = Level(strength if neither else self.strength, self.sigma)
         return {
-            "strength": strength if self.strength is None and self.sigma is None else self.strength,
-            "sigma": self.sigma,
-            "steps": self.steps,
-            "solver": solvers[one_of(solver, "solver", solvers)],
+            "sampling": Sampling(level, self.steps, solvers[one_of(solver, "solver", solvers)]),
             "fit": fit_of(self.fit),
             "batch_size": self.batch_size,
         }

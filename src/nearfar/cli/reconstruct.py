@@ -14,6 +14,7 @@ from nearfar.cli.console import reported_errors
 from nearfar.cli.options import KeepMetadata, ModelChoice, Out, RunChoice, Source, TrajectoryChoice, grouped
 
 if TYPE_CHECKING:
+    from nearfar.diffusion.level import Sampling
     from nearfar.io.progress import Progress
     from nearfar.jobs.plan import Plan
     from nearfar.models.model import FrozenModel
@@ -55,10 +56,10 @@ def reconstruct(
         job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
 
         def report_on(plan: Plan, done: Progress) -> dict[str, Any]:
-            own = measure_own(model, own_samples, done.batch_size, options)
+            own = measure_own(model, own_samples, done.batch_size, options["sampling"])
             return write_report_on(plan, job, source, out, page, own)
 
-        lines = partial(cost, solver=options["solver"], steps=options["steps"], own=own_samples)
+        lines = partial(cost, sampling=options["sampling"], own=own_samples)
         carry_out(job, model, source, out, progress, say_more=lines, after=report_on)
 
 
@@ -83,13 +84,13 @@ def invert(
         from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
 
         options = how.options(0.9, solver, RECONSTRUCTORS)
-        check_invertible(options["solver"])
+        check_invertible(options["sampling"].solver)
         check_places(source, out, progress.resume)
         model = choice.load()
         carry_out(invert_job(model, **options), model, source, out, progress)
 
 
-def measure_own(model: FrozenModel, count: int, batch_size: int, options: dict[str, Any]) -> list[float]:
+def measure_own(model: FrozenModel, count: int, batch_size: int, sampling: Sampling) -> list[float]:
     """How well the model's own samples come back, under a progress display."""
     from nearfar.cli.console import shown_progress
     from nearfar.diffusion.level import STEPS
@@ -98,15 +99,14 @@ def measure_own(model: FrozenModel, count: int, batch_size: int, options: dict[s
 
     if not count:
         return []
-    way = {name: options[name] for name in ("strength", "sigma", "steps", "solver")}
-    progress, began = Progress(count, steps=max(STEPS, options["steps"])), time.monotonic()
+    progress, began = Progress(count, steps=max(STEPS, sampling.steps)), time.monotonic()
     with shown_progress("own samples") as report:
 
         def tick(step: int, _: object) -> None:
             progress.step = step
             report(progress)
 
-        found = own_representation(model, count=count, batch_size=batch_size, on_step=tick, **way)
+        found = own_representation(model, sampling, count=count, batch_size=batch_size, on_step=tick)
         progress.done, progress.seconds = count, time.monotonic() - began
         report(progress)
     return found

@@ -201,13 +201,13 @@ def image_at(path: Path, model: FrozenModel, domain: Domain) -> Tensor:
 
 def announce(model: FrozenModel, domain: Domain, work: Sampling, plan: SamplePlan) -> None:
     """Say what is about to be done, and what it costs."""
-    from nearfar.diffusion.level import level_of
+    from nearfar.diffusion.level import Level
 
     how, batches = work.settings, len(plan.batches(work.batch_size))
     mixture = f" of {how['parents']}" if how["parents"] else ""
     say("model", model_line(model))
     say("domain", f"{len(domain.latents)} images")
-    say("level", level_line(level_of(model.schedule, domain.strength)))
+    say("level", level_line(Level(domain.strength).describe(model.schedule)))
     say("draws", f"{how['family']}{mixture}, {how['geometry']}; pull {how['pull']:g}, eta {how['eta']:g}")
     if how["near"]:
         say("near", f"variations of one image, by {how['amount']:g}")

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nearfar.data.copies import STRENGTH, Range, fraction
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import Solver
+from nearfar.diffusion.solver import SOLVER, Solver
 from nearfar.errors import UsageError
 from nearfar.io.fitting import fit, unfit
 from nearfar.io.pictures import Frame, Picture, encode, read_picture
 from nearfar.models.model import FrozenModel, ImageContract, default_batch_size
 from nearfar.sampling.inversion import solver_name
-from nearfar.sampling.local_sampling import SOLVER, local_sample
+from nearfar.sampling.local_sampling import sample_near
 
 Pixels = NDArray[np.uint8]
 MODES = ("1", "L", "P", "RGB")
@@ -123,8 +123,10 @@ def copy_cache(
         raise UsageError(f"strength must be above 0 to 1, the lower end of a range first, got {strength}")
     key = SecretKey.from_seed(seed)
 
+    sampling = Sampling(Level(span[1]), steps, solver)
+
     def sample(images: Tensor, levels: Sequence[float], variants: Sequence[int]) -> Tensor:
-        return local_sample(model, images, strength=levels, key=key, steps=steps, solver=solver, variant=variants)
+        return sample_near(model, images, sampling.at(Level(levels)), key, variants)
 
     settings = json.dumps([model.provenance.sha256, model.settings, span, steps, solver_name(solver)])
     return CopyCache(Path(cache), model.image, span, key, settings, sample, model.device.type)

@@ -7,12 +7,20 @@ pair of states, and a prior over one latent cannot draw a pair, so nothing new c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from nearfar.diffusion.denoiser import Denoiser, predict
-from nearfar.diffusion.solver import OnStep
+from nearfar.diffusion.noise import NoiseStream
+from nearfar.diffusion.solver import History, OnStep
+from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image
+
+PAIR = (
+    "BDIA ends in a pair of states, and one latent alone has no way back: "
+    "invert with FixedPointDDIM, Heun or DDIM(eta=0); BDIA is for reconstruct"
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,19 @@ class BDIA:
     """
 
     gamma: float = 1.0
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+    invertible: ClassVar[bool] = False
 
     def calls(self, steps: int) -> int:
-        """Network calls of a whole round trip."""
-        return 2 * steps - 1
+        """Network calls of the way back, whose first step needs none; the way to noise costs `steps`."""
+        return steps - 1
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History | None]:
+        """Refused: a step needs two states."""
+        raise UsageError(PAIR)
 
 
 @torch.inference_mode()

@@ -154,15 +154,12 @@ class NoiseSchedule:
 
     def time_of_strength(self, strength: Times) -> Times:
         """The time after this share of the forward process; strengths lie in [0, 1]."""
-        if not ((strength >= 0) & (strength <= 1)).all():
-            raise UsageError(f"strength must be in [0, 1], got {_first_outside(strength, 1.0)}")
+        check_range("strength", strength, 1.0)
         return torch.lerp(self.times[:1], self.times[-1:], strength)
 
     def time_of_sigma(self, sigma: Times) -> Times:
         """The time at which noise to signal is `sigma`; it must not exceed the schedule's largest."""
-        largest = self.ratio(self.times[-1:]).item()
-        if not ((sigma >= 0) & (sigma <= largest)).all():
-            raise UsageError(f"sigma must be in [0, {largest:.4g}], got {_first_outside(sigma, largest)}")
+        check_range("sigma", sigma, self.ratio(self.times[-1:]).item())
         return interpolate(self.path.level(sigma), self.levels, self.times)
 
     def strength_of_time(self, t: Times) -> Times:
@@ -174,8 +171,7 @@ class NoiseSchedule:
 
         warp: 1 spaces the times evenly; above 1 puts more of them near the clean end, as `(1 - k / steps) ** warp`.
         """
-        if steps < 1:
-            raise UsageError(f"steps must be at least 1, got {steps}")
+        check_steps(steps)
         share = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** warp
         grid = torch.lerp(self.times[0], start[:, None], share[None])
         grid[:, 0] = start
@@ -197,8 +193,16 @@ class NoiseSchedule:
         return hashlib.sha256(self.path.name.encode() + tables).hexdigest()
 
 
-def _first_outside(values: Tensor, largest: float) -> str:
-    inside = (values >= 0) & (values <= largest)
-    index = int((~inside).nonzero()[0])
-    where = f" for image {index} of {len(values)}" if len(values) > 1 else ""
-    return f"{values[index].item():g}{where}"
+def check_range(name: str, amounts: Tensor, largest: float) -> None:
+    """Refuse amounts outside of [0, largest], or that are no numbers."""
+    outside = ~((amounts >= 0) & (amounts <= largest)).flatten()
+    if outside.any():
+        index = int(outside.nonzero()[0])
+        where = f" for image {index} of {len(outside)}" if len(outside) > 1 else ""
+        first = amounts.flatten()[index].item()
+        raise UsageError(f"{name} must be in [0, {largest:.4g}], got {first:g}{where}")
+
+
+def check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")

@@ -194,6 +194,8 @@ SOLVERS: dict[str, Solver] = {
     "dpm++": DPMSolverPP(),
     "dpm++sde": DPMSolverPPSDE(),
 }
+SOLVER = SOLVERS["dpm++sde"]
+"""The default wherever new images are made."""
 
 
 @torch.inference_mode()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.solver import DDIM, solve
 from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.inversion import check_latents
 from nearfar.sampling.own_samples import BATCH
 from nearfar.tensors import Images, Latents
 
@@ -60,10 +61,12 @@ def bandwidth(
     which is the same for all etas. Warns if with the first eta less than half stay: then the level or the guards are
     wrong. Cost: `steps + 1` network calls for each eta tried and each batch.
     """
-    check(model, latents, etas)
+    check_latents(model, latents)
+    check_etas(etas)
+    sampling = Sampling(Level(strength), steps)
     kept: list[float] = []
     for eta in etas:
-        outputs = denoised(model, latents, eta, strength, steps, seed, batch_size)
+        outputs = denoised(model, latents, replace(sampling, solver=DDIM(eta)), seed, batch_size)
         judgments = guards.judge(model, outputs, batch_size)
         kept.append(sum(map(stays, judgments)) / len(judgments))
         if kept[-1] < KEPT * kept[0]:
@@ -76,10 +79,7 @@ def bandwidth(
     return Bandwidth(tuple(etas[: len(kept)]), tuple(kept), max(fine, default=etas[0]), calls)
 
 
-def check(model: FrozenModel, latents: Latents, etas: Sequence[float]) -> None:
-    if latents.shape[1:] != model.latent_shape or not len(latents):
-        shape = f"(batch, {', '.join(map(str, model.latent_shape))})"
-        raise UsageError(f"latents must be {shape}, got {tuple(latents.shape)}")
+def check_etas(etas: Sequence[float]) -> None:
     if not etas or list(etas) != sorted(set(etas)) or etas[0] < 0 or etas[-1] > 1:
         raise UsageError(f"etas must rise within [0, 1], got {', '.join(f'{eta:g}' for eta in etas) or 'none'}")
 
@@ -88,18 +88,14 @@ def stays(judgment: Judgment) -> bool:
     return judgment.captured <= 0 and judgment.quality <= 1
 
 
-def denoised(
-    model: FrozenModel, latents: Latents, eta: float, strength: float, steps: int, seed: int, batch_size: int
-) -> Images:
-    """The images that latents at a level lead to with this share of fresh noise; the noise of each is its own."""
+def denoised(model: FrozenModel, latents: Latents, sampling: Sampling, seed: int, batch_size: int) -> Images:
+    """The images that latents at a level lead to; the noise of each is its own."""
     key = SecretKey.from_seed(seed)
-    start = start_times(model.schedule, len(latents), strength, None)
     parts = []
     for numbers in torch.split(torch.arange(len(latents)), batch_size):
         streams = [bytes.fromhex(key.tag(f"bandwidth {number}")) for number in numbers.tolist()]
         noise = NoiseStream(streams, model.latent_shape, model.device)
         state = latents[numbers].to(model.device, torch.float32)
-        grid = model.schedule.grid(start[numbers], steps, WARP)
-        clean = solve(model.denoiser, state, grid, DDIM(eta), noise)
+        clean = solve(model.denoiser, state, sampling.grid(model.schedule, len(numbers)), sampling.solver, noise)
         parts.append(model.latent_space.decode(clean).clamp(-1, 1).cpu())
     return torch.cat(parts)

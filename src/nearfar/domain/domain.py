@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.diffusion.level import WARP, level_of, start_times
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.guards import Guards, encoded
 from nearfar.domain.pull import PULL, Gaussian, pulled
@@ -20,7 +20,7 @@ from nearfar.latents.covariance import LowRank, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import INVERTER, STEPS, denoise, traced_inversion
+from nearfar.sampling.inversion import INVERTER, from_level, traced_inversion
 from nearfar.sampling.own_samples import BATCH, own_samples
 from nearfar.tensors import Images, Latents
 
@@ -88,13 +88,13 @@ class Domain:
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
         check_images(model, images)
-        model.schedule.grid(start_times(model.schedule, 1, strength, None), steps, WARP)  # refuses what is no level
+        sampling = Sampling(Level(strength), steps, INVERTER)
         if own is None:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
         clean, its_own = encoded(model, images, batch_size).half().float(), encoded(model, own, batch_size)
         toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))
-        parts = [found(toward, part, strength, steps, on_step) for part in torch.split(images, batch_size)]
+        parts = [found(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
         there, figures = zip(*parts, strict=True)
         latents = torch.cat(there).half().float()
         generator = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ class Domain:
             own=Gaussian.fit(its_own),
             targets=measure(latents, generator),
             guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
-            diagnostics=level_of(model.schedule, strength) | diagnose(latents, figures),
+            diagnostics=sampling.level.describe(model.schedule) | diagnose(latents, figures),
             preprocessing=preprocessing or {},
             settings=bound(model),
             pull=pull,
@@ -152,11 +152,11 @@ def check_images(model: FrozenModel, images: Images) -> None:
 
 
 def found(
-    model: FrozenModel, images: Images, strength: float, steps: int, on_step: OnStep | None
+    model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None
 ) -> tuple[Latents, dict[str, Tensor]]:
     """Latents at the level, on the CPU, and figures of each image's way there and back."""
-    way = traced_inversion(model, images, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
-    again = denoise(model, way.latents, strength=strength, steps=steps, solver=INVERTER, on_step=on_step)
+    way = traced_inversion(model, images, sampling, on_step)
+    again = from_level(model, way.latents, sampling, on_step)
     figures = {
         "psnr": psnr(images.cpu(), again),
         "residual": way.residuals.amax(1),

@@ -17,15 +17,14 @@ from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import STEPS, WARP
-from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import OnStep, solve
+from nearfar.diffusion.level import STEPS, WARP, Level
+from nearfar.diffusion.schedule import NoiseSchedule, check_steps
+from nearfar.diffusion.solver import SOLVER, OnStep, solve
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.normality import Frames, Gaussianity, gaussianity, rotations
 from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, geometry, gram_matrix, radial_spectrum
 from nearfar.latents.two_sample import Separation, separation
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER
 from nearfar.sampling.own_samples import BATCH, own_samples
 from nearfar.tensors import Images, Latents
 
@@ -164,8 +163,7 @@ def survey_calls(count: int, strengths: Sequence[float] = STRENGTHS, steps: int 
 
 def segments(strengths: Sequence[float], steps: int) -> list[Nodes]:
     """The strengths on the way from clean to each level, from the level before: all levels are among the nodes."""
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}")
+    check_steps(steps)
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** WARP
     levels = torch.tensor(strengths, dtype=torch.float64)
     nodes = torch.unique(torch.cat([share * levels[-1], levels]))
@@ -203,13 +201,10 @@ def compare(
     unseen = describe(latents[:count], gram[:count, :count], frames, generator)
     own = describe(latents[count:], gram[count:, count:], frames, generator)
     apart = separation(gram, count, dimension, generator)
-    time = schedule.time_of_strength(torch.tensor([strength], dtype=torch.float64))
     separable = max(apart.distance_p, apart.accuracy_p) <= SIGNIFICANT and apart.accuracy >= TOLD_APART
     gaussian, rounded = unseen.gaussianity.p > NOT_GAUSSIAN, unseen.geometry.roundness >= ROUND
     return LevelStatistics(
-        strength=strength,
-        time=time.item(),
-        sigma=schedule.ratio(time).item(),
+        **{**Level(strength).describe(schedule), "strength": strength},
         unseen=unseen,
         own=own,
         separation=apart,

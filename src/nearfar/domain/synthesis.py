@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.solver import DDIM, OnStep, solve
 from nearfar.domain.domain import Domain
@@ -71,9 +71,9 @@ class Synthesizer:
         model, domain, key = self.model, self.domain, SecretKey.from_seed(self.seed)
         streams = [bytes.fromhex(key.tag(f"synthesis {number}")) for number in numbers]
         noise = NoiseStream(streams, model.latent_shape, model.device)
-        start = start_times(model.schedule, len(latents), domain.strength, None)
-        grid = model.schedule.grid(start, domain.steps, WARP)
-        clean = solve(model.denoiser, latents.to(model.device, torch.float32), grid, DDIM(self.eta), noise, on_step)
+        sampling = Sampling(Level(domain.strength), domain.steps, DDIM(self.eta))
+        state, grid = latents.to(model.device, torch.float32), sampling.grid(model.schedule, len(latents))
+        clean = solve(model.denoiser, state, grid, sampling.solver, noise, on_step)
         return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
 

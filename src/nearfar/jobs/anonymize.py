@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import Solver
+from nearfar.diffusion.solver import SOLVER, Solver
 from nearfar.io.fitting import FitMode
 from nearfar.io.progress import Progress
 from nearfar.jobs.job import Job, as_picture, make_job, near, one_square, trajectory_settings, unchanged
 from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import run
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER
 
 
 def anonymize_job(
     model: FrozenModel,
+    sampling: Sampling,
     *,
-    strength: float | None = None,
-    sigma: float | None = None,
-    steps: int = STEPS,
-    solver: Solver = SOLVER,
     fit: FitMode = FitMode.PAD,
     key: SecretKey | None = None,
     batch_size: int | None = None,
@@ -31,17 +27,16 @@ def anonymize_job(
 ) -> Job:
     """The job of replacing every image by a local sample of itself.
 
-    strength: share of the forward process, above 0 to 1; or sigma: noise to signal. One of the two.
+    sampling: from a level of one number, above 0.
     key: give one to make the run repeatable; otherwise a random key is used and forgotten.
     batch_size: chosen from the model, the device and the work unless given, and halved when memory runs out.
     Cost: `solver.calls(steps)` network calls for each batch.
     """
     used_key = key or SecretKey.random()
-    settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
     return make_job(
         model,
-        near(model, used_key, strength=strength, sigma=sigma, steps=steps, solver=solver),
-        {"command": "anonymize", **settings, "keep_metadata": keep_metadata},
+        near(model, used_key, sampling),
+        {"command": "anonymize", **trajectory_settings(model, sampling, fit), "keep_metadata": keep_metadata},
         read=one_square(model.image, fit),
         encode=as_picture(fit, keep_metadata),
         object_to=unchanged,
@@ -51,11 +46,21 @@ def anonymize_job(
 
 
 def anonymize_folder(
-    model: FrozenModel, source: str | Path, out: str | Path, *, resume: bool = False, **options: Any
+    model: FrozenModel,
+    source: str | Path,
+    out: str | Path,
+    *,
+    strength: float | None = None,
+    sigma: float | None = None,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
+    resume: bool = False,
+    **options: Any,
 ) -> Progress:
     """Replace every image below `source` by a local sample of itself, in `out`, under the same name.
 
+    strength: share of the forward process, above 0 to 1; or sigma: noise to signal. One of the two.
     options: those of `anonymize_job`. Returns the run's outcome; `failed` lists images that could not be done.
     """
-    job = anonymize_job(model, **options)
+    job = anonymize_job(model, Sampling(Level(strength, sigma), steps, solver), **options)
     return run(job, Path(source), Path(out), plan_run(job, Path(source), Path(out), resume))

@@ -16,9 +16,9 @@ from nearfar.data.coco import check_shape
 from nearfar.data.copies import Select, Strengths, check_classes, copies_of_each
 from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
 from nearfar.data.labels import Labels, Made
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import Solver
+from nearfar.diffusion.solver import SOLVER, Solver
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, copy_name, list_folder
@@ -31,7 +31,6 @@ from nearfar.jobs.plan import header, plan_run, source_tag
 from nearfar.jobs.run import run
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER
 
 Check = Literal["", "flag", "drop"]
 
@@ -155,14 +154,15 @@ def augment_job(
 ) -> Job:
     """The job of making so many copies of these images. Cost: `solver.calls(steps)` network calls for each batch."""
     key = SecretKey.from_seed(wanted.seed)
-    level = trajectory_settings(model, wanted.strengths.general[1], None, steps, solver, fit)
+    sampling = Sampling(Level(wanted.strengths.general[1]), steps, solver)
+    level = trajectory_settings(model, sampling, fit)
     own = {"command": "augment", "strengths": str(wanted.strengths), "seed": wanted.seed, "check": wanted.check}
     if wanted.check:
         own["judge"] = str(wanted.classifier or wanted.features)
     picture = as_picture(fit, keep_metadata)
     job = make_job(
         model,
-        near(model, key, strength=level["strength"], sigma=None, steps=steps, solver=solver),
+        near(model, key, sampling),
         {**level, **own, "keep_metadata": keep_metadata, "keep_originals": wanted.keep_originals},
         read=partial(read, one_square(model.image, fit)),
         encode=lambda results, reading: picture(results, reading) if len(results) else reading.context,

@@ -22,7 +22,7 @@ from torch import Tensor
 from nearfar.audit.calibration import GRID, HALVINGS, LEAST_IMAGES, Found, Target, search
 from nearfar.audit.scores import Numbers, Scorer
 from nearfar.data.labels import top_folders
-from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.solver import OnStep, Solver, solve
 from nearfar.errors import ImageError, UsageError
@@ -83,11 +83,12 @@ class Measuring:
         images, model = self.sample.images[numbers], self.model
         if not any(strengths):
             return images
-        key, start = SecretKey.from_seed(self.seed), start_times(model.schedule, len(pairs), strengths, None)
+        key = SecretKey.from_seed(self.seed)
+        grid = Sampling(Level(strengths), self.steps, self.solver).grid(model.schedule, len(pairs))
         noise = NoiseStream([key.for_image(image, 0.0) for image in images], model.latent_shape, model.device)
         latents = model.latent_space.encode(images.to(model.device), noise)
-        noisy = model.schedule.add_noise(latents, start, noise.draw())
-        clean = solve(model.denoiser, noisy, model.schedule.grid(start, self.steps, WARP), self.solver, noise, on_step)
+        noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
+        clean = solve(model.denoiser, noisy, grid, self.solver, noise, on_step)
         return model.latent_space.decode(clean).clamp(-1, 1).cpu()
 
     def scores(self, pairs: Sequence[Pair], on_step: OnStep | None) -> list[dict[str, float]]:
@@ -216,7 +217,7 @@ def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:
     stamps = "".join(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0" for name, status in files)
     return {
         "command": "calibrate",
-        **method_settings(work.model, work.steps, work.solver, fit),
+        **method_settings(work.model, Sampling(Level(1.0), work.steps, work.solver), fit),
         "measures": list(work.scorer.measures),
         "attacker": work.scorer.attacker.eyes.name,
         "content": work.scorer.network.name,
@@ -227,8 +228,8 @@ def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:
     }
 
 
-def method_settings(model: FrozenModel, steps: int, solver: Solver, fit: FitMode) -> dict[str, Any]:
-    """What a strength means only together with: the model, and how it is sampled."""
+def method_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) -> dict[str, Any]:
+    """What a strength means only together with: the model, and how it is sampled from whatever level."""
     level = ("strength", "time", "sigma")
-    chosen = trajectory_settings(model, 1.0, None, steps, solver, fit)
+    chosen = trajectory_settings(model, sampling, fit)
     return {"model": model.provenance.sha256, **model.settings} | {k: v for k, v in chosen.items() if k not in level}

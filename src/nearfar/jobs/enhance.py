@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver
 from nearfar.errors import ImageError
 from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
@@ -28,7 +28,6 @@ from nearfar.jobs.run import is_out_of_memory, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.enhancement import check_scale, enhance, proposed_strength, tiles_of
-from nearfar.sampling.local_sampling import SOLVER
 from nearfar.tensors import Images
 
 MAX_SIDE = 16383
@@ -59,11 +58,9 @@ def enhance_job(
     """
     check_scale(scale, cascade)
     options: dict[str, Any] = {"scale": scale, "cascade": cascade, "consistency": consistency}
-    way: dict[str, Any] = {
-        "strength": proposed_strength(model, scale, consistency) if strength is None else strength,
-        "steps": steps,
-    }
-    settings = trajectory_settings(model, sigma=None, solver=solver, fit=FitMode.PAD, **way)
+    strength = proposed_strength(model, scale, consistency) if strength is None else strength
+    settings = trajectory_settings(model, Sampling(Level(strength), steps, solver), FitMode.PAD)
+    way: dict[str, Any] = {"strength": strength, "steps": steps}
     key = SecretKey.from_seed(seed)
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:

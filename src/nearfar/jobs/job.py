@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.level import WARP, describe_level
+from nearfar.diffusion.level import WARP, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import OnStep, Solver
-from nearfar.errors import UsageError
+from nearfar.diffusion.solver import OnStep
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Frame, encode, read_picture
 from nearfar.models.model import FrozenModel, ImageContract, check_batch_size, default_batch_size
 from nearfar.sampling.inversion import solver_name
-from nearfar.sampling.local_sampling import local_sample
+from nearfar.sampling.local_sampling import sample_near
 from nearfar.tensors import Images
 
 
@@ -130,17 +128,14 @@ def make_job(
     )
 
 
-def trajectory_settings(
-    model: FrozenModel, strength: float | None, sigma: float | None, steps: int, solver: Solver | BDIA, fit: FitMode
-) -> dict[str, Any]:
-    """The settings of every job that goes to a noise level and back."""
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}")
+def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) -> dict[str, Any]:
+    """The settings of every job that goes to a noise level, above 0, and back."""
+    sampling.level.check_noisy(model.schedule)
     return {
-        **describe_level(model.schedule, strength, sigma),
-        "steps": steps,
+        **sampling.level.describe(model.schedule),
+        "steps": sampling.steps,
         "warp": WARP,
-        "solver": solver_name(solver),
+        "solver": solver_name(sampling.solver),
         "precision": str(model.dtype).removeprefix("torch."),
         "fit": str(fit),
     }
@@ -217,23 +212,22 @@ class Job:
         return out / f"{name}{self.suffix}"
 
 
-def near(
-    model: FrozenModel, key: SecretKey, *, strength: float | None, sigma: float | None, steps: int, solver: Solver
-) -> Transform:
+def near(model: FrozenModel, key: SecretKey, sampling: Sampling) -> Transform:
     """Local samples, each with the variant of its item, and at the item's own strength where it has one."""
 
     def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Results:
-        level = {"sigma": sigma} if sigma is not None else {"strength": strengths(items, strength)}
-        variants = [item.variant for item in items]
-        way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, **level}
-        return Results(local_sample(model, images, variant=variants, on_step=on_step, **way))
+        own, variants = sampling.at(level_of(items, sampling.level)), [item.variant for item in items]
+        return Results(sample_near(model, images, own, key, variants, on_step))
 
     return transform
 
 
-def strengths(items: Sequence[Item], default: float | None) -> list[float]:
-    found = [default if item.strength is None else item.strength for item in items]
-    return [each for each in found if each is not None]
+def level_of(items: Sequence[Item], general: Level) -> Level:
+    """The items' own strengths where they have any."""
+    if general.strength is None:
+        return general
+    strengths: list[Any] = [general.strength if item.strength is None else item.strength for item in items]
+    return Level(strengths)
 
 
 def unchanged(squares: Tensor, results: Results) -> str:

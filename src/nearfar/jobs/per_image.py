@@ -18,9 +18,9 @@ from torch import Tensor
 
 from nearfar.audit.calibration import Calibration, Target
 from nearfar.audit.scores import Eyes, as_written
-from nearfar.diffusion.level import STEPS
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.diffusion.solver import OnStep
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
@@ -29,7 +29,7 @@ from nearfar.jobs.calibrate import method_settings
 from nearfar.jobs.job import Job, Results, Transform, unchanged
 from nearfar.metrics.features import FeatureNetwork, distances_from
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER, local_sample
+from nearfar.sampling.local_sampling import sample_near
 from nearfar.tensors import Images
 
 HALVINGS = 5
@@ -50,41 +50,41 @@ class Need:
         return scores >= self.target.value if self.target.kind.at_least else scores <= self.target.value
 
 
-def calibrated_job(model: FrozenModel, calibration: Calibration, need: Need | None = None, **options: Any) -> Job:
+def calibrated_job(
+    model: FrozenModel, calibration: Calibration, need: Need | None, sampling: Sampling, **options: Any
+) -> Job:
     """The job of `anonymize_job` at the strength that a calibration found; with `need`, at each image's own.
 
-    options: those of `anonymize_job`; strength and sigma are of no account. Raises UsageError if the calibration is of
+    sampling: its level is of no account. options: those of `anonymize_job`. Raises UsageError if the calibration is of
     another model or another way to sample it. Cost: that of `anonymize_job`, with `need` 6 times as much.
     """
-    steps, solver = options.get("steps", STEPS), options.get("solver", SOLVER)
-    found = calibration.strength_for(method_settings(model, steps, solver, options.get("fit", FitMode.PAD)))
+    found = calibration.strength_for(method_settings(model, sampling, options.get("fit", FitMode.PAD)))
     least = found if need is None else need.most / 4**HALVINGS
-    job = anonymize_job(model, **{**options, "strength": least, "sigma": None})
+    job = anonymize_job(model, sampling.at(Level(least)), **options)
     job = replace(job, settings={**job.settings, "calibration": calibration.digest})
-    return job if need is None else per_image_job(job, model, need, steps, solver)
+    return job if need is None else per_image_job(job, model, need, sampling)
 
 
-def per_image_job(job: Job, model: FrozenModel, need: Need, steps: int, solver: Solver) -> Job:
+def per_image_job(job: Job, model: FrozenModel, need: Need, sampling: Sampling) -> Job:
     """The job with strengths of the images' own, which its records tell beside the scores."""
     return replace(
         job,
-        transform=only_as_far(model, job.key, need, steps, solver),
+        transform=only_as_far(model, job.key, need, sampling),
         object_to=partial(objection, need=need),
         measure=lambda results, _: told(results),
         settings={**job.settings, "per_image": str(need.target), "halvings": HALVINGS},
-        steps=steps * (1 + HALVINGS),
+        steps=sampling.steps * (1 + HALVINGS),
     )
 
 
-def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solver: Solver) -> Transform:
+def only_as_far(model: FrozenModel, key: SecretKey, need: Need, sampling: Sampling) -> Transform:
     """Each image's output, and as figures its strength, below 0 if none met the target, and its score."""
 
     def transform(images: Images, items: Sequence[Item], on_step: OnStep) -> Results:
         score, variants = need.score(images), [item.variant for item in items]
 
         def attempt(strength: Tensor, on_step: OnStep) -> tuple[Images, Tensor]:
-            way: dict[str, Any] = {"key": key, "steps": steps, "solver": solver, "variant": variants}
-            outputs = local_sample(model, images, strength=strength, on_step=on_step, **way)
+            outputs = sample_near(model, images, sampling.at(Level(strength)), key, variants, on_step)
             return outputs, score(as_written(outputs)).float()
 
         low, high = torch.zeros(len(images)), torch.ones(len(images))
@@ -92,7 +92,7 @@ def only_as_far(model: FrozenModel, key: SecretKey, need: Need, steps: int, solv
         met = need.met(scores)
         for turn in range(1, 1 + HALVINGS):
             root = torch.where(met, (low + high) / 2, high)
-            outputs, new = attempt(need.most * root**2, later(on_step, turn * steps))
+            outputs, new = attempt(need.most * root**2, later(on_step, turn * sampling.steps))
             good = met & need.met(new)
             best, scores = torch.where(good[:, None, None, None], outputs, best), torch.where(good, new, scores)
             low, high = torch.where(good, low, root), torch.where(good, root, high)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.diffusion.level import Sampling
+from nearfar.diffusion.solver import OnStep
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
 from nearfar.jobs.job import Job, Reading, Results, anything_goes, as_picture, make_job, one_square, trajectory_settings
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import INVERTER, STEPS, check_invertible, invert
-from nearfar.sampling.representation import represent
+from nearfar.sampling.inversion import check_invertible, to_level
+from nearfar.sampling.representation import represented
 from nearfar.tensors import Images
 
 
 def reconstruct_job(
     model: FrozenModel,
+    sampling: Sampling,
     *,
-    strength: float | None = None,
-    sigma: float | None = None,
-    steps: int = STEPS,
-    solver: Solver | BDIA = INVERTER,
     fit: FitMode = FitMode.PAD,
     batch_size: int | None = None,
     keep_metadata: bool = False,
@@ -34,15 +31,14 @@ def reconstruct_job(
     """The job of carrying every image to a noise level and back along its deterministic trajectory.
 
     The record of every image gets the figures of `represent`, measured at the model's size before anything is rounded.
-    Arguments as for `reconstruct` and `anonymize_job`; nothing is random.
+    Arguments as for `anonymize_job`; nothing is random.
     """
-    if not isinstance(solver, BDIA):
-        check_invertible(solver)
-    settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
-    way: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
+    if not isinstance(sampling.solver, BDIA):
+        check_invertible(sampling.solver)
+    settings = trajectory_settings(model, sampling, fit)
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
-        again = represent(model, images, on_step=on_step, **way)
+        again = represented(model, images, sampling, on_step)
         return Results(again.images, {name: values.to(again.images.dtype) for name, values in again.figures.items()})
 
     return make_job(
@@ -59,22 +55,17 @@ def reconstruct_job(
 
 def invert_job(
     model: FrozenModel,
+    sampling: Sampling,
     *,
-    strength: float | None = None,
-    sigma: float | None = None,
-    steps: int = STEPS,
-    solver: Solver | BDIA = INVERTER,
     fit: FitMode = FitMode.PAD,
     batch_size: int | None = None,
 ) -> Job:
     """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape."""
-    solver = check_invertible(solver)
-    settings = trajectory_settings(model, strength, sigma, steps, solver, fit)
-    way: dict[str, Any] = {"strength": strength, "sigma": sigma, "steps": steps, "solver": solver}
+    check_invertible(sampling.solver)
     return make_job(
         model,
-        lambda images, _, on_step: Results(invert(model, images, on_step=on_step, **way).cpu()),
-        {"command": "invert", **settings},
+        lambda images, _, on_step: Results(to_level(model, images, sampling, on_step).cpu()),
+        {"command": "invert", **trajectory_settings(model, sampling, fit)},
         read=one_square(model.image, fit),
         encode=array_file,
         object_to=anything_goes,

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from nearfar.diffusion.level import start_times
+from nearfar.diffusion.level import Level
 from nearfar.latents.spectral import SIDE, coarse, cosines
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import Latents
 
-LEVEL, LONGEST = 0.05, 512
-"""Noise under which the network is asked for features (strength), and how many numbers of them are kept."""
+LEVEL, LONGEST = Level(strength=0.05), 512
+"""Noise under which the network is asked for features, and how many numbers of them are kept."""
 
 Vectors = Float64[Tensor, "batch numbers"]
 Kind = Literal["network", "latents"]
@@ -59,7 +59,7 @@ def depths(model: FrozenModel, latents: Latents) -> list[Tensor]:
 def ask(model: FrozenModel, latents: Latents) -> None:
     """One network call for latents under a little noise, the same for each."""
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0)).expand_as(latents)
-    times = start_times(model.schedule, len(latents), LEVEL, None)
+    times = LEVEL.times(model.schedule, len(latents))
     model.denoiser(model.schedule.add_noise(latents, times, noise.to(latents.device)).to(model.device), times)
 
 

@@ -15,9 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.level import STEPS
-from nearfar.diffusion.solver import Solver
+from nearfar.diffusion.level import STEPS, Sampling
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.manifest import manifest_path, read_manifest
@@ -45,9 +43,9 @@ def check_report(report: Path | None, source: Path, out: Path, own_samples: int)
     return page_beside(report, out, source)
 
 
-def cost(plan: Plan, solver: Solver | BDIA, steps: int, own: int) -> list[str]:
+def cost(plan: Plan, sampling: Sampling, own: int) -> list[str]:
     """What the run will cost, in lines; own: the number of the model's own samples."""
-    least, most = calls_of(solver, steps)
+    least, most = calls_of(sampling.solver, sampling.steps)
     each = f"{least}" if least == most else f"{least} or more (at most {most})"
     samples = -(-own // plan.batch_size)
     lines = [f"cost      {each} network calls for each batch"]

@@ -12,15 +12,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser
-from nearfar.diffusion.level import STEPS, WARP, start_times
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import OnStep, Solver, solve
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
 from nearfar.errors import UsageError
 from nearfar.models.latent_space import LatentSpace
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
-from nearfar.sampling.local_sampling import SOLVER
 from nearfar.sampling.tiling import TiledDenoiser, tile_count
 from nearfar.tensors import Images, Times
 
@@ -62,8 +61,9 @@ def enhance(
     besides the network's (measured: 2.2 GB for 4096 x 4096).
     """
     check(model, images, scale, cascade)
-    level = proposed_strength(model, scale, consistency) if strength is None else strength
-    start, used_key = start_times(model.schedule, len(images), level, None), key or SecretKey.random()
+    level = Level(proposed_strength(model, scale, consistency) if strength is None else strength)
+    grid = Sampling(level, steps, solver).grid(model.schedule, len(images))
+    start, used_key = grid[:, 0], key or SecretKey.random()
     area, small = AreaDownsampling(scale), mirrored(images.to(model.device, torch.float32), model, scale)
     denoiser: Denoiser = TiledDenoiser(model.denoiser, model.latent_shape[1:], batch_size)
     if consistency and rearranges(model.latent_space):
@@ -72,7 +72,7 @@ def enhance(
     for number in range(cascade):
         keys = [used_key.for_image(image, time.item(), number) for image, time in zip(images, start, strict=True)]
         count_on = partial(tell, on_step, number * steps)
-        canvas = near(model, denoiser, canvas, model.schedule.grid(start, steps, WARP), solver, keys, count_on)
+        canvas = near(model, denoiser, canvas, grid, solver, keys, count_on)
         canvas = area.settle(area.project(canvas, small), small) if consistency else canvas.clamp(-1, 1)
     height, width = (scale * length for length in images.shape[2:])
     return canvas[:, :, :height, :width].cpu()

@@ -6,21 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from nearfar.diffusion.level import STEPS, WARP, Level, start_times
+from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
-from nearfar.diffusion.solver import DPMSolverPPSDE, OnStep, Solver, solve
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images
-
-SOLVER: Solver = DPMSolverPPSDE()
 
 
 def local_sample(
     model: FrozenModel,
     images: Images,
     *,
-    strength: Level | None = None,
-    sigma: Level | None = None,
+    strength: Amount | None = None,
+    sigma: Amount | None = None,
     key: SecretKey | None = None,
     steps: int = STEPS,
     solver: Solver = SOLVER,
@@ -35,15 +33,27 @@ def local_sample(
     key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch,
     to within rounding (a folder run makes them equal to the bit).
     variant: 1, 2, ... ask for further samples of the same image; one number, or one per image.
-    on_step: called after each solver step with its number, from 1, and the state.
+    on_step: called after each solver step with `(step, state)`; steps count from 1.
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
     split what does not fit into memory.
     """
+    sampling = Sampling(Level(strength, sigma), steps, solver)
+    return sample_near(model, images, sampling, key or SecretKey.random(), variant, on_step)
+
+
+def sample_near(
+    model: FrozenModel,
+    images: Images,
+    sampling: Sampling,
+    key: SecretKey,
+    variant: int | Sequence[int] = 0,
+    on_step: OnStep | None = None,
+) -> Images:
+    """The same with a `Sampling`."""
     model.image.check(images)
-    start = start_times(model.schedule, len(images), strength, sigma)
-    streams = noise_for(images, start, key or SecretKey.random(), variant)
-    noise = NoiseStream(streams, model.latent_shape, model.device)
+    grid = sampling.grid(model.schedule, len(images))
+    noise = NoiseStream(noise_for(images, grid[:, 0], key, variant), model.latent_shape, model.device)
     latents = model.latent_space.encode(images.to(model.device, torch.float32), noise)
-    noisy = model.schedule.add_noise(latents, start, noise.draw())
-    clean = solve(model.denoiser, noisy, model.schedule.grid(start, steps, WARP), solver, noise, on_step)
+    noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
+    clean = solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
     return model.latent_space.decode(clean).clamp(-1, 1).cpu()

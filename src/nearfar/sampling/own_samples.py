@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from nearfar.diffusion.level import STEPS, WARP
+from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey
-from nearfar.diffusion.solver import OnStep, Solver, solve
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import SOLVER
 from nearfar.tensors import Images
 
 BATCH = 32
@@ -31,18 +30,17 @@ def own_samples(
     Sample `i` depends on the model, the seed and `i`, not on `count`. Returns float32 images in [-1, 1] on the CPU.
     Cost: `solver.calls(steps)` network calls for each batch.
     """
-    parts = torch.split(torch.arange(count), batch_size)
-    return torch.cat([sample_batch(model, part.tolist(), seed, steps, solver, on_step) for part in parts])
+    sampling, parts = Sampling(Level(strength=1.0), steps, solver), torch.split(torch.arange(count), batch_size)
+    return torch.cat([sample_batch(model, part.tolist(), seed, sampling, on_step) for part in parts])
 
 
 def sample_batch(
-    model: FrozenModel, numbers: Sequence[int], seed: int, steps: int, solver: Solver, on_step: OnStep | None
+    model: FrozenModel, numbers: Sequence[int], seed: int, sampling: Sampling, on_step: OnStep | None
 ) -> Images:
     """The samples of these numbers."""
-    key, schedule = SecretKey.from_seed(seed), model.schedule
+    key, grid = SecretKey.from_seed(seed), sampling.grid(model.schedule, len(numbers))
     streams = [bytes.fromhex(key.tag(f"own sample {number}")) for number in numbers]
     noise = NoiseStream(streams, model.latent_shape, model.device)
-    start = torch.full((len(numbers),), schedule.noisiest_time, dtype=torch.float64)
-    noisy = schedule.add_noise(torch.zeros_like(first := noise.draw()), start, first)
-    clean = solve(model.denoiser, noisy, schedule.grid(start, steps, WARP), solver, noise, on_step)
+    noisy = model.schedule.add_noise(torch.zeros_like(first := noise.draw()), grid[:, 0], first)
+    clean = solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
     return model.latent_space.decode(clean).clamp(-1, 1).cpu()

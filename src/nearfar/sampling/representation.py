@@ -11,13 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import Level
+from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
 from nearfar.diffusion.solver import Heun, OnStep, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import INVERTER, STEPS, denoise, reconstruct, traced_inversion
+from nearfar.sampling.inversion import INVERTER, from_level, there_and_back, traced_inversion
 from nearfar.sampling.own_samples import BATCH, own_samples
 from nearfar.tensors import Images
 
@@ -45,23 +44,31 @@ def represent(
     model: FrozenModel,
     images: Images,
     *,
-    strength: Level | None = None,
-    sigma: Level | None = None,
+    strength: Amount | None = None,
+    sigma: Amount | None = None,
     steps: int = STEPS,
-    solver: Solver | BDIA = INVERTER,
+    solver: Solver = INVERTER,
     on_step: OnStep | None = None,
 ) -> Representation:
     """The images as the model gives them back, and how well.
 
     Arguments, errors and cost as for `reconstruct`. Nothing is random.
     """
-    if not isinstance(solver, FixedPointDDIM):
-        again = reconstruct(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
-        calls = torch.full((len(images),), calls_of(solver, steps)[0])
+    return represented(model, images, Sampling(Level(strength, sigma), steps, solver), on_step)
+
+
+def represented(
+    model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None = None
+) -> Representation:
+    """`represent` with a `Sampling`."""
+    if not isinstance(sampling.solver, FixedPointDDIM):
+        again = there_and_back(model, images, sampling, on_step)
+        calls = torch.full((len(images),), calls_of(sampling.solver, sampling.steps)[0])
         return Representation(again, figures_of(images, again, {"calls": calls}))
-    way = traced_inversion(model, images, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
-    again = denoise(model, way.latents, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
-    search = {"residual": way.residuals.amax(1), "fell_back": way.fell_back.sum(1), "calls": way.calls.sum(1) + steps}
+    way = traced_inversion(model, images, sampling, on_step)
+    again = from_level(model, way.latents, sampling, on_step)
+    calls = way.calls.sum(1) + sampling.steps
+    search = {"residual": way.residuals.amax(1), "fell_back": way.fell_back.sum(1), "calls": calls}
     return Representation(again, figures_of(images, again, search))
 
 
@@ -71,23 +78,18 @@ def figures_of(images: Images, again: Images, others: dict[str, Tensor]) -> dict
     return {name: values.double() for name, values in measured.items()}
 
 
-def calls_of(solver: Solver | BDIA, steps: int) -> tuple[int, int]:
+def calls_of(solver: Solver, steps: int) -> tuple[int, int]:
     """The least and the greatest number of network calls of one batch's way there and back."""
     if isinstance(solver, FixedPointDDIM):
         return 2 * steps + 1, (solver.iterations + 1) * steps + 1
-    if isinstance(solver, BDIA):
-        return (solver.calls(steps),) * 2
     up = 2 * steps if isinstance(solver, Heun) else steps
     return (up + solver.calls(steps),) * 2
 
 
 def own_representation(
     model: FrozenModel,
+    sampling: Sampling,
     *,
-    strength: float | None = None,
-    sigma: float | None = None,
-    steps: int = STEPS,
-    solver: Solver | BDIA = INVERTER,
     count: int = OWN_SAMPLES,
     seed: int = 0,
     batch_size: int = BATCH,
@@ -98,11 +100,8 @@ def own_representation(
     Cost for each batch: that of `own_samples` and of `reconstruct`.
     """
     samples = own_samples(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
-    found = [
-        represent(model, part, strength=strength, sigma=sigma, steps=steps, solver=solver, on_step=on_step)
-        for part in torch.split(samples, batch_size)
-    ]
-    return torch.cat([each.figures["psnr"] for each in found]).tolist()
+    parts = [represented(model, part, sampling, on_step) for part in torch.split(samples, batch_size)]
+    return torch.cat([part.figures["psnr"] for part in parts]).tolist()
 
 
 def threshold(own_psnr: Sequence[float]) -> float:

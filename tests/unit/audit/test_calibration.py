@@ -22,12 +22,12 @@ from nearfar.audit.calibration import (
 )
 from nearfar.audit.scores import Eyes, Known, Scorer, check_labels, label, network_eyes, rank1
 from nearfar.audit.view import unit
+from nearfar.diffusion.solver import SOLVER
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate, check_listing, drawn, take_sample
 from nearfar.metrics.features import pixel_features
-from nearfar.sampling.local_sampling import SOLVER
 from oracle_domains import MEAN, SIDE, VARIANCE, oracle, own
 
 ALONE = np.arange(100)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import WARP, start_times
+from nearfar.diffusion.level import WARP, Level, Sampling
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, solve
 from nearfar.models.loading import load_model
@@ -176,16 +176,16 @@ def test_every_image_ends_its_own_search(linear):
 
 def test_an_inversion_tells_how_each_step_was_found():
     model, images = load_model(device="cpu"), smooth(2)
-    traced = traced_inversion(model, images, strength=[0.0, 0.6], steps=6)
+    traced = traced_inversion(model, images, Sampling(Level([0.0, 0.6]), 6, FixedPointDDIM()))
     assert torch.equal(traced.latents, invert(model, images, strength=[0.0, 0.6], steps=6))
-    times = model.schedule.grid(start_times(model.schedule, 2, [0.0, 0.6], None), 6, WARP).flip(1)
+    times = Sampling(Level([0.0, 0.6]), 6).grid(model.schedule, 2).flip(1)
     sigma = model.schedule.coefficients(times[1, 1:])[1]
     assert (traced.residuals[1] <= 1e-3 * sigma).all()
     assert (traced.residuals[1] > 0).all()
     assert not traced.fell_back.any()
     assert traced.residuals[0].tolist() == [0.0] * 6
     assert traced.calls[0].tolist() == [0] * 6
-    resting = traced_inversion(model, images, strength=0.0, steps=6)
+    resting = traced_inversion(model, images, Sampling(Level(0.0), 6, FixedPointDDIM()))
     assert torch.equal(resting.latents, images)
     assert resting.calls.tolist() == [[0] * 6] * 2
 
@@ -199,7 +199,7 @@ def test_the_calls_of_a_lone_image_are_those_of_the_network():
         return network(x, t)
 
     watched = replace(model, denoiser=replace(model.denoiser, network=counted))
-    traced = traced_inversion(watched, torch.zeros(1, 3, 32, 32), strength=0.6, steps=4)
+    traced = traced_inversion(watched, torch.zeros(1, 3, 32, 32), Sampling(Level(0.6), 4, FixedPointDDIM()))
     assert traced.calls.sum() == len(calls)
 
 

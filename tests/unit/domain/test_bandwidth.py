@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.solver import DDIM
 from nearfar.domain.bandwidth import ETAS, bandwidth, denoised
 from nearfar.domain.guards import Guards
@@ -47,13 +48,16 @@ def test_a_domain_that_the_model_knows_bears_all_of_it():
 
 
 def test_without_fresh_noise_it_is_the_deterministic_way_and_with_it_repeatable():
+    def sampling(eta):
+        return Sampling(Level(STRENGTH), 5, DDIM(eta))
+
     latents = invert(oracle(), images(5), strength=STRENGTH, steps=5)
-    still = denoised(oracle(), latents, 0.0, STRENGTH, 5, 0, 2)
+    still = denoised(oracle(), latents, sampling(0.0), 0, 2)
     assert torch.allclose(still, denoise(oracle(), latents, strength=STRENGTH, steps=5, solver=DDIM()), atol=1e-6)
-    noisy = denoised(oracle(), latents, 1.0, STRENGTH, 5, 0, 2)
-    assert torch.allclose(noisy, denoised(oracle(), latents, 1.0, STRENGTH, 5, 0, 5), atol=1e-6)
+    noisy = denoised(oracle(), latents, sampling(1.0), 0, 2)
+    assert torch.allclose(noisy, denoised(oracle(), latents, sampling(1.0), 0, 5), atol=1e-6)
     assert not torch.allclose(noisy, still, atol=1e-2)
-    assert not torch.allclose(noisy, denoised(oracle(), latents, 1.0, STRENGTH, 5, 1, 5), atol=1e-2)
+    assert not torch.allclose(noisy, denoised(oracle(), latents, sampling(1.0), 1, 5), atol=1e-2)
 
 
 def test_latents_that_lead_elsewhere_are_told():

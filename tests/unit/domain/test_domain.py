@@ -5,14 +5,14 @@ import warnings
 import pytest
 import torch
 
-from nearfar.diffusion.level import level_of
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.domain.domain import Domain
 from nearfar.domain.pull import Gaussian
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.shell import measure
 from nearfar.metrics.quality import psnr
 from nearfar.models.latent_space import PatchSpace
-from nearfar.sampling.inversion import denoise, invert, reconstruct, traced_inversion
+from nearfar.sampling.inversion import INVERTER, denoise, invert, reconstruct, traced_inversion
 from nearfar.sampling.own_samples import own_samples
 from oracle_domains import COUNT, SCHEDULE, SIDE, fit, fitted, oracle, own, unseen
 
@@ -56,7 +56,7 @@ def test_the_size_of_batches_does_not_matter():
 
 def test_diagnostics_are_those_of_the_way_there_and_back():
     domain, model = fitted(steps=5), oracle()
-    found = traced_inversion(model, unseen(), strength=0.5, steps=5)
+    found = traced_inversion(model, unseen(), Sampling(Level(0.5), 5, INVERTER))
     similarity = psnr(unseen(), reconstruct(model, unseen(), strength=0.5, steps=5))
     assert domain.diagnostics["images"] == COUNT
     assert domain.diagnostics["psnr_least"] == pytest.approx(similarity.min().item())
@@ -166,7 +166,7 @@ def test_ten_images_are_not_warned_of():
 
 
 def test_a_level_is_told_in_all_its_units():
-    found = level_of(oracle().schedule, 0.5)
+    found = Level(0.5).describe(oracle().schedule)
     time = SCHEDULE.time_of_strength(torch.tensor([0.5], dtype=torch.float64))
     alpha, sigma = SCHEDULE.coefficients(time)
     assert found == {"strength": 0.5, "time": time.item(), "sigma": pytest.approx((sigma / alpha).item())}

@@ -8,16 +8,19 @@ import torch
 from nearfar.audit.calibration import Calibration, Found, Point, Target
 from nearfar.audit.scores import Eyes, as_written, network_eyes
 from nearfar.audit.view import unit
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import SOLVER
 from nearfar.errors import UsageError
 from nearfar.io.listing import Item
 from nearfar.jobs.job import Results
 from nearfar.jobs.per_image import HALVINGS, Need, need_of, objection, only_as_far, similarity, told
 from nearfar.metrics.features import FeatureNetwork, Look, pixel_features
-from nearfar.sampling.local_sampling import SOLVER, local_sample
+from nearfar.sampling.local_sampling import local_sample
 from oracle_domains import MEAN, SIDE, oracle, own
 
 KEY, STEPS, STEP = SecretKey.from_seed(1), 4, 1 / 2**HALVINGS
+SAMPLING = Sampling(Level(1.0), STEPS)
 EYES = Eyes("deviations", lambda images, _: unit((images - MEAN).flatten(1)))
 
 
@@ -27,7 +30,7 @@ def score(originals):
 
 def go(images, value=0.4, most=1.0, ticks=lambda *_: None):
     need = Need(Target("similarity", value), score, most)
-    return only_as_far(oracle(), KEY, need, STEPS, SOLVER)(images, [Item(Path(), "")] * len(images), ticks)
+    return only_as_far(oracle(), KEY, need, SAMPLING)(images, [Item(Path(), "")] * len(images), ticks)
 
 
 def score_at(images, strengths):
@@ -56,7 +59,7 @@ def test_originals_are_looked_at_once(measure):
 
     network = FeatureNetwork("counting", SIDE, 3, look)
     need = need_of(a_calibration(Target(measure, 0.3), eyes="counting"), network_eyes(network), network)
-    only_as_far(oracle(), KEY, need, STEPS, SOLVER)(own(3), [Item(Path(), "")] * 3, lambda *_: None)
+    only_as_far(oracle(), KEY, need, SAMPLING)(own(3), [Item(Path(), "")] * 3, lambda *_: None)
     assert looked == [3] * (1 + 1 + HALVINGS)
 
 

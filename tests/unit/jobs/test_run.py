@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
@@ -120,7 +121,7 @@ def test_equal_pixels_in_different_formats_get_equal_pixels(source, out, smooth,
 
 @pytest.fixture
 def model_job(model):
-    return anonymize_job(model, strength=0.4, steps=2, key=KEY, batch_size=2)
+    return anonymize_job(model, Sampling(Level(0.4), 2), key=KEY, batch_size=2)
 
 
 # Batches
@@ -740,7 +741,7 @@ def test_an_item_with_a_strength_of_its_own_is_made_at_that_strength(source, tmp
         return lambda items: [replace(item, strength=strength) for item in items]
 
     for name, own, general in (("given", None, 0.4), ("own", 0.4, 0.1), ("other", None, 0.1)):
-        job = anonymize_job(model, strength=general, steps=2, key=KEY, batch_size=1)
+        job = anonymize_job(model, Sampling(Level(general), 2), key=KEY, batch_size=1)
         assert execute(replace(job, expand=at(own)), source, tmp_path / name).done == 1
     given, own, other = (pixels(tmp_path / name / "a.png") for name in ("given", "own", "other"))
     assert (given == own).all() and (given != other).any()  # noqa: PT018

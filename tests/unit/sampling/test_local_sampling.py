@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 
-from nearfar.diffusion.level import start_times
+from nearfar.diffusion.level import Level
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import SOLVERS
 from nearfar.errors import UsageError
@@ -86,8 +86,8 @@ def test_an_output_depends_neither_on_its_neighbors_nor_on_its_place(model, imag
 
 
 def test_strength_and_its_sigma_are_one_level(model):
-    by_strength = start_times(model.schedule, 3, 0.35, None)
-    by_sigma = start_times(model.schedule, 3, None, model.schedule.ratio(by_strength))
+    by_strength = Level(strength=0.35).times(model.schedule, 3)
+    by_sigma = Level(sigma=model.schedule.ratio(by_strength)).times(model.schedule, 3)
     torch.testing.assert_close(by_sigma, by_strength, rtol=0, atol=1e-9)  # float64 there and back, of about 350
 
 

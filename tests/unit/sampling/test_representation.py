@@ -9,9 +9,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.fixed_point import FixedPointDDIM
+from nearfar.diffusion.level import Level, Sampling
 from nearfar.metrics.quality import EXACT, psnr, ssim
 from nearfar.models.loading import load_model
-from nearfar.sampling.inversion import INVERTERS, reconstruct
+from nearfar.sampling.inversion import INVERTER, INVERTERS, reconstruct
 from nearfar.sampling.own_samples import own_samples
 from nearfar.sampling.representation import calls_of, own_representation, represent, threshold
 
@@ -74,7 +75,7 @@ def test_images_come_back_as_from_reconstruct_with_their_figures(name):
 
 def test_the_models_own_samples_are_the_measure():
     model, options = load_model(device="cpu"), {"strength": 0.5, "steps": 2}
-    own = own_representation(model, count=2, seed=5, batch_size=1, **options)
+    own = own_representation(model, Sampling(Level(0.5), 2, INVERTER), count=2, seed=5, batch_size=1)
     samples = own_samples(model, 2, seed=5)
     assert own == pytest.approx(represent(model, samples, **options).figures["psnr"].tolist(), abs=0.05)
 
