@@ -67,6 +67,7 @@ def test_wrong_usage_is_a_sentence(augment, options, sentence):
     assert sentence in result.stderr
 
 
+@pytest.mark.process
 def test_a_killed_run_resumed_has_the_annotations_of_an_undisturbed_one(source, model_folder, tmp_path):
     def arguments(name):
         options = ["--device", "cpu", "--steps", "8", "--batch-size", "4", "--copies", "4", "--resume"]

@@ -61,6 +61,7 @@ def make_bad_folder(folder):
     return {f"bad/{name}": sentence for name, sentence in (expected | PLANNER).items()}
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_good_images_are_done_bad_ones_listed_and_originals_untouched(
     place, model_folder, write_pictures, without_privilege

@@ -41,6 +41,7 @@ def interrupt(process, out, number):
     return records
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, Cold), (signal.SIGTERM, Warm)])
 def test_interrupted_run_is_resumed_to_the_same_bytes(tmp_path, arguments, number, kind):
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -51,6 +52,7 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(tmp_path, arguments, numbe
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.process
 def test_without_a_key_file_the_finished_images_are_kept_and_the_rest_is_done(tmp_path, arguments):
     out = tmp_path / "out"
     kept = interrupt(Warm(arguments(out, key=False), tmp_path / "logs"), out, signal.SIGINT)

@@ -69,6 +69,7 @@ def check_complete(place, out):
     assert {record.status for record in records.values()} == {"done"}
 
 
+@pytest.mark.process
 def test_twenty_kills_leave_no_trace(place, tmp_path, figures):
     kills, rounds = 0, 0
     while kills < KILLS:
@@ -82,6 +83,7 @@ def test_twenty_kills_leave_no_trace(place, tmp_path, figures):
     figures["kills without a trace"] = f"{kills} in {rounds} runs of {IMAGES} images"
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_kills_of_the_command_as_users_start_it(place, tmp_path):
     out, kills = tmp_path / "out", 0

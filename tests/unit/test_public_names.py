@@ -77,6 +77,7 @@ def test_other_names_are_absent():
         nearfar.magic  # noqa: B018
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "program",
     [

@@ -70,6 +70,7 @@ def test_a_missing_copy_is_made_when_it_is_asked_for_and_is_the_same(model, base
     assert not torch.equal(other[2][0], filled[2][0])
 
 
+@pytest.mark.process
 def test_it_goes_with_its_base_through_worker_processes(model, base, tmp_path):
     copies = NearDataset(base, model, cache=tmp_path, steps=2)
     copies.fill()

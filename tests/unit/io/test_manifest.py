@@ -121,6 +121,7 @@ def test_no_manifest_no_records(path):
     assert read_manifest(path) == Earlier({}, {})
 
 
+@pytest.mark.process
 def test_what_was_committed_survives_a_kill(path):
     process = subprocess.run([sys.executable, "-c", KILLED_AFTER_COMMIT, path], check=False)
     assert process.returncode == -signal.SIGKILL

@@ -40,6 +40,7 @@ def test_an_earlier_file_is_replaced(tmp_path):
     assert (tmp_path / "x.png").read_bytes() == b"new"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("before", [None, b"old"])
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_killed_while_writing_leaves_what_was_there(tmp_path, before, moment):

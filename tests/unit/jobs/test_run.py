@@ -382,6 +382,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_run_can_go_on(source, out, wri
     assert sorted(contents(out)) == names
 
 
+@pytest.mark.process
 def test_a_disk_that_is_really_full(source, tmp_path, smooth):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -189,6 +189,7 @@ def test_other_sources_are_refused_with_the_way_out(source):
 # Nothing is downloaded unasked
 
 
+@pytest.mark.process
 def test_nothing_is_requested_without_download_and_a_full_commit(session):
     assert session.unasked == []
     plain, at, unpinned = session.silent
@@ -209,6 +210,7 @@ def test_only_a_full_commit_is_a_revision(revision, download):
 # The download
 
 
+@pytest.mark.process
 def test_download_fetches_descriptions_and_safetensors_only(session):
     snapshot = Path(session.found["owner/tiny"])
     assert snapshot == session.cache / "models--owner--tiny" / "snapshots" / COMMIT
@@ -218,16 +220,19 @@ def test_download_fetches_descriptions_and_safetensors_only(session):
     assert asked == set(WANTED)
 
 
+@pytest.mark.process
 def test_the_server_sees_one_listing_and_the_files(session):
     about = [request for request in session.requests if "/owner/flat/" in request]
     assert f"GET /api/models/owner/flat/tree/{COMMIT}" in about[0]
     assert {request.rpartition("/")[2] for request in about[1:]} == set(FLAT)
 
 
+@pytest.mark.process
 def test_flat_repositories_keep_their_weights(session):
     assert {path.name for path in Path(session.found["owner/flat"]).iterdir()} == set(FLAT)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "way_out"),
     [
@@ -241,6 +246,7 @@ def test_failures_name_the_way_out(session, name, way_out):
     assert re.match(rf"refused: .*{way_out}", session.found[name])
 
 
+@pytest.mark.process
 def test_pickled_weights_were_asked_for_only_where_there_are_no_others(session):
     pickled = [request for request in session.requests if request.endswith((".bin", ".ckpt", ".py"))]
     assert {request.rpartition("/resolve/")[0].rpartition(" ")[2] for request in pickled} == {"/owner/pickled"}
@@ -262,6 +268,7 @@ def test_names_that_the_hub_forbids_are_refused():
 # The cache
 
 
+@pytest.mark.process
 def test_downloaded_snapshots_are_found_offline(cache):
     expected = cache / "models--owner--tiny" / "snapshots" / COMMIT
     assert find_model("owner/tiny") == expected
