@@ -5,7 +5,7 @@ The photographs come with scikit-image: 100 small gray faces ("lfw_subset") and 
 
 from __future__ import annotations
 
-import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import run
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
+from nearfar.reports.page import Report, linked, paragraph, table
 from nearfar.reports.sheet import contact_sheet
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
@@ -26,19 +27,14 @@ SHOWN_FACES = 7
 ASTRONAUT_FACE = (166, 67, 284, 185)
 """Left, upper, right, lower: the face as large and as high in the square as the bundled model knows faces."""
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>nearfar demo</title>
-<style>body {{ font: 16px/1.5 sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
-img {{ max-width: 100%; image-rendering: pixelated }} td, th {{ padding: .1rem 1rem .1rem 0; text-align: left }}</style>
-<h1>Near images of {count} photographs</h1>
-<p>Each photograph was pushed part of the way to noise and brought back by a frozen diffusion model ({model}).
-The further it goes, the less of the original comes back. The random key of the noise is gone.</p>
-<img src="sheet.png" alt="Originals and their local samples at rising strength">
-<table><tr><th>strength</th><th>noise to signal</th><th>images</th><th>seconds</th><th>folder</th></tr>
-{rows}</table>
-<p>A changed face is not an anonymous person: composition, colors, hair and clothes stay recognizable for long, and how
-much a strength protects has to be measured. Model: {license}. Photographs: scikit-image (LFW subset; NASA).</p>
-"""
+TITLE = "Near images of {count} photographs"
+TEXTS = (
+    "Each photograph was pushed part of the way to noise and brought back by a frozen diffusion model ({model}). The "
+    "further it goes, the less of the original comes back. The random key of the noise is gone.",
+    "A changed face is not an anonymous person: composition, colors, hair and clothes stay recognizable for long, and "
+    "how much a strength protects has to be measured. Model: {license}. Photographs: scikit-image (LFW subset; NASA).",
+)
+COLUMNS = ("strength", "noise to signal", "images", "seconds", "folder")
 
 
 def make_demo(out: Path) -> Path:
@@ -50,13 +46,20 @@ def make_demo(out: Path) -> Path:
     model = load_model()
     rows = [anonymize_at(strength, model, originals, out) for strength in STRENGTHS]
     write_sheet(out)
-    page = PAGE.format(
-        count=len(list(originals.iterdir())),
-        model=f"{model.parameters / 1e6:.1f} million parameters, {model.image.size}x{model.image.size} pixels",
-        license=html.escape(model.provenance.license),
-        rows="\n".join(rows),
+    above, below = (
+        text.format(
+            model=f"{model.parameters / 1e6:.1f} million parameters, {model.image.size}x{model.image.size} pixels",
+            license=model.provenance.license,
+        )
+        for text in TEXTS
     )
-    (out / "index.html").write_text(page, encoding="utf-8")
+    page = Report(TITLE.format(count=len(list(originals.iterdir())))).add(
+        paragraph(above),
+        linked("sheet.png", "Originals and their local samples at rising strength"),
+        table(COLUMNS, rows),
+        paragraph(below),
+    )
+    (out / "index.html").write_text(page.html(), encoding="utf-8")
     return out / "index.html"
 
 
@@ -72,7 +75,7 @@ def write_photographs(folder: Path) -> None:
         Image.fromarray((face * 255).round().astype(np.uint8)).save(folder / f"face-{number:03}.png")
 
 
-def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path) -> str:
+def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path) -> Sequence[object]:
     """Run one strength; returns its line of the page's table."""
     target = out / folder_name(strength)
     job = anonymize_job(model, Sampling(Level(strength)))
@@ -81,8 +84,7 @@ def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path
     if progress.failed:
         raise UsageError(f"{progress.failed[0].name}: {progress.failed[0].reason}")
     write_line(f"strength {strength:g}: {progress.done} images in {progress.seconds:.1f} s in {target}")
-    cells = (f"{strength:g}", f"{job.settings['sigma']:.2f}", progress.done, f"{progress.seconds:.1f}", target.name)
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return f"{strength:g}", f"{job.settings['sigma']:.2f}", progress.done, f"{progress.seconds:.1f}", target.name
 
 
 def folder_name(strength: float) -> str:

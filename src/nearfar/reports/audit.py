@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure as Drawing
 
 from nearfar.audit.view import View, nearest_originals, similarities
-from nearfar.reports.page import heading, page, paragraph, picture, plot, section, table, write_page
-from nearfar.reports.sheet import sheet
+from nearfar.reports.page import Report, heading, paragraph, picture, plot, section, table
+from nearfar.reports.sheet import groups
 
 if TYPE_CHECKING:
     from nearfar.audit.audit import Audit
@@ -28,17 +28,15 @@ READING = (
 
 def write_audit(path: Path, audit: Audit) -> None:
     """The page at `path` and the same numbers beside it as .json, each whole or not at all."""
-    write_page(path, audit.content(), html(audit))
+    report(audit).write(path, audit.content())
 
 
-def html(audit: Audit) -> str:
-    figures = [part for name, some in audit.sections.items() if some for part in section(name, some)]
-    return page(
-        "What was lost and what is still there",
+def report(audit: Audit) -> Report:
+    return Report("What was lost and what is still there").add(
         paragraph(READING),
         *made_by(audit.settings),
         table(["files", "number"], list(audit.counts.items())),
-        *figures,
+        *(part for name, figures in audit.sections.items() if figures for part in section(name, figures)),
         *(part for name, remark in audit.remarks.items() for part in (heading(name), paragraph(remark))),
         *drawings(audit),
         *sheets(audit),
@@ -94,7 +92,7 @@ def by_change(audit: Audit) -> list[int]:
 def pairs_sheet(audit: Audit, title: str, numbers: Sequence[int]) -> list[str]:
     originals, outputs, of = audit.pairs.originals, audit.pairs.outputs, audit.pairs.of.tolist()
     cells = [[originals[of[number]], outputs[number]] for number in numbers]
-    return [heading(title), picture(sheet(cells, ["original", "output"]), title)]
+    return [heading(title), picture(groups(cells, ["original", "output"]), title)]
 
 
 def led_back(audit: Audit, view: View) -> list[str]:
@@ -109,7 +107,7 @@ def led_back(audit: Audit, view: View) -> list[str]:
     pairs = audit.pairs
     cells = [[pairs.outputs[n], *(pairs.originals[m] for m in nearest[n].tolist())] for n in chosen]
     title = f"Led back to their originals by {view.name}: {len(right)} of {len(nearest)}"
-    return [heading(title), picture(sheet(cells, ["output", "nearest: its own", "next"]), title)]
+    return [heading(title), picture(groups(cells, ["output", "nearest: its own", "next"]), title)]
 
 
 def lists(audit: Audit) -> list[str]:

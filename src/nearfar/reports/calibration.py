@@ -8,23 +8,23 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nearfar.audit.calibration import KINDS, Calibration, Curve, Found, Target, isotonic
-from nearfar.reports.page import heading, page, paragraph, plot, shown, table, write_page
+from nearfar.reports.page import Report, heading, paragraph, plot, shown, table
 
 
 def write_calibration_report(path: Path, calibration: Calibration, content: dict[str, Any]) -> None:
     """The page at `path`, and `content` beside it as JSON."""
-    sections = [paragraph(verdict(calibration)), paragraph(account(calibration))]
+    report = Report("Which strength meets the target").add(
+        paragraph(verdict(calibration)), paragraph(account(calibration))
+    )
     for measure, curve in calibration.found.curves.items():
-        rows = zip(curve, isotonic([point.value for point in curve], KINDS[measure].rises), strict=True)
-        sections += [
+        smooth = isotonic([point.value for point in curve], KINDS[measure].rises)
+        rows = [(at.strength, at.value, at.low, at.high, value) for at, value in zip(curve, smooth, strict=True)]
+        report.add(
             heading(f"{measure}: {KINDS[measure].words}"),
             plot(curve_figure(measure, curve, calibration), f"{measure} by strength"),
-            table(
-                ["strength", "measured", "low", "high", "monotone curve"],
-                [[*map(shown, (at.strength, at.value, at.low, at.high)), shown(smooth)] for at, smooth in rows],
-            ),
-        ]
-    write_page(path, content, page("Which strength meets the target", *sections))
+            table(["strength", "measured", "low", "high", "monotone curve"], [map(shown, row) for row in rows]),
+        )
+    report.write(path, content)
 
 
 def verdict(calibration: Calibration) -> str:

@@ -24,13 +24,14 @@ from nearfar.domain.guards import SURE, apart, ways
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
-from nearfar.io.manifest import Record, manifest_path, read_manifest
+from nearfar.io.manifest import Record
 from nearfar.io.pictures import read_picture
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.sample import FIRST, Sampling, values_of
 from nearfar.models.model import FrozenModel
-from nearfar.reports.page import heading, page, paragraph, picture, plot, shown, table, write_page
-from nearfar.reports.sheet import grid, to_pil
+from nearfar.reports.page import Report, heading, paragraph, picture, plot, shown, table
+from nearfar.reports.records import records_of
+from nearfar.reports.sheet import groups
 from nearfar.reports.survey import survey_sections
 
 SHOWN, ABREAST = 64, 8
@@ -118,7 +119,7 @@ def write_fit_report(path: Path, content: dict[str, Any], survey: Survey | None)
     failed = [[entry["name"], entry["reason"]] for entry in content["failed"]]
     targets = [[name.replace("_", " "), target_text(target)] for name, target in content["targets"].items()]
     guards = [[name.replace("_", " "), plain(value)] for name, value in content["guards"].items()]
-    sections = [
+    report = Report("An unseen domain").add(
         *(paragraph(f"{what}: {text}") for what, text in domain_lines(content)),
         paragraph(CONFIDENTIAL),
         heading("The fit"),
@@ -136,8 +137,8 @@ def write_fit_report(path: Path, content: dict[str, Any], survey: Survey | None)
         table(["threshold", "value"], guards),
         *([table(["not read", "reason"], failed)] if failed else []),
         *(survey_sections(survey) if survey else ()),
-    ]
-    write_page(path, content, page("An unseen domain", *sections))
+    )
+    report.write(path, content)
 
 
 def plain(value: object) -> str:
@@ -145,7 +146,7 @@ def plain(value: object) -> str:
 
 
 def write_survey_report(path: Path, survey: Survey) -> None:
-    write_page(path, asdict(survey), page("Which level to work at", *survey_sections(survey)))
+    Report("Which level to work at").add(*survey_sections(survey)).write(path, asdict(survey))
 
 
 def fitted_images(domain: Domain, model: FrozenModel, thumbnails: Tensor | None, asked: bool) -> Tensor | None:
@@ -163,10 +164,9 @@ def write_sample_report(
     path: Path, work: Sampling, domain: Domain, out: Path, count: int, fitted: Tensor | None
 ) -> dict[str, Any]:
     """The page of samples `1` to `count`, from the record of the run; returns what is in it."""
-    records = read_manifest(manifest_path(out)).records
     names = [work.name(number) for number in range(FIRST, FIRST + count)]
-    content = sample_content(work.settings, [records[name] for name in names if name in records])
-    write_page(path, content, sample_html(content, domain, out, fitted))
+    content = sample_content(work.settings, records_of(out, names))
+    sample_report(content, domain, out, fitted).write(path, content)
     return content
 
 
@@ -192,10 +192,10 @@ def sample_content(settings: dict[str, Any], records: Sequence[Record]) -> dict[
     }
 
 
-def sample_html(content: dict[str, Any], domain: Domain, out: Path, fitted: Tensor | None) -> str:
+def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Tensor | None) -> Report:
     settings, values = content["settings"], values_of(domain)
     written = [row for row in content["samples"] if row["status"] == "done"]
-    sections = [
+    return Report("Samples of an unseen domain").add(
         paragraph(
             f"{len(content['samples'])} samples of {len(domain.latents)} images: {settings['family']} draws, "
             f"{settings['geometry']}, pull {settings['pull']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
@@ -216,8 +216,7 @@ def sample_html(content: dict[str, Any], domain: Domain, out: Path, fitted: Tens
         heading("Parents"),
         paragraph("How often each fitted image was mixed in; Gaussian draws have no parents."),
         plot(parents_figure(content["parents"], len(domain.latents)), "How often each fitted image was a parent"),
-    ]
-    return page("Samples of an unseen domain", *sections)
+    )
 
 
 def rate_rows(content: dict[str, Any]) -> Iterable[list[str]]:
@@ -232,7 +231,7 @@ def rate_rows(content: dict[str, Any]) -> Iterable[list[str]]:
 def sheet_of(rows: Sequence[dict[str, Any]], out: Path, values: ValueTransform | None) -> Image.Image:
     """Samples, kept ones first; what cannot be read again is left out."""
     ordered = sorted(rows, key=lambda row: list(VERDICTS).index(row["verdict"]))
-    return grid([to_pil(image) for _, image in read_again(ordered, out, values)], ABREAST, [""])
+    return groups([[image] for _, image in read_again(ordered, out, values)], [""], ABREAST)
 
 
 def nearest_sections(
@@ -243,7 +242,7 @@ def nearest_sections(
         return [paragraph(f"{CONFIDENTIAL} So they are not shown; --show-fitted puts them here.")]
     nearest = sorted(rows, key=lambda row: row["latent_copy"])[:PAIRS]
     pairs = [(image, fitted[int(row["nearest"])]) for row, image in read_again(nearest, out, values)]
-    sheet = grid([to_pil(each) for pair in pairs for each in pair], 2 * PAIRS_ABREAST, ["sample", "nearest"])
+    sheet = groups(pairs, ["sample", "nearest"], PAIRS_ABREAST)
     return [
         paragraph(
             f"This page shows fitted images. {CONFIDENTIAL} The nearest of {len(rows)} samples come first; where "

@@ -1,6 +1,7 @@
 """One self-contained HTML page: text, tables, pictures and plots, with nothing to fetch beside it.
 
-Every function returns HTML. What is not HTML yet (titles, sentences, cells, descriptions) is escaped.
+`Report(title).add(heading(...), paragraph(...)).write(path, content)`. Parts are HTML, as the functions here return it;
+what is not HTML yet (titles, sentences, cells, descriptions) is escaped.
 """
 
 from __future__ import annotations
@@ -28,11 +29,28 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: 
 td, th { padding: .1rem 1.2rem .1rem 0; text-align: left; white-space: nowrap }"""
 
 
-def page(title: str, *sections: str) -> str:
-    """A whole document; sections: HTML, as the other functions return it, in reading order."""
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title>\n<style>{STYLE}</style>'
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *sections])
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+class Report:
+    """A page under one title, to which parts (HTML) are added in reading order."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._parts = title, [f"<h1>{escape(title)}</h1>"]
+
+    def add(self, *parts: str) -> Report:
+        self._parts += parts
+        return self
+
+    def html(self) -> str:
+        """The whole document."""
+        head = f'<meta charset="utf-8"><title>{escape(self._title)}</title>\n<style>{STYLE}</style>'
+        body = "\n".join(self._parts)
+        return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+    def write(self, path: Path, content: dict[str, Any], mode: int = 0o666) -> None:
+        """The page at `path`, and `content` beside it as .json, each whole or not at all; mode: the page's."""
+        numbers = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        with writing(path):
+            write_whole(path.with_suffix(".json"), numbers.encode())
+            write_whole(path, self.html().encode(), mode)
 
 
 def heading(text: str) -> str:
@@ -43,13 +61,13 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def table(header: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
     """Cells are shown as `str` shows them: round numbers before."""
     lines = [line("th", header), *(line("td", row) for row in rows)]
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def line(tag: str, cells: Sequence[object]) -> str:
+def line(tag: str, cells: Iterable[object]) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
@@ -59,6 +77,11 @@ def picture(image: Image.Image, alt: str) -> str:
     image.save(content, "PNG")
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
     return f'<img src="data:image/png;base64,{encoded}" width="{image.width}" alt="{escape(alt)}">'
+
+
+def linked(file: str, alt: str) -> str:
+    """A picture that lies beside the page."""
+    return f'<img src="{escape(file)}" alt="{escape(alt)}">'
 
 
 def plot(figure: Figure, alt: str = "") -> str:
@@ -89,13 +112,6 @@ def check_page(path: Path, folders: Sequence[Path], keep: Sequence[Path] = ()) -
     written = {each.resolve() for each in (path, path.with_suffix(".json"))}
     if lost := next((file for file in keep if file.resolve() in written), None):
         raise UsageError(f"report {path} and the JSON beside it would replace {lost}: give the report another name")
-
-
-def write_page(path: Path, content: dict[str, Any], whole: str, mode: int = 0o666) -> None:
-    """The page at `path` and the same numbers beside it as .json, each whole or not at all; mode: the page's."""
-    with writing(path):
-        write_whole(path.with_suffix(".json"), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-        write_whole(path, whole.encode(), mode)
 
 
 def shown(value: float) -> str:

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from nearfar.diffusion.level import STEPS, Sampling
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
-from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
 from nearfar.jobs.plan import Plan
 from nearfar.models.model import ImageContract
-from nearfar.reports.page import heading, page, page_beside, paragraph, picture, plot, shown, table, write_page
-from nearfar.reports.sheet import contact_sheet, to_pil
+from nearfar.reports.page import Report, heading, page_beside, paragraph, picture, plot, shown, table
+from nearfar.reports.records import failures, names_of, records_of
+from nearfar.reports.sheet import CELL, groups
 from nearfar.sampling.representation import ALLOWANCE, QUANTILE, calls_of, threshold
 
 SHOWN, ABREAST, LISTED, AMPLIFIED = 24, 3, 200, 8
@@ -55,9 +55,9 @@ def cost(plan: Plan, sampling: Sampling, own: int) -> list[str]:
 
 def write_report_on(plan: Plan, job: Job, source: Path, out: Path, path: Path, own_psnr: list[float]) -> dict[str, Any]:
     """Write the report of a run that is over; returns verdict, threshold and place."""
-    names = [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
-    content = account(job.settings, out, names, own_psnr)
-    write_report(path, content, worst_images(content, source, out, job.image, FitMode(job.settings["fit"])))
+    content = account(job.settings, out, names_of(plan), own_psnr)
+    sheet = worst_images(content, source, out, job.image, FitMode(job.settings["fit"]))
+    report(content, sheet).write(path, content)
     return {"verdict": content["verdict"], "report": str(path)}
 
 
@@ -66,8 +66,7 @@ def account(settings: dict[str, Any], out: Path, names: Sequence[str], own_psnr:
 
     names: the images of this run, done or not; own_psnr: of the model's own samples, none for no verdict.
     """
-    records = read_manifest(manifest_path(out)).records
-    known = [records[name] for name in names if name in records]
+    known = records_of(out, names)
     measured = sorted((record for record in known if record.figures), key=lambda record: record.figures["psnr"])
     images: list[dict[str, Any]] = [{"name": record.name, **record.figures} for record in measured]
     least = threshold(own_psnr) if own_psnr else None
@@ -77,7 +76,7 @@ def account(settings: dict[str, Any], out: Path, names: Sequence[str], own_psnr:
         "own_psnr": own_psnr,
         "settings": settings,
         "images": images,
-        "failed": [{"name": each.name, "reason": each.reason} for each in known if each.status == "failed"],
+        "failed": failures(known),
     }
 
 
@@ -94,17 +93,12 @@ def verdict(psnr: list[float], least: float | None, solver: str) -> str:
     )
 
 
-def write_report(path: Path, content: dict[str, Any], sheet: Image.Image) -> None:
-    """The report at `path`, as `write_page` does it."""
-    write_page(path, content, html(content, sheet))
-
-
-def html(content: dict[str, Any], sheet: Image.Image) -> str:
+def report(content: dict[str, Any], sheet: Image.Image) -> Report:
+    """The page of what `account` gave."""
     settings, images = content["settings"], content["images"]
     names = [name for name in COLUMNS if images and name in images[0]]
     listed = [[image["name"], *(shown(image[name]) for name in names)] for image in images[:LISTED]]
-    return page(
-        "Can this model represent these images?",
+    return Report("Can this model represent these images?").add(
         paragraph(f"Verdict: {content['verdict']}."),
         paragraph(
             f"Every image was carried to strength {settings['strength']:.4g} (time {settings['time']:.4g}, noise to "
@@ -161,13 +155,10 @@ def worst_images(
     content: dict[str, Any], source: Path, out: Path, contract: ImageContract, mode: FitMode
 ) -> Image.Image:
     """Originals, reconstructions and differences, read from the files; what cannot be read again is left out."""
-    triples: list[list[Image.Image]] = []
+    triples: list[list[Tensor]] = []
     for image in content["images"][:SHOWN]:
         with suppress(ImageError, OSError):
             files = (source / image["name"], out / image["name"])
             before, after = (fit(read_picture(file), contract.size, contract.channels, mode) for file in files)
-            triples.append([to_pil(each) for each in (before, after, ((after - before) * AMPLIFIED).clamp(-1, 1))])
-    blank = Image.new("RGB", (1, 1), "white")
-    rows = [list(chain(*triples[n : n + ABREAST])) for n in range(0, len(triples), ABREAST)]
-    whole = [row + [blank] * (3 * ABREAST - len(row)) for row in rows]
-    return contact_sheet(whole, ["original", "came back", "difference"] * ABREAST, cell=max(96, contract.size))
+            triples.append([before, after, ((after - before) * AMPLIFIED).clamp(-1, 1)])
+    return groups(triples, ["original", "came back", "difference"], ABREAST, max(CELL, contract.size))

@@ -20,7 +20,7 @@ from nearfar.audit.reidentification import reidentification
 from nearfar.audit.view import View, pixels
 from nearfar.errors import ImageError
 from nearfar.io.listing import Item
-from nearfar.io.manifest import Record, manifest_path, read_manifest
+from nearfar.io.manifest import Record
 from nearfar.io.pictures import Picture, read_picture
 from nearfar.io.regions import Region, coverage, crop, face_landmarks, square_places, widen
 from nearfar.jobs.job import Job
@@ -29,8 +29,9 @@ from nearfar.jobs.regions import Search
 from nearfar.metrics.faces import FaceRecognizer, as_pictures
 from nearfar.metrics.intervals import wilson
 from nearfar.metrics.quality import psnr
-from nearfar.reports.page import heading, page, paragraph, picture, section, table, write_page
-from nearfar.reports.sheet import sheet
+from nearfar.reports.page import Report, heading, paragraph, picture, section, table
+from nearfar.reports.records import failures, names_of, records_of
+from nearfar.reports.sheet import groups
 
 SHOWN, AUDITED, SIZE, AROUND = 60, 500, 112, 0.4
 """Regions on the sheet, those that are attacked, their size in pixels, and what is shown around them."""
@@ -56,9 +57,7 @@ def write_region_report(
     plan: Plan, job: Job, search: Search, source: Path, out: Path, path: Path, recognizer: FaceRecognizer | None = None
 ) -> dict[str, Any]:
     """Write the report of a run that is over; returns a sentence on its regions, and the report's place."""
-    names = [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
-    records = read_manifest(manifest_path(out)).records
-    known = [records[name] for name in names if name in records]
+    known = records_of(out, names_of(plan))
     some = list(replaced(known, search, source, out))
     found = with_library(attacked(some, search.settings["regions"], recognizer))
     content = {
@@ -66,9 +65,9 @@ def write_region_report(
         "settings": job.settings,
         "figures": [asdict(figure) for figure in found],
         "images": [{"name": record.name, **record.figures} for record in known if record.status == "done"],
-        "failed": [{"name": record.name, "reason": record.reason} for record in known if record.status == "failed"],
+        "failed": failures(known),
     }
-    write_page(path, content, html(content, found, some), 0o600)
+    report(content, found, some).write(path, content, 0o600)
     secret = f"{path.name} shows originals: keep it with them"
     return {"regions": content["regions"], "report": str(path), "note": secret}
 
@@ -130,10 +129,9 @@ def recognized(some: Sequence[Replaced], before: Tensor, after: Tensor, recogniz
     return reidentification(View.of_network(recognizer.name, vectors[0], vectors[1]))
 
 
-def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Replaced]) -> str:
+def report(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Replaced]) -> Report:
     settings = content["settings"]
-    return page(
-        f"Replaced regions: {settings['regions']}",
+    return Report(f"Replaced regions: {settings['regions']}").add(
         paragraph(f"{content['regions']}; {len(content['failed'])} images failed and were not written."),
         paragraph(
             f"Each was replaced by a local sample of itself at strength {settings['strength']:.4g} (noise to signal "
@@ -149,7 +147,7 @@ def html(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Repl
         ),
         *section(ATTACKS, figures),
         heading(f"Before and after, the first {min(SHOWN, len(some))}"),
-        picture(sheet([each.around for each in some[:SHOWN]], ["before", "after"]), "Regions before and after"),
+        picture(groups([each.around for each in some[:SHOWN]], ["before", "after"]), "Regions before and after"),
         heading("Images that failed"),
         table(["image", "reason"], [[each["name"], each["reason"]] for each in content["failed"]]),
     )

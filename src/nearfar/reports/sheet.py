@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -11,14 +12,26 @@ from nearfar.io.fitting import to_integer
 
 MARGIN, CAPTION = 4, 18
 
-CELL = 96
-"""Pixels of a side of a small image."""
-
-ABREAST = 4
-"""Groups in each row of a sheet."""
+CELL, ABREAST = 96, 4
+"""Pixels of a side of a small image, and groups in each row at most, unless told otherwise."""
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], cell: int = 96) -> Image.Image:
+def groups(
+    cells: Sequence[Sequence[Tensor]], captions: Sequence[str], abreast: int | None = None, cell: int = CELL
+) -> Image.Image:
+    """Groups of images (1 or 3, height, width) in [-1, 1], several in each row, the last row filled up with white.
+
+    captions: of the images of a group. abreast: groups in a row, as many as there are and 4 at most unless given.
+    """
+    abreast = abreast or max(1, min(ABREAST, len(cells)))
+    blank = [Image.new("RGB", (1, 1), "white")] * len(captions)
+    pictures = [[to_pil(image) for image in group] for group in cells]
+    pictures += [blank] * (-len(pictures) % abreast)
+    rows = [list(chain(*pictures[first : first + abreast])) for first in range(0, len(pictures), abreast)]
+    return contact_sheet(rows, [*captions] * abreast, cell)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], cell: int = CELL) -> Image.Image:
     """One row of images a line, one caption above each column; every image is shown `cell` pixels high and wide."""
     step = cell + MARGIN
     width, height = MARGIN + step * len(captions), CAPTION + MARGIN + step * len(rows)
@@ -36,21 +49,3 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]
 def to_pil(image: Tensor) -> Image.Image:
     """From (1 or 3, height, width) in [-1, 1]."""
     return Image.fromarray(to_integer(image.permute(1, 2, 0).numpy(), 8).squeeze())
-
-
-def grid(images: Sequence[Image.Image], abreast: int, captions: Sequence[str]) -> Image.Image:
-    """Images in rows, the last one filled up with white."""
-    blank = Image.new("RGB", (1, 1), "white")
-    rows = [list(images[first : first + abreast]) for first in range(0, len(images), abreast)]
-    whole = [row + [blank] * (abreast - len(row)) for row in rows]
-    return contact_sheet(whole, [*captions] * (abreast // len(captions)), CELL)
-
-
-def sheet(cells: Sequence[Sequence[Tensor]], captions: Sequence[str]) -> Image.Image:
-    """Groups of images, several abreast."""
-    blank = [Image.new("RGB", (1, 1), "white")] * len(captions)
-    groups = [[to_pil(image) for image in some] for some in cells]
-    abreast = max(1, min(ABREAST, len(groups)))
-    groups += [blank] * (-len(groups) % abreast)
-    rows = [[image for group in groups[n : n + abreast] for image in group] for n in range(0, len(groups), abreast)]
-    return contact_sheet(rows, [*captions] * abreast, cell=96)

@@ -20,7 +20,8 @@ from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs.anonymize import anonymize_folder
 from nearfar.metrics.features import feature_network
 from nearfar.reports import audit as report
-from nearfar.reports.audit import html, write_audit
+from nearfar.reports.audit import write_audit
+from nearfar.reports.sheet import groups
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_folders_without_classes_record_or_partner_are_audited_and_told(folders,
             smooth(number if name == "one" else number + 50).save(tmp_path / name / f"{number}.png")
     (tmp_path / "two" / "3.png").write_bytes(b"broken")
     found = audit_folders(tmp_path / "one", tmp_path / "two", model=model, features="pixels")
-    page = html(found)
+    page = report.report(found).html()
     assert {name: re.split(r", | \(", remark)[0] for name, remark in found.remarks.items()} == {
         "What is proven": "nothing: no record of the run was found beside the outputs",
         "All outputs beside real images": "left out: needs at least 16 images in BEFORE",
@@ -249,6 +250,6 @@ def test_refusals_come_before_an_image_is_read(folders, model, smooth, tmp_path,
 
 def test_a_sheet_is_as_wide_as_it_has_pairs_abreast():
     pair, captions = [torch.zeros(3, 8, 8)] * 2, ["before", "after"]
-    one, two, many = (report.sheet([pair] * count, captions) for count in (1, 2, 9))
+    one, two, many = (groups([pair] * count, captions) for count in (1, 2, 9))
     assert one.width < two.width < many.width
     assert one.height == two.height < many.height

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nearfar.reports.page import heading, page, paragraph, picture, plot, table
+from nearfar.reports.page import Report, heading, paragraph, picture, plot, table
 
 NASTY = """<script>alert("1")</script> & 'quotes' é"""
 
@@ -39,14 +39,14 @@ def curve():
 
 
 def test_text_stays_text_wherever_it_is_put():
-    content = page(NASTY, heading(NASTY), paragraph(NASTY), table([NASTY], [[NASTY]]))
+    content = Report(NASTY).add(heading(NASTY), paragraph(NASTY), table([NASTY], [[NASTY]])).html()
     read = Reader(content)
     assert "script" not in read.tags()
     assert read.text.count(NASTY) == 6  # title and h1, heading, paragraph, two cells
 
 
 def test_sections_stand_in_their_order_in_one_document():
-    content = page("t", paragraph("first"), heading("second"), paragraph("third"))
+    content = Report("t").add(paragraph("first"), heading("second")).add(paragraph("third")).html()
     assert content.startswith("<!doctype html>")
     read = Reader(content)
     assert [tag for tag in read.tags() if tag in ("h1", "p", "h2")] == ["h1", "p", "h2", "p"]
@@ -80,7 +80,7 @@ def test_a_plot_is_a_drawing_in_the_page_the_same_each_time():
 
 
 def test_nothing_is_fetched_from_elsewhere():
-    content = page("t", picture(Image.new("L", (2, 2)), "gray"), plot(curve()))
+    content = Report("t").add(picture(Image.new("L", (2, 2)), "gray"), plot(curve())).html()
     references = [
         value for _, attributes in Reader(content).elements for name, value in attributes.items()
         if name in ("src", "href", "xlink:href")

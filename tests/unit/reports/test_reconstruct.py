@@ -18,7 +18,7 @@ from nearfar.io.manifest import Manifest, Record, manifest_path
 from nearfar.jobs.plan import Plan
 from nearfar.models.model import ImageContract
 from nearfar.reports.page import check_page
-from nearfar.reports.reconstruct import account, check_report, cost, distribution, verdict, worst_images, write_report
+from nearfar.reports.reconstruct import account, check_report, cost, distribution, report, verdict, worst_images
 from nearfar.reports.sheet import CAPTION, MARGIN, to_pil
 
 SETTINGS = {"strength": 0.9, "time": 899.0, "sigma": 60.3, "steps": 20, "solver": "fixed-point"}
@@ -65,19 +65,20 @@ def test_there_is_no_verdict_without_a_measure():
 
 def test_page_and_numbers_agree_and_names_stay_text(out, tmp_path):
     content, sheet = told(out), Image.new("RGB", (4, 4))
-    write_report(tmp_path / "report.html", content, sheet)
+    report(content, sheet).write(tmp_path / "report.html", content)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == content
     for text in (content["verdict"], "good &lt;b&gt;.png", "<td>20</td>", "data:image/png;base64,", "<svg"):
         assert text.replace("'", "&#x27;") in page
     assert "<b>" not in page
-    write_report(tmp_path / "again.html", content, sheet)
+    report(content, sheet).write(tmp_path / "again.html", content)
     assert (tmp_path / "again.html").read_text("utf-8") == page
 
 
 @pytest.mark.parametrize("own", [[], OWN])
 def test_an_empty_run_has_a_report_too(out, own, tmp_path):
-    write_report(tmp_path / "r.html", account(SETTINGS, out, [], own), Image.new("L", (1, 1)))
+    content = account(SETTINGS, out, [], own)
+    report(content, Image.new("L", (1, 1))).write(tmp_path / "r.html", content)
     assert "none: no image was measured" in (tmp_path / "r.html").read_text("utf-8")
 
 

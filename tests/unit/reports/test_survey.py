@@ -9,7 +9,7 @@ import torch
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.domain.survey import Survey, compare, propose
 from nearfar.latents.normality import rotations
-from nearfar.reports.page import page
+from nearfar.reports.page import Report
 from nearfar.reports.survey import (
     distances_figure,
     proposal,
@@ -63,7 +63,7 @@ def test_the_proposed_level_is_marked(found):
 
 
 def test_sections_say_what_is_proposed_and_why(found):
-    text = page("survey", *survey_sections(found))
+    text = Report("survey").add(*survey_sections(found)).html()
     assert f"Level to work at: strength {found.proposed:g}, because {found.reason}." in text
     assert text.count("<svg") == 3
     assert len(re.findall("<tr>", text)) == 1 + len(STRENGTHS)
