@@ -99,7 +99,7 @@ def overhead(model: FrozenModel, images: int, rounds: int) -> dict[str, Any]:
             plan = plan_run(job, source, Path(scratch) / f"out{number}", resume=False)
             bare = bare_calls(model, -(-images // plan.batch_size), plan.batch_size, STEPS)
             before = seconds(bare)
-            progress = run(job, source, Path(scratch) / f"out{number}", plan)
+            progress = run(job, Path(scratch) / f"out{number}", plan)
             network = (before + seconds(bare)) / 2
             ratios.append(progress.seconds / network)
             own.append(progress.seconds / sum(clock.spent) * job.workers)
@@ -158,7 +158,7 @@ def memory_of(images: int) -> None:
         source, out = Path(scratch) / "in", Path(scratch) / "out"
         write_faces(source, images, model.image.size)
         job = anonymize_job(model, Sampling(Level(STRENGTH), 2))
-        run(job, source, out, plan_run(job, source, out, resume=False))
+        run(job, out, plan_run(job, source, out, resume=False))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -92,18 +92,18 @@ def carry_out(
         show_plan(job, plan, how.as_json)
     else:
         before()
-        done = run_shown(job, source, out, plan)
+        done = run_shown(job, out, plan)
         finish(done, out, job, how.as_json, after(plan, done))
 
 
-def run_shown(job: Job, source: Path, out: Path, plan: Plan) -> Progress:
+def run_shown(job: Job, out: Path, plan: Plan) -> Progress:
     """Run the plan under a progress display."""
     from nearfar.cli.console import shown_progress
     from nearfar.jobs.run import run
 
     raise_on_signals()
     with shown_progress(job.settings["command"]) as report:
-        return run(job, source, out, plan, report)
+        return run(job, out, plan, report)
 
 
 def finish(progress: Progress, out: Path, job: Job, as_json: bool, more: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def anonymize_at(strength: float, model: FrozenModel, originals: Path, out: Path
     target = out / folder_name(strength)
     job = anonymize_job(model, Sampling(Level(strength)))
     with shown_progress(f"strength {strength:g}") as report:
-        progress = run(job, originals, target, plan_run(job, originals, target, resume=False), report)
+        progress = run(job, target, plan_run(job, originals, target, resume=False), report)
     if progress.failed:
         raise UsageError(f"{progress.failed[0].name}: {progress.failed[0].reason}")
     write_line(f"strength {strength:g}: {progress.done} images in {progress.seconds:.1f} s in {target}")

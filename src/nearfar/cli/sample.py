@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from nearfar.domain.domain import Domain
     from nearfar.io.progress import Progress
-    from nearfar.jobs.sample import Recipe, SamplePlan, Sampling
+    from nearfar.jobs.job import Job
+    from nearfar.jobs.plan import Plan
+    from nearfar.jobs.sample import Recipe
     from nearfar.models.model import FrozenModel
 
 MEASURED = 32
@@ -123,7 +125,8 @@ def sample_domain(
     with reported_errors(), warnings_as_notes():
         from nearfar.cli.console import shown_progress
         from nearfar.domain.file import load_domain, load_thumbnails
-        from nearfar.jobs.sample import default_suffix, earlier_settings, plan_samples, sampling, write_samples
+        from nearfar.jobs.run import run
+        from nearfar.jobs.sample import default_suffix, earlier_settings, plan_samples, sample_job
         from nearfar.reports.domain import fitted_images, write_sample_report
 
         page = check_sample(file, out, count, how, report, progress.resume)
@@ -133,8 +136,8 @@ def sample_domain(
         size = batch_for(model, batch_size, count, earlier)
         suffix = f".{format}" if format else default_suffix(known)
         recipe = how.recipe(model, known, size, earlier)
-        work = sampling(model, known, recipe, suffix=suffix, dtype=dtype, keep_all=keep_all, batch_size=size)
-        plan = plan_samples(work, out, count, progress.resume)
+        work = sample_job(model, known, recipe, suffix=suffix, dtype=dtype, keep_all=keep_all, batch_size=size)
+        plan = plan_samples(work, count, out, progress.resume)
         announce(model, known, work, plan)
         if progress.dry_run:
             planned = {"settings": work.settings, "todo": len(plan.todo), "kept": len(plan.kept)}
@@ -142,10 +145,10 @@ def sample_domain(
             return
         raise_on_signals()
         with shown_progress("sample") as shown:
-            done = write_samples(work, out, plan, shown)
+            done = run(work, out, plan, shown)
         fitted = fitted_images(known, model, load_thumbnails(file), show_fitted)
-        content = write_sample_report(page, work, known, out, count, fitted)
-        finish(work, done, out, content, page, progress.as_json)
+        content = write_sample_report(page, work.settings, known, out, count, fitted)
+        finish(done, out, content, page, progress.as_json)
 
 
 def check_sample(file: Path, out: Path, count: int, how: SampleChoice, report: Path | None, resume: bool) -> Path:
@@ -199,11 +202,11 @@ def image_at(path: Path, model: FrozenModel, domain: Domain) -> Tensor:
     return read_one(path, model.image, FitMode(domain.preprocessing.get("fit", "pad")), values_of(domain))
 
 
-def announce(model: FrozenModel, domain: Domain, work: Sampling, plan: SamplePlan) -> None:
+def announce(model: FrozenModel, domain: Domain, work: Job, plan: Plan) -> None:
     """Say what is about to be done, and what it costs."""
     from nearfar.diffusion.level import Level
 
-    how, batches = work.settings, len(plan.batches(work.batch_size))
+    how, batches = work.settings, len(work.neighbors(plan.todo)) // work.batch_size
     mixture = f" of {how['parents']}" if how["parents"] else ""
     say("model", model_line(model))
     say("domain", f"{len(domain.latents)} images")
@@ -215,7 +218,7 @@ def announce(model: FrozenModel, domain: Domain, work: Sampling, plan: SamplePla
     say("cost", f"{domain.steps} network calls for each batch, and 1 for its judgment")
 
 
-def finish(work: Sampling, done: Progress, out: Path, content: dict[str, Any], page: Path, as_json: bool) -> None:
+def finish(done: Progress, out: Path, content: dict[str, Any], page: Path, as_json: bool) -> None:
     """Show what came of a run, and end with its exit code."""
     from nearfar.io.manifest import manifest_path
 

@@ -146,6 +146,13 @@ def write_array(path: Path | str, values: Planes, dtype: str = "float32") -> str
     UsageError for what the type cannot hold, RunError when the disk refuses.
     """
     path = Path(path)
+    content = array_file(path, values, dtype)
+    with writing(path):
+        return write_whole(path, content)
+
+
+def array_file(path: Path, values: Planes, dtype: str = "float32") -> bytes:
+    """The content of a file of that name; arguments and errors as for `write_array`."""
     form, library = format_of(path)
     check_finite(f"the array for {printable(path.name)}", values)
     planes = values[0] if len(values) == 1 else values
@@ -155,8 +162,7 @@ def write_array(path: Path | str, values: Planes, dtype: str = "float32") -> str
         stored = to_dtype(planes, dtype)
     buffer = BytesIO()
     form.encode(library, stored, buffer)
-    with writing(path):
-        return write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def fit_square(

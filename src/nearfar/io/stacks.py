@@ -16,12 +16,11 @@ from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, Planes, fit_square, read_array, write_array
-from nearfar.io.fitting import FitMode, unfit
+from nearfar.io.fitting import FitMode
 from nearfar.io.fitting import fit as fit_picture
 from nearfar.io.listing import PICTURES, Kind, Rejected, list_folder
-from nearfar.io.pictures import Frame, encode, printable, read_picture
+from nearfar.io.pictures import printable, read_picture
 from nearfar.io.values import CURVES, ValueTransform, check_finite, fit_values
-from nearfar.io.writing import write_whole, writing
 from nearfar.models.model import ImageContract
 from nearfar.tensors import Images
 
@@ -125,18 +124,6 @@ def read_usable(path: Path, channels: int) -> Planes:
         raise ImageError(f"{name} has {len(values)} channels, the model {channels}: save the channels one by one")
     check_finite(name, values)
     return values
-
-
-def write_picture(path: Path, image: Tensor) -> str:
-    """Write one image `(channel, height, width)` in [-1, 1] as 8-bit PNG; returns the content's SHA-256.
-
-    Raises ImageError for an image that is not finite, RunError when the disk refuses.
-    """
-    channels, height, width = image.shape
-    frame = Frame(height, width, channels, depth=8, alpha=None, format="PNG", metadata={})
-    content = encode(unfit(image, frame))
-    with writing(path):
-        return write_whole(path, content)
 
 
 def write_arrays(

@@ -63,4 +63,4 @@ def anonymize_folder(
     options: those of `anonymize_job`. Returns the run's outcome; `failed` lists images that could not be done.
     """
     job = anonymize_job(model, Sampling(Level(strength, sigma), steps, solver), **options)
-    return run(job, Path(source), Path(out), plan_run(job, Path(source), Path(out), resume))
+    return run(job, Path(out), plan_run(job, Path(source), Path(out), resume))

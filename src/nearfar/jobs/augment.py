@@ -27,7 +27,7 @@ from nearfar.io.pictures import read_picture
 from nearfar.io.progress import Progress
 from nearfar.io.writing import writing
 from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one_square, trajectory_settings, unchanged
-from nearfar.jobs.plan import header, plan_run, source_tag
+from nearfar.jobs.plan import plan_run
 from nearfar.jobs.run import run
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
@@ -193,7 +193,7 @@ def expand(
 
 
 def dropped_before(job: Job, path: Path, record: Record | None) -> bool:
-    return record is not None and record.status == "dropped" and record.source_tag == source_tag(job, path)
+    return record is not None and record.status == "dropped" and record.source_tag == job.source_tag(path)
 
 
 def read(read_one: Read, item: Item) -> Reading:
@@ -227,7 +227,7 @@ def judged(judge: Judge, out: Path, made: Sequence[Made], labels: Labels) -> lis
 
 def note(job: Job, out: Path, made: Sequence[Made], records: Mapping[str, Record], drop: bool) -> None:
     """Put verdicts into the manifest, and remove the copies that disagree where they are to be dropped."""
-    with Manifest(manifest_path(out), header(job)) as manifest:
+    with Manifest(manifest_path(out), job.header) as manifest:
         for each in (each for each in made if each.inherited and "label_agrees" in each.marks):
             agrees = each.marks["label_agrees"]
             figures = {name: value for name, value in each.marks.items() if name != "label_agrees"}
@@ -249,6 +249,6 @@ def augment_folder(
     """
     source, out = Path(source), Path(out)
     work = augmentation(model, source, out, wanted, **options)
-    progress = run(work.job, source, out, plan_run(work.job, source, out, resume))
+    progress = run(work.job, out, plan_run(work.job, source, out, resume))
     work.finish(source, out)
     return progress

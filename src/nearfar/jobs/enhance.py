@@ -151,4 +151,4 @@ def enhance_folder(
     """
     files = len(list_folder(Path(source)).items)
     job = enhance_job(model, files=files, **options)
-    return run(job, Path(source), Path(out), plan_run(job, Path(source), Path(out), resume))
+    return run(job, Path(out), plan_run(job, Path(source), Path(out), resume))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nearfar.diffusion.level import WARP, Level, Sampling
-from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.noise import SecretKey, fingerprint
 from nearfar.diffusion.solver import OnStep
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
@@ -39,28 +40,45 @@ class Reading:
     reduced: bool = False
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What guards say of a result: keep, flag or drop, why, and in figures; parents: the fitted images that it mixes.
+
+    dropped: it is recorded and not written.
+    """
+
+    word: str = ""
+    reason: str = ""
+    figures: Mapping[str, int | float] = field(default_factory=dict)
+    parents: Sequence[int] = ()
+    dropped: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """What the transform makes of a batch of squares: a result for each, of whatever shape, on the CPU or not.
 
-    figures: by name, a number for each result.
+    figures: by name, a number for each result. verdicts: one for each, where there are guards.
     """
 
     images: Tensor
     figures: Mapping[str, Tensor] = field(default_factory=dict)
+    verdicts: Sequence[Verdict] = ()
 
     def rows(self, count: int) -> list[Results]:
         """The first `count` results, one by one."""
-        return [
-            Results(self.images[n : n + 1], {name: values[n : n + 1] for name, values in self.figures.items()})
-            for n in range(count)
-        ]
+        return [self.row(slice(place, place + 1)) for place in range(count)]
+
+    def row(self, place: slice) -> Results:
+        figures = {name: values[place] for name, values in self.figures.items()}
+        return Results(self.images[place], figures, self.verdicts[place])
 
     @classmethod
     def joined(cls, rows: Sequence[Results]) -> Results:
         """The results of one file."""
         figures = {name: torch.cat([row.figures[name] for row in rows]) for name in rows[0].figures}
-        return cls(torch.cat([row.images for row in rows]), figures)
+        verdicts = [verdict for row in rows for verdict in row.verdicts]
+        return cls(torch.cat([row.images for row in rows]), figures, verdicts)
 
     @property
     def finite(self) -> bool:
@@ -163,7 +181,7 @@ def picture_file(output: Tensor, frame: Frame, fit: FitMode, keep_metadata: bool
 
 
 def as_they_are(items: list[Item]) -> list[Item]:
-    """Most jobs make one image of each."""
+    """Most jobs make one image of each, whatever is beside it."""
     return items
 
 
@@ -176,7 +194,9 @@ def the_same(shape: Sequence[int], batch_size: int) -> int:
 class Job:
     """What to do with every image.
 
-    expand: turns the images of a folder into those to be made. read: what one of them gives to the transform.
+    expand: turns the images of a folder into those to be made. neighbors: adds to these what is computed beside them
+    and not written, where batches must be whole. numbered: items have no source.
+    read: what one of them gives to the transform.
     encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
     measure: figures of a result for the record.
     capacity: how many squares of a shape are transformed together where the batch size is so many.
@@ -205,11 +225,31 @@ class Job:
     squares: int = 1
     measure: Measure = own_figures
     expand: Callable[[list[Item]], list[Item]] = as_they_are
+    neighbors: Callable[[list[Item]], list[Item]] = as_they_are
     capacity: Callable[[Sequence[int], int], int] = the_same
+    numbered: bool = False
 
     def target(self, out: Path, name: str) -> Path:
         """Where the result of the image of this name goes."""
         return out / f"{name}{self.suffix}"
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The manifest's first line: the settings, and the fingerprint of a key that is kept."""
+        return {"run": self.settings, "key": fingerprint(self.key) if self.repeatable else ""}
+
+    def source_tag(self, path: Path) -> str:
+        """Tells whether a source has changed: a keyed hash, or size and time where the key will be gone."""
+        try:
+            if self.numbered:
+                return ""
+            if not self.repeatable:
+                status = path.stat()
+                return f"{status.st_size}-{status.st_mtime_ns}"
+            with path.open("rb") as file:
+                return self.key.tag("source", hashlib.file_digest(file, "sha256").digest())
+        except OSError:
+            return ""
 
 
 def near(model: FrozenModel, key: SecretKey, sampling: Sampling) -> Transform:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearfar.diffusion.noise import fingerprint
 from nearfar.errors import UsageError
 from nearfar.io.listing import Item, Listing, list_folder
 from nearfar.io.manifest import Earlier, Record, manifest_path, read_manifest
@@ -33,12 +31,17 @@ def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     if not listing.items and not listing.rejected:
         others = f"{listing.ignored} other files"
         raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
+    return plan_items(job, listing, out, resume)
+
+
+def plan_items(job: Job, listing: Listing, out: Path, resume: bool) -> Plan:
+    """The same for whatever is listed. Raises UsageError when `out` was begun with other settings or another key."""
     earlier = read_manifest(manifest_path(out)) if resume else Earlier()
     check_same_run(job, out, earlier)
     items = job.expand(listing.items)
     kept = {item.name: record for item in items if (record := still_good(job, item, out, earlier.records))}
     todo = [item for item in items if item.name not in kept]
-    done = [name for name, record in earlier.records.items() if record.status == "done"]
+    done = [name for name, record in earlier.records.items() if record.status == "done" and not job.numbered]
     outdated = [name for name in done if name not in kept and is_inside(name)]
     return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))
 
@@ -73,7 +76,7 @@ def check_out(out: Path, resume: bool) -> None:
 def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
     """An output folder has one set of settings and one key; anything else would be redone over finished work."""
     check_same_settings(job.settings, out, earlier)
-    if earlier.header and earlier.header.get("key") != header(job)["key"]:
+    if earlier.header and earlier.header.get("key") != job.header["key"]:
         raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
 
 
@@ -92,17 +95,14 @@ def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)[:20]
 
 
-def header(job: Job) -> dict[str, Any]:
-    """The manifest's first line: the settings, and the fingerprint of a key that is kept."""
-    return {"run": job.settings, "key": fingerprint(job.key) if job.repeatable else ""}
-
-
 def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> Record | None:
-    """The record of an earlier output that still stands: done, its source unchanged, its file intact."""
+    """The record of what still stands, its source unchanged: done and its file intact, or dropped."""
     record = records.get(item.name)
-    if record is None or record.status != "done" or record.source_tag != source_tag(job, item.path):
+    if record is None or record.status == "failed" or record.source_tag != job.source_tag(item.path):
         return None
-    return record if has_content(job.target(out, item.name), record.target_sha256) else None
+    if record.status == "dropped" or has_content(job.target(out, item.name), record.target_sha256):
+        return record
+    return None
 
 
 def is_inside(name: str) -> bool:
@@ -117,15 +117,3 @@ def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
         return kept[-1].batch_size
     share = -(-len(todo) * job.squares // job.workers)
     return min(job.batch_size, 1 << max(0, share - 1).bit_length())
-
-
-def source_tag(job: Job, path: Path) -> str:
-    """Tells whether a source has changed: a keyed hash, or size and time where the key will be gone."""
-    try:
-        if not job.repeatable:
-            status = path.stat()
-            return f"{status.st_size}-{status.st_mtime_ns}"
-        with path.open("rb") as file:
-            return job.key.tag("source", hashlib.file_digest(file, "sha256").digest())
-    except OSError:
-        return ""

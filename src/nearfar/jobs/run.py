@@ -1,10 +1,10 @@
-"""The folder run: read, transform in batches of one shape, write, record; resume where it stopped.
+"""The one runner: plan, read, transform in batches of one shape, write, record; resume where it stopped.
 
 Reading and writing happen in threads beside the network, a bounded number of images ahead and behind, so memory does
 not grow with the folder. The transform is a pure function of a batch of images; local processes and clusters may call
 the same one. It always sees the same batch shape, the last batch padded, and computes a batch of several with a single
 thread, so that an output depends neither on its neighbors nor on its place: the cores work on one batch each instead
-of sharing one, which is faster too.
+of sharing one, which is faster too. What is settled before anything is written is in `plan`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.solver import OnStep
 from nearfar.errors import ImageError, RunError
 from nearfar.io.listing import Item
 from nearfar.io.manifest import Manifest, Record, manifest_path
 from nearfar.io.progress import Progress
 from nearfar.io.writing import remove_parts, write_whole, writing
-from nearfar.jobs.job import Job, Reading, Results
-from nearfar.jobs.plan import Plan, header, source_tag
+from nearfar.jobs.job import Job, Reading, Results, Verdict
+from nearfar.jobs.plan import Plan
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -41,15 +39,6 @@ NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
 
 
-@dataclass(frozen=True)
-class Pools:
-    """The threads of the three stages."""
-
-    readers: ThreadPoolExecutor
-    workers: ThreadPoolExecutor
-    writers: ThreadPoolExecutor
-
-
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """What was read for an item, and what tells whether its source has changed."""
@@ -59,17 +48,13 @@ class Loaded:
     source_tag: str
 
 
-@dataclass(frozen=True, eq=False)
-class Square:
-    """One of the squares of a reading."""
-
-    of: Loaded
-    image: Tensor
+Square = tuple[Loaded, Tensor]
+"""One of the squares of an item that was read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Transformed squares with a result for each, and what it took."""
+    """Transformed squares with a result for each, the shape of the batch, network calls and seconds."""
 
     group: list[Square]
     results: list[Results]
@@ -87,97 +72,168 @@ class Finished:
     shape: int
 
 
-def run(job: Job, source: Path, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
+def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
     """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
-    began = time.monotonic()
     progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
     progress.ignored, progress.batch_size, progress.steps = plan.listing.ignored, plan.batch_size, job.steps
-    with Manifest(manifest_path(out), header(job)) as manifest:
-        prepare_out(job, out, plan)
-
-        def note(records: Iterable[Record]) -> None:
-            for record in records:
-                manifest.add(record)
-                progress.count(record)
-            manifest.commit()
-            progress.seconds = time.monotonic() - began
-            report(progress)
-
-        def tick(step: int, _: Tensor) -> None:
-            if progress.stopping:
-                raise CancelledError
-            progress.step, progress.seconds = step, time.monotonic() - began
-            report(progress)
-
-        note(Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected)
-        with (
-            ThreadPoolExecutor(2) as readers,
-            worker_pool(job.workers) as workers,
-            ThreadPoolExecutor(2) as writers,
-        ):
-            pipeline(job, plan.todo, out, Pools(readers, workers, writers), progress, note, tick)
+    with Manifest(manifest_path(out), job.header) as manifest:
+        work = Run(job, out, plan.batch_size, progress, manifest, report)
+        work.prepare(plan)
+        work.note(Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected)
+        work.carry_out(plan.todo)
     return progress
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that goes on. size: the batch size that it began with. report: told of all progress."""
+
+    job: Job
+    out: Path
+    size: int
+    progress: Progress
+    manifest: Manifest
+    report: Callable[[Progress], None]
+    began: float = field(default_factory=time.monotonic)
+
+    def prepare(self, plan: Plan) -> None:
+        """Make the folder; remove unfinished files, outputs about to be redone, and those whose source is gone."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            remove_parts(self.out)
+            for name in [*(item.name for item in plan.todo), *plan.outdated]:
+                self.job.target(self.out, name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.out} ({error.strerror}): choose another output") from None
+
+    def note(self, records: Iterable[Record]) -> None:
+        """Put records onto the disk."""
+        for record in records:
+            self.manifest.add(record)
+            self.progress.count(record)
+        self.manifest.commit()
+        self.tell()
+
+    def tick(self, step: int, _: Tensor) -> None:
+        """Called after each solver step of a batch; gives the batch up where the run ends."""
+        if self.progress.stopping:
+            raise CancelledError
+        self.progress.step = step
+        self.tell()
+
+    def tell(self) -> None:
+        self.progress.seconds = time.monotonic() - self.began
+        self.report(self.progress)
+
+    def carry_out(self, items: list[Item]) -> None:
+        """Read ahead, transform, write one batch behind."""
+        job, behind = self.job, deque[list[Future[Record]]]()
+        names = {item.name for item in items}
+        with ThreadPoolExecutor(2) as readers, worker_pool(job.workers) as workers, ThreadPoolExecutor(2) as writers:
+            loaded = ahead(readers, self.load, job.neighbors(items), (job.workers + 2) * self.size, size_of)
+            batches = ahead(workers, self.transform, groups(self.squares(loaded), self.room), job.workers + 1)
+            try:
+                for batch, finished in whole(batches):
+                    self.count(batch, finished)
+                    wanted = [one for one in finished if one.loaded.item.name in names]
+                    behind.append([writers.submit(self.store, one) for one in wanted])
+                    if len(behind) > 1:
+                        self.note([future.result() for future in behind.popleft()])
+            finally:
+                self.progress.stopping = True
+                for pool in (readers, workers):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                for futures in behind:
+                    self.note([future.result() for future in futures])
+
+    def load(self, item: Item) -> Loaded | Record:
+        """Read one item."""
+        try:
+            return Loaded(item, self.job.read(item), self.job.source_tag(item.path))
+        except (ImageError, OSError, RuntimeError, MemoryError) as error:
+            return Record(item.name, "failed", why(error, "does not fit into the memory: make it smaller"))
+
+    def squares(self, loaded: Iterable[Loaded | Record]) -> Iterator[Square]:
+        """One after the other; items that failed are recorded on the way, and those without squares stored."""
+        for one in loaded:
+            if isinstance(one, Record):
+                self.note([one])
+            elif not len(one.reading.squares):
+                self.note([self.store(Finished(one, NO_RESULTS, self.size))])
+            else:
+                yield from ((one, image) for image in one.reading.squares)
+
+    def room(self, square: Square) -> int:
+        """How many squares of this one's shape make a batch."""
+        return self.job.capacity(square[1].shape, self.size)
+
+    def transform(self, group: list[Square]) -> Batch:
+        """Transform at the run's shape; halve it when memory runs out, if the job allows it."""
+        began = time.monotonic()
+        while True:
+            shape = self.progress.batch_size
+            size = self.job.capacity(group[0][1].shape, shape)
+            try:
+                parts = [group[start : start + size] for start in range(0, len(group), size)]
+                rows = [row for part in parts for row in self.transform_padded(part, size)]
+                return Batch(group, rows, shape, len(parts), time.monotonic() - began)
+            except (RuntimeError, MemoryError) as error:
+                self.shrink(shape, error)
+
+    def transform_padded(self, group: list[Square], size: int) -> list[Results]:
+        """A result for each square; the batch is padded with black squares, which go with the last item."""
+        images = torch.stack([image for _, image in group])
+        padding = images.new_zeros(size - len(images), *images.shape[1:])
+        items = [loaded.item for loaded, _ in group]
+        items += items[-1:] * len(padding)
+        return self.job.transform(torch.cat([images, padding]), items, self.tick).rows(len(images))
+
+    def shrink(self, shape: int, error: Exception) -> None:
+        """Halve the run's shape after an out-of-memory error; any other error is raised again."""
+        smaller = shape // 2
+        with within_memory(shape):
+            if not (self.job.shrinkable and smaller and is_out_of_memory(error)):
+                raise error
+        self.progress.batch_size = min(self.progress.batch_size, smaller)
+
+    def count(self, batch: Batch, finished: list[Finished]) -> None:
+        """Add a batch to what the summary tells."""
+        self.progress.batches += batch.calls
+        self.progress.network_seconds += batch.seconds
+        self.progress.reduced += sum(one.loaded.reading.reduced for one in finished)
+
+    def store(self, finished: Finished) -> Record:
+        """Check the results of one item, make a file of them and write it, unless they are to be dropped."""
+        job, loaded, results = self.job, finished.loaded, finished.results
+        name, reading = loaded.item.name, loaded.reading
+        objection = "" if results.finite else NOT_FINITE
+        if objection := objection or (job.object_to(reading.squares, results) if len(results.images) else ""):
+            return Record(name, "failed", objection)
+        verdict = results.verdicts[0] if results.verdicts else Verdict()
+        record = Record(name, "dropped", verdict.reason, finished.shape, "", loaded.source_tag)
+        record = replace(record, verdict=verdict.word, parents=verdict.parents)
+        try:
+            record = replace(record, figures=job.measure(results, reading))
+            if verdict.dropped:
+                return record
+            content = job.encode(results.images, reading)
+        except (ImageError, RuntimeError, MemoryError) as error:
+            return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
+        target = job.target(self.out, name)
+        with writing(target):
+            return replace(record, status="done", target_sha256=write_whole(target, content))
 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Workers among which torch's threads are divided: one each, or all for a single worker."""
     before = torch.get_num_threads()
+    threads = max(1, before // workers)
     try:
-        with ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(max(1, before // workers),)
-        ) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
-
-
-def prepare_out(job: Job, out: Path, plan: Plan) -> None:
-    """Make the folder; remove unfinished files, outputs about to be redone, and those whose source is gone."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_parts(out)
-        for name in [*(item.name for item in plan.todo), *plan.outdated]:
-            job.target(out, name).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {out} ({error.strerror}): choose another output") from None
-
-
-def pipeline(
-    job: Job,
-    items: list[Item],
-    out: Path,
-    pools: Pools,
-    progress: Progress,
-    note: Callable[[Iterable[Record]], None],
-    tick: OnStep,
-) -> None:
-    """Read ahead, transform, write one batch behind."""
-    behind: deque[list[Future[Record]]] = deque()
-    size = progress.batch_size
-    read = ahead(pools.readers, lambda item: load(job, item), items, (job.workers + 2) * size, size_of)
-    loaded = with_squares(good(read, note), lambda each: note([store(job, out, Finished(each, NO_RESULTS, size))]))
-    transformed = partial(transform, job, progress, tick)
-    batches = ahead(pools.workers, transformed, groups(squares(loaded), partial(room, job, size)), job.workers + 1)
-    try:
-        for batch, finished in whole(batches):
-            count(batch, finished, progress)
-            behind.append([pools.writers.submit(store, job, out, each) for each in finished])
-            if len(behind) > 1:
-                note([future.result() for future in behind.popleft()])
-    finally:
-        progress.stopping = True
-        for pool in (pools.readers, pools.workers):
-            pool.shutdown(wait=False, cancel_futures=True)
-        for futures in behind:
-            note([future.result() for future in futures])
-
-
-def count(batch: Batch, finished: list[Finished], progress: Progress) -> None:
-    """Add a batch to what the summary tells."""
-    progress.batches += batch.calls
-    progress.network_seconds += batch.seconds
-    progress.reduced += sum(each.loaded.reading.reduced for each in finished)
 
 
 def ahead(
@@ -189,8 +245,8 @@ def ahead(
 ) -> Iterator[B]:
     """`map` in threads, in order, never more than `depth` inputs or `WAITING` bytes ahead of the consumer."""
     pending: deque[Future[B]] = deque()
-    for each in inputs:
-        pending.append(pool.submit(function, each))
+    for one in inputs:
+        pending.append(pool.submit(function, one))
         while len(pending) >= depth or (weight and heavy(pending, weight)):
             yield pending.popleft().result()
     while pending:
@@ -199,42 +255,21 @@ def ahead(
 
 def heavy(pending: Iterable[Future[B]], weight: Callable[[B], int]) -> bool:
     """Whether all but the last two, which the readers may be at, weigh too much; it waits for them."""
-    return sum(weight(each.result()) for each in list(pending)[:-2]) > WAITING
+    return sum(weight(future.result()) for future in list(pending)[:-2]) > WAITING
 
 
 def size_of(read: Loaded | Record) -> int:
     return read.reading.squares.nbytes if isinstance(read, Loaded) else 0
 
 
-def with_squares(loaded: Iterable[Loaded], store_now: Callable[[Loaded], None]) -> Iterator[Loaded]:
-    """Those with something to transform; the others are stored on the way."""
-    for each in loaded:
-        if len(each.reading.squares):
-            yield each
-        else:
-            store_now(each)
-
-
-def squares(loaded: Iterable[Loaded]) -> Iterator[Square]:
-    """One after the other, those of one item together."""
-    for each in loaded:
-        for image in each.reading.squares:
-            yield Square(each, image)
-
-
-def room(job: Job, batch_size: int, square: Square) -> int:
-    """How many squares of this one's shape make a batch."""
-    return job.capacity(square.image.shape, batch_size)
-
-
-def groups(inputs: Iterable[Square], room_of: Callable[[Square], int]) -> Iterator[list[Square]]:
+def groups(squares: Iterable[Square], room_of: Callable[[Square], int]) -> Iterator[list[Square]]:
     """In order, lists of squares of one shape, as many as there is room for or fewer."""
     group: list[Square] = []
-    for each in inputs:
-        if group and (each.image.shape != group[0].image.shape or len(group) >= room_of(each)):
+    for square in squares:
+        if group and (square[1].shape != group[0][1].shape or len(group) >= room_of(square)):
             yield group
             group = []
-        group.append(each)
+        group.append(square)
     if group:
         yield group
 
@@ -244,29 +279,12 @@ def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
     rows: list[Results] = []
     for batch in batches:
         finished = []
-        for square, row in zip(batch.group, batch.results, strict=True):
+        for (loaded, _), row in zip(batch.group, batch.results, strict=True):
             rows.append(row)
-            if len(rows) == len(square.of.reading.squares):
-                finished.append(Finished(square.of, Results.joined(rows), batch.shape))
+            if len(rows) == len(loaded.reading.squares):
+                finished.append(Finished(loaded, Results.joined(rows), batch.shape))
                 rows = []
         yield batch, finished
-
-
-def good(results: Iterable[Loaded | Record], note: Callable[[Iterable[Record]], None]) -> Iterator[Loaded]:
-    """The images that could be read; the failures among them are noted."""
-    for result in results:
-        if isinstance(result, Loaded):
-            yield result
-        else:
-            note([result])
-
-
-def load(job: Job, item: Item) -> Loaded | Record:
-    """Read one image."""
-    try:
-        return Loaded(item, job.read(item), source_tag(job, item.path))
-    except (ImageError, OSError, RuntimeError, MemoryError) as error:
-        return Record(item.name, "failed", why(error, "does not fit into the memory: make it smaller"))
 
 
 def why(error: Exception, out_of_memory: str) -> str:
@@ -278,57 +296,9 @@ def why(error: Exception, out_of_memory: str) -> str:
     return str(error)
 
 
-def store(job: Job, out: Path, finished: Finished) -> Record:
-    """Check the results of one item, make a file of them and write it."""
-    name, reading, results = finished.loaded.item.name, finished.loaded.reading, finished.results
-    objection = "" if results.finite else NOT_FINITE
-    if objection := objection or (job.object_to(reading.squares, results) if len(results.images) else ""):
-        return Record(name, "failed", objection)
-    try:
-        content, figures = job.encode(results.images, reading), job.measure(results, reading)
-    except (ImageError, RuntimeError, MemoryError) as error:
-        return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
-    target = job.target(out, name)
-    with writing(target):
-        sha256 = write_whole(target, content)
-    return Record(name, "done", "", finished.shape, sha256, finished.loaded.source_tag, figures)
-
-
-def transform(job: Job, progress: Progress, tick: OnStep, group: list[Square]) -> Batch:
-    """Transform at the run's shape, padding at the end; halve the shape when memory runs out, if the job allows it."""
-    began = time.monotonic()
-    while True:
-        shape = progress.batch_size
-        size = room(job, shape, group[0])
-        try:
-            parts = [group[start : start + size] for start in range(0, len(group), size)]
-            rows = [row for part in parts for row in transform_padded(job, part, size, tick)]
-            return Batch(group, rows, shape, len(parts), time.monotonic() - began)
-        except (RuntimeError, MemoryError) as error:
-            shrink(job, progress, shape, error)
-
-
-def transform_padded(job: Job, group: list[Square], size: int, tick: OnStep) -> list[Results]:
-    """A result for each square; the batch is padded with black squares, which go with the last item."""
-    images = torch.stack([each.image for each in group])
-    padding = images.new_zeros(size - len(images), *images.shape[1:])
-    items = [each.of.item for each in group]
-    items += items[-1:] * len(padding)
-    return job.transform(torch.cat([images, padding]), items, tick).rows(len(images))
-
-
-def shrink(job: Job, progress: Progress, shape: int, error: Exception) -> None:
-    """Halve the run's shape after an out-of-memory error; any other error is raised again."""
-    smaller = shape // 2
-    with within_memory(shape):
-        if not (job.shrinkable and smaller and is_out_of_memory(error)):
-            raise error
-    progress.batch_size = min(progress.batch_size, smaller)
-
-
 @contextmanager
 def within_memory(shape: int) -> Iterator[None]:
-    """Answer a memory that does not hold a batch of this shape with a sentence."""
+    """Turn an out-of-memory error into a `RunError` that suggests a smaller batch. shape: images in a batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,21 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.draws import FAMILY, Start, generator_of
 from nearfar.domain.guards import Judgment
-from nearfar.domain.synthesis import Synthesis, Synthesizer, synthesizer, varying
-from nearfar.errors import ImageError, RunError, UsageError
-from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, write_array
-from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
-from nearfar.io.progress import Progress
-from nearfar.io.stacks import sample_names, write_picture
+from nearfar.domain.synthesis import Synthesizer, synthesizer, varying
+from nearfar.errors import UsageError
+from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
+from nearfar.io.fitting import FitMode
+from nearfar.io.listing import Item, Listing
+from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.io.pictures import Frame
+from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
-from nearfar.io.writing import has_content, remove_parts
-from nearfar.jobs.plan import check_out, check_same_settings
-from nearfar.jobs.run import NOT_FINITE, ahead, within_memory, worker_pool
-from nearfar.models.model import FrozenModel
+from nearfar.jobs.job import Job, Reading, Results, Verdict, anything_goes, as_picture
+from nearfar.jobs.plan import Plan, check_out, plan_items
+from nearfar.models.model import FrozenModel, ImageContract
 from nearfar.tensors import Images
 
 AMOUNT = 0.5
@@ -44,45 +44,6 @@ FIRST = 1
 
 FIGURES = ("nearest", "latent_copy", "feature_copy", "captured", "quality")
 """Of a judgment, those that the record keeps."""
-
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Sampling:
-    """How samples are made, judged and kept.
-
-    make: the samples of some numbers. judge: a judgment for each of them. write: one of them to a file; returns the
-    content's SHA-256. suffix: of the files. keep_all: whether those that are to be dropped are written too.
-    settings: all that decides the bytes; only a run with equal ones may be resumed.
-    steps: of a batch. batch_size: the shape in which `make` and `judge` are called. workers: batches at the same time.
-    """
-
-    make: Callable[[Sequence[int], OnStep], Synthesis]
-    judge: Callable[[Images], Sequence[Judgment]]
-    write: Callable[[Path, Tensor], str]
-    suffix: str
-    keep_all: bool
-    settings: dict[str, Any]
-    steps: int
-    batch_size: int
-    workers: int
-
-    def name(self, number: int) -> str:
-        return sample_names(1, number, self.suffix)[0]
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """Numbers to make, and the records of those that an earlier run has made or dropped."""
-
-    todo: list[int]
-    kept: list[Record]
-
-    def batches(self, size: int) -> list[range]:
-        """The batches that hold what is to be made, whole."""
-        first = sorted({number - (number - FIRST) % size for number in self.todo})
-        return [range(number, number + size) for number in first]
 
 
 @dataclass(frozen=True)
@@ -115,7 +76,7 @@ class Recipe:
         return given | {"near": near, "amount": None if near is None else self.amount}
 
 
-def sampling(
+def sample_job(
     model: FrozenModel,
     domain: Domain,
     recipe: Recipe,
@@ -124,8 +85,12 @@ def sampling(
     dtype: str = "float32",
     keep_all: bool = False,
     batch_size: int,
-) -> Sampling:
-    """How samples of a domain are made: pictures (`.png`), or arrays of physical values of a suffix and a dtype."""
+) -> Job:
+    """The job of making samples of a domain: pictures (`.png`), or arrays of physical values of a suffix and a dtype.
+
+    keep_all: whether those that the guards drop are written too. Cost: the domain's `steps` network calls for each
+    batch, and one for its judgment.
+    """
     values = values_of(domain)
     check_format(suffix, dtype, values)
     recipe = replace(recipe, pull=domain.pull) if recipe.pull is None else recipe
@@ -144,17 +109,74 @@ def sampling(
         "precision": str(model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
     }
-    return Sampling(
-        make=making.make,
-        judge=partial(domain.guards.judge, model, batch_size=batch_size),
-        write=write_picture if values is None else partial(write_values, values=values, dtype=dtype),
-        suffix=suffix,
-        keep_all=keep_all,
+    return Job(
+        read=partial(read_number, image=model.image),
+        transform=partial(judged_samples, making, domain, keep_all, batch_size),
+        encode=as_picture(FitMode.PAD, False) if values is None else partial(values_file, values=values, dtype=dtype),
+        object_to=anything_goes,
+        measure=lambda results, _: dict(results.verdicts[0].figures),
+        image=model.image,
         settings=settings,
-        steps=domain.steps,
+        key=SecretKey.random(),
+        repeatable=False,
         batch_size=batch_size,
+        shrinkable=False,
         workers=torch.get_num_threads() if model.device.type == "cpu" and batch_size > 1 else 1,
+        steps=domain.steps,
+        neighbors=partial(whole_batches, size=batch_size, suffix=suffix),
+        numbered=True,
     )
+
+
+def items_of(numbers: Iterable[int], suffix: str) -> list[Item]:
+    """The samples of these numbers, `sample-0001` and on."""
+    return [Item(Path(), sample_names(1, number, suffix)[0], number) for number in numbers]
+
+
+def whole_batches(items: list[Item], size: int, suffix: str) -> list[Item]:
+    """The items with all numbers of their batches."""
+    first = sorted({item.variant - (item.variant - FIRST) % size for item in items})
+    return items_of((number for start in first for number in range(start, start + size)), suffix)
+
+
+def read_number(item: Item, image: ImageContract) -> Reading:
+    """A sample is made of nothing but its number; the frame is that of its picture."""
+    frame = Frame(image.size, image.size, image.channels, depth=8, alpha=None, format="PNG", metadata={})
+    return Reading(torch.zeros(1, 0, 0, 0), frame, context=item)
+
+
+def judged_samples(
+    making: Synthesizer, domain: Domain, keep_all: bool, batch_size: int, _: Images, items: Sequence[Item], tick: OnStep
+) -> Results:
+    """The samples of a batch and what the guards say of them; of those that are not finite this means nothing."""
+    made = making.make([item.variant for item in items], tick)
+    judgments = domain.guards.judge(making.model, made.images.nan_to_num(), batch_size=batch_size)
+    rows = zip(made.numbers, made.starts, judgments, strict=True)
+    return Results(made.images, verdicts=[verdict_of(*row, keep_all) for row in rows])
+
+
+def verdict_of(number: int, start: Start, judgment: Judgment, keep_all: bool) -> Verdict:
+    """What the record says of a sample."""
+    figures = {"number": number, "attempts": start.attempts, **{name: getattr(judgment, name) for name in FIGURES}}
+    dropped = judgment.verdict == "drop" and not keep_all
+    return Verdict(judgment.verdict, "; ".join(judgment.reasons), figures, start.parents.tolist(), dropped)
+
+
+def plan_samples(job: Job, count: int, out: Path, resume: bool) -> Plan:
+    """List numbers `1` to `count`; nothing is written. Raises UsageError when `out` is in the way."""
+    check_count(count)
+    check_out(out, resume)
+    return plan_items(job, Listing(items_of(range(FIRST, FIRST + count), job.settings["format"])), out, resume)
+
+
+def check_count(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"count must be at least 1, got {count}")
+
+
+def earlier_settings(out: Path, resume: bool) -> dict[str, Any]:
+    """Those of the run that is to be resumed, if any."""
+    return read_manifest(manifest_path(out)).header.get("run", {}) if resume else {}
 
 
 def values_of(domain: Domain) -> ValueTransform | None:
@@ -181,8 +203,9 @@ def check_format(suffix: str, dtype: str, values: ValueTransform | None) -> None
         raise UsageError(f"{dtype} holds values from {low:g} to {high:g}, this domain has {span}: take another dtype")
 
 
-def write_values(path: Path, image: Tensor, values: ValueTransform, dtype: str) -> str:
-    return write_array(path, values.to_values(image), dtype)
+def values_file(images: Tensor, reading: Reading, values: ValueTransform, dtype: str) -> bytes:
+    """A sample in physical values, in the format that its name ends in."""
+    return array_file(Path(reading.context.name), values.to_values(images[0]), dtype)
 
 
 def digest(domain: Domain) -> str:
@@ -193,110 +216,3 @@ def digest(domain: Domain) -> str:
     about = [domain.strength, domain.steps, dict(domain.preprocessing), dict(domain.mixing), domain.guards.numbers()]
     content.update(json.dumps(about).encode())
     return content.hexdigest()
-
-
-def plan_samples(sampling: Sampling, out: Path, count: int, resume: bool) -> SamplePlan:
-    """List the work; nothing is written. Raises UsageError when `out` is in the way or was begun otherwise."""
-    check_count(count)
-    check_out(out, resume)
-    earlier = read_manifest(manifest_path(out)) if resume else Earlier()
-    check_same_settings(sampling.settings, out, earlier)
-    names = {number: sampling.name(number) for number in range(FIRST, FIRST + count)}
-    kept = {name: record for name in names.values() if (record := still_good(earlier.records.get(name), out))}
-    return SamplePlan([number for number, name in names.items() if name not in kept], list(kept.values()))
-
-
-def check_count(count: int) -> None:
-    if count < 1:
-        raise UsageError(f"count must be at least 1, got {count}")
-
-
-def still_good(record: Record | None, out: Path) -> Record | None:
-    """The record, if it was dropped or if its file is intact."""
-    if record is None or record.status == "failed":
-        return None
-    return record if record.status == "dropped" or has_content(out / record.name, record.target_sha256) else None
-
-
-def earlier_settings(out: Path, resume: bool) -> dict[str, Any]:
-    """Those of the run that is to be resumed, if any."""
-    return read_manifest(manifest_path(out)).header.get("run", {}) if resume else {}
-
-
-def write_samples(sampling: Sampling, out: Path, plan: SamplePlan, report: Report = lambda _: None) -> Progress:
-    """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
-    began = time.monotonic()
-    progress = Progress(len(plan.todo) + len(plan.kept), kept=len(plan.kept), steps=sampling.steps)
-    progress.batch_size = sampling.batch_size
-
-    def tick(step: int, _: Tensor) -> None:
-        if progress.stopping:
-            raise CancelledError
-        progress.step, progress.seconds = step, time.monotonic() - began
-        report(progress)
-
-    with Manifest(manifest_path(out), {"run": sampling.settings, "key": ""}) as manifest:
-        prepare(out, [sampling.name(number) for number in plan.todo])
-        for records in made(sampling, out, plan, progress, tick):
-            for record in records:
-                manifest.add(record)
-                progress.count(record)
-            manifest.commit()
-            progress.batches, progress.seconds = progress.batches + 1, time.monotonic() - began
-            report(progress)
-    return progress
-
-
-def prepare(out: Path, names: Sequence[str]) -> None:
-    """Make the folder; remove unfinished files, and those about to be made again."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_parts(out)
-        for name in names:
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {out} ({error.strerror}): choose another output") from None
-
-
-def made(sampling: Sampling, out: Path, plan: SamplePlan, progress: Progress, tick: OnStep) -> Iterator[list[Record]]:
-    """Make batches in threads, and write each in turn; yields its records."""
-    todo = set(plan.todo)
-    with worker_pool(sampling.workers) as pool:
-        try:
-            work = partial(made_and_judged, sampling, tick)
-            for new, judgments in ahead(pool, work, plan.batches(sampling.batch_size), sampling.workers + 1):
-                rows = zip(new.numbers, new.images, new.starts, judgments, strict=True)
-                yield [store(sampling, out, *row) for row in rows if row[0] in todo]
-        finally:
-            progress.stopping = True
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def made_and_judged(sampling: Sampling, tick: OnStep, numbers: Sequence[int]) -> tuple[Synthesis, Sequence[Judgment]]:
-    """Samples and what the guards say of them; of those that are not finite this means nothing."""
-    with within_memory(sampling.batch_size):
-        made = sampling.make(numbers, tick)
-        return made, sampling.judge(made.images.nan_to_num())
-
-
-def store(sampling: Sampling, out: Path, number: int, image: Tensor, start: Start, judgment: Judgment) -> Record:
-    """Write one sample, unless it is to be dropped."""
-    name = sampling.name(number)
-    if not image.isfinite().all():
-        return Record(name, "failed", NOT_FINITE)
-    found = {name: getattr(judgment, name) for name in FIGURES}
-    record = Record(
-        name,
-        "dropped",
-        "; ".join(judgment.reasons),
-        sampling.batch_size,
-        figures={"number": number, "attempts": start.attempts, **found},
-        verdict=judgment.verdict,
-        parents=start.parents.tolist(),
-    )
-    if judgment.verdict == "drop" and not sampling.keep_all:
-        return record
-    try:
-        return replace(record, status="done", target_sha256=sampling.write(out / name, image))
-    except ImageError as refusal:
-        return Record(name, "failed", str(refusal))

@@ -26,12 +26,12 @@ from nearfar.io.progress import Progress
 from nearfar.io.writing import write_whole, writing
 from nearfar.jobs.augment import Augmentation, Wanted, augment_job, augmentation
 from nearfar.jobs.job import Job
-from nearfar.jobs.plan import Plan, check_places, check_same_run, header, plan_run
+from nearfar.jobs.plan import Plan, check_places, check_same_run, plan_run
 from nearfar.jobs.run import run
 from nearfar.models.model import FrozenModel
 
 Rows = Sequence[Mapping[str, Any]]
-RunJob = Callable[[Job, Path, Path, Plan], Progress]
+RunJob = Callable[[Job, Path, Plan], Progress]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def augment_units(
     job, total = augment_job(model, wanted, {}, {}, out, **options), Progress(0)
     earlier, counts = read_manifest(manifest_path(out)), Counter[str]()
     check_same_run(job, out, earlier)
-    with Manifest(manifest_path(out), header(job)) as manifest, nothing_left_of_a_refusal(out, earlier):
+    with Manifest(manifest_path(out), job.header) as manifest, nothing_left_of_a_refusal(out, earlier):
         for unit in units:
             record = earlier.records.get(unit.name)
             failed = failed_in(unit, earlier)
@@ -168,7 +168,7 @@ def augment_unit(
     work = work_folder(out)
     images, made = work / "in", work / "out"
     plan = plan_run(augmented.job, images, made, manifest_path(made).is_file())
-    progress = run_job(augmented.job, images, made, plan)
+    progress = run_job(augmented.job, made, plan)
     counts = augmented.finish(images, made)
     rows = [json.loads(line) for line in (made / "metadata.jsonl").read_text("utf-8").split("\n") if line]
     packed, target = work / f"packed{unit.path.suffix}", out / unit.name

@@ -26,8 +26,9 @@ from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
 from nearfar.io.manifest import Record
 from nearfar.io.pictures import read_picture
+from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
-from nearfar.jobs.sample import FIRST, Sampling, values_of
+from nearfar.jobs.sample import FIRST, values_of
 from nearfar.models.model import FrozenModel
 from nearfar.reports.page import Report, heading, paragraph, picture, plot, shown, table
 from nearfar.reports.records import records_of
@@ -161,11 +162,10 @@ def fitted_images(domain: Domain, model: FrozenModel, thumbnails: Tensor | None,
 
 
 def write_sample_report(
-    path: Path, work: Sampling, domain: Domain, out: Path, count: int, fitted: Tensor | None
+    path: Path, settings: dict[str, Any], domain: Domain, out: Path, count: int, fitted: Tensor | None
 ) -> dict[str, Any]:
     """The page of samples `1` to `count`, from the record of the run; returns what is in it."""
-    names = [work.name(number) for number in range(FIRST, FIRST + count)]
-    content = sample_content(work.settings, records_of(out, names))
+    content = sample_content(settings, records_of(out, sample_names(count, FIRST, settings["format"])))
     sample_report(content, domain, out, fitted).write(path, content)
     return content
 

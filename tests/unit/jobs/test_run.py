@@ -64,7 +64,7 @@ def out(tmp_path):
 
 
 def execute(job, source, out, resume=False):
-    return run(job, source, out, plan_run(job, source, out, resume))
+    return run(job, out, plan_run(job, source, out, resume))
 
 
 def contents(folder):
@@ -656,7 +656,7 @@ def test_progress_is_reported_batch_by_batch_until_all_is_done(source, out, writ
     seen = []
     job = make_job()
     plan = plan_run(job, source, out, resume=False)
-    run(job, source, out, plan, lambda progress: seen.append((progress.done, len(progress.failed), progress.total)))
+    run(job, out, plan, lambda progress: seen.append((progress.done, len(progress.failed), progress.total)))
     assert seen[-1] == (10, 1, 11)
     assert seen == sorted(seen)
     assert {done for done, _, _ in seen} == {0, 4, 8, 10}

@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from nearfar.domain.guards import Judgment
+from nearfar.domain.guards import Guards, Judgment
 from nearfar.domain.pull import Gaussian
-from nearfar.domain.synthesis import synthesize, vary
+from nearfar.domain.synthesis import Synthesizer, synthesize, vary
 from nearfar.errors import UsageError
 from nearfar.io.arrays import read_array
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.values import ValueTransform
-from nearfar.jobs.sample import Recipe, plan_samples, sampling, write_samples
+from nearfar.jobs.run import run
+from nearfar.jobs.sample import Recipe, plan_samples, sample_job
 from oracle_domains import fitted, oracle, own, unseen
 
 VALUES = ValueTransform("linear", (-2.0,) * 3, (500.0,) * 3, (1.0,) * 3)
@@ -23,15 +24,15 @@ VALUES = ValueTransform("linear", (-2.0,) * 3, (500.0,) * 3, (1.0,) * 3)
 def work(recipe=None, domain=None, **options):
     """Batches of three, two at the same time, nothing dropped."""
     how = {"suffix": ".png", "keep_all": True, "batch_size": 3, **options}
-    return replace(sampling(oracle(), domain or fitted(), recipe or Recipe(), **how), workers=2)
+    return replace(sample_job(oracle(), domain or fitted(), recipe or Recipe(), **how), workers=2)
 
 
 def arrays():
     return replace(fitted(), preprocessing={"values": asdict(VALUES)})
 
 
-def write(sampling, out, count, resume=False, **options):
-    return write_samples(sampling, out, plan_samples(sampling, out, count, resume), **options)
+def write(job, out, count, resume=False, **options):
+    return run(job, out, plan_samples(job, count, out, resume), **options)
 
 
 def contents(out):
@@ -95,7 +96,7 @@ def test_a_number_says_which_sample_it_is(tmp_path):
         assert len(record.parents) == 3
 
 
-def alternating(images):
+def alternating(*_, batch_size):
     """Sample 1 is kept, 2 flagged, 3 dropped, in every batch of three."""
     return [
         Judgment(number, 1.0, 2.0, -1.0, 0.5, reasons, verdict)
@@ -103,10 +104,11 @@ def alternating(images):
     ]
 
 
-def test_what_is_dropped_is_recorded_and_never_replaced(tmp_path):
-    made = []
-    making = replace(work(keep_all=False), judge=alternating)
-    making = replace(making, make=lambda numbers, tick, make=making.make: made.append(numbers) or make(numbers, tick))
+def test_what_is_dropped_is_recorded_and_never_replaced(tmp_path, monkeypatch):
+    made, make = [], Synthesizer.make
+    monkeypatch.setattr(Guards, "judge", alternating)
+    monkeypatch.setattr(Synthesizer, "make", lambda *given: made.append(given[1]) or make(*given))
+    making = work(keep_all=False)
     progress = write(making, tmp_path / "out", 6)
     assert (progress.done, len(progress.dropped)) == (4, 2)
     assert sorted(contents(tmp_path / "out")) == [f"sample-000{number}.png" for number in (1, 2, 4, 5)]
@@ -123,12 +125,12 @@ def test_what_is_dropped_is_recorded_and_never_replaced(tmp_path):
 def test_a_sample_that_is_not_finite_fails_and_is_made_again(tmp_path):
     making = work()
 
-    def broken(numbers, tick):
-        made = making.make(numbers, tick)
+    def broken(*given):
+        made = making.transform(*given)
         made.images[1] = torch.nan
         return made
 
-    progress = write(replace(making, make=broken), tmp_path / "out", 3)
+    progress = write(replace(making, transform=broken), tmp_path / "out", 3)
     (failed,) = progress.failed
     assert failed.name == "sample-0002.png"
     assert "not finite" in failed.reason
@@ -149,7 +151,8 @@ def test_variations_are_those_of_vary(tmp_path):
     image = unseen()[0]
     making = work(Recipe(near=image, amount=0.3))
     expected = vary(oracle(), fitted(), image, 4, amount=0.3, batch_size=4)
-    torch.testing.assert_close(making.make(range(1, 4), lambda *_: None).images, expected[1:])
+    items = plan_samples(making, 3, tmp_path / "out", resume=False).todo
+    torch.testing.assert_close(making.transform(torch.empty(3, 0, 0, 0), items, lambda *_: None).images, expected[1:])
 
 
 @pytest.mark.parametrize(
@@ -175,14 +178,14 @@ def test_other_settings_are_refused(tmp_path, other):
     write(work(), out, 2)
     before = contents(tmp_path / "out")
     with pytest.raises(UsageError, match="out was made with other settings"):
-        plan_samples(work(**other), out, 2, resume=True)
+        plan_samples(work(**other), 2, out, resume=True)
     assert contents(out) == before
 
 
 def test_the_guidance_of_a_text_model_is_recorded_beside_the_pull_of_the_samples():
     bound = {"guidance": 3.0}
     domain = replace(fitted(), settings=bound)
-    made = sampling(oracle(settings=bound), domain, Recipe(pull=0.1), suffix=".png", batch_size=2)
+    made = sample_job(oracle(settings=bound), domain, Recipe(pull=0.1), suffix=".png", batch_size=2)
     assert (made.settings["model_settings"], made.settings["pull"]) == (bound, 0.1)
 
 
