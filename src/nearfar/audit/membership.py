@@ -20,6 +20,7 @@ from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.errors import UsageError
 from nearfar.metrics.intervals import NORMAL
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import encode
 from nearfar.tensors import Images, per_image
 
 LEVELS, DRAWS, BATCH = (0.1, 0.3, 0.5), 2, 32
@@ -58,7 +59,7 @@ def denoising_loss(model: FrozenModel, images: Images, strength: float) -> Signs
         key = SecretKey.from_seed(number)
         streams = [key.for_image(image, strength) for image in some]
         noise = NoiseStream(streams, model.latent_shape, model.device)
-        latents = model.latent_space.encode(some.to(model.device, torch.float32), noise)
+        latents = encode(model, some, noise)
         alpha, sigma = (per_image(values, latents) for values in model.schedule.coefficients(start))
         loss = torch.zeros(len(some), dtype=torch.float64)
         for _ in range(DRAWS):

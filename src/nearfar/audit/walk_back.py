@@ -11,9 +11,10 @@ from torch import Tensor
 from nearfar.audit.figure import Figure
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
-from nearfar.diffusion.solver import Heun, solve
+from nearfar.diffusion.solver import Heun
 from nearfar.metrics.intervals import NORMAL
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import ascend, decode, encode
 from nearfar.tensors import Images, per_image
 
 STEPS, BATCH = 50, 32
@@ -55,9 +56,7 @@ def walked_back(
 
 def noised(model: FrozenModel, after: Images, strength: float, steps: int) -> Tensor:
     """Outputs carried back to the noise level by Heun's method."""
-    grid = Sampling(Level(strength), steps).grid(model.schedule, len(after))
-    latents = model.latent_space.encode(after.to(model.device, torch.float32), None)
-    return solve(model.denoiser, latents, grid.flip(1), Heun())
+    return ascend(model, encode(model, after), Sampling(Level(strength), steps, Heun()))
 
 
 def noise_removed(model: FrozenModel, noisy: Tensor, before: Images, strength: float, key: SecretKey) -> Images:
@@ -65,7 +64,7 @@ def noise_removed(model: FrozenModel, noisy: Tensor, before: Images, strength: f
     start = Level(strength).times(model.schedule, len(before))
     stream = NoiseStream(noise_for(before, start, key, 0), model.latent_shape, model.device)
     alpha, sigma = (per_image(values, noisy) for values in model.schedule.coefficients(start))
-    return model.latent_space.decode((noisy - sigma * stream.draw()) / alpha).clamp(-1, 1).cpu()
+    return decode(model, (noisy - sigma * stream.draw()) / alpha)
 
 
 def correlation(x: Images, y: Images) -> Values:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from nearfar.diffusion.level import Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey
-from nearfar.diffusion.solver import DDIM, solve
+from nearfar.diffusion.solver import DDIM
 from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_latents
 from nearfar.sampling.own_samples import BATCH
+from nearfar.sampling.trajectory import decode, descend, numbered_noise
 from nearfar.tensors import Images, Latents
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -90,12 +90,8 @@ def stays(judgment: Judgment) -> bool:
 
 def denoised(model: FrozenModel, latents: Latents, sampling: Sampling, seed: int, batch_size: int) -> Images:
     """The images that latents at a level lead to; the noise of each is its own."""
-    key = SecretKey.from_seed(seed)
     parts = []
     for numbers in torch.split(torch.arange(len(latents)), batch_size):
-        streams = [bytes.fromhex(key.tag(f"bandwidth {number}")) for number in numbers.tolist()]
-        noise = NoiseStream(streams, model.latent_shape, model.device)
-        state = latents[numbers].to(model.device, torch.float32)
-        clean = solve(model.denoiser, state, sampling.grid(model.schedule, len(numbers)), sampling.solver, noise)
-        parts.append(model.latent_space.decode(clean).clamp(-1, 1).cpu())
+        noise = numbered_noise(model, "bandwidth", numbers.tolist(), seed)
+        parts.append(decode(model, descend(model, latents[numbers], sampling, noise)))
     return torch.cat(parts)

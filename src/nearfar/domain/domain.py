@@ -13,15 +13,16 @@ from torch import Tensor
 
 from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.solver import OnStep
-from nearfar.domain.guards import Guards, encoded
+from nearfar.domain.guards import Guards
 from nearfar.domain.pull import PULL, Gaussian, pulled
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import LowRank, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import INVERTER, from_level, traced_inversion
+from nearfar.sampling.inversion import INVERTER, traced_inversion
 from nearfar.sampling.own_samples import BATCH, own_samples
+from nearfar.sampling.trajectory import decode, descend, encode_all
 from nearfar.tensors import Images, Latents
 
 STRENGTH = 0.5
@@ -92,7 +93,7 @@ class Domain:
         if own is None:
             own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
-        clean, its_own = encoded(model, images, batch_size).half().float(), encoded(model, own, batch_size)
+        clean, its_own = encode_all(model, images, batch_size).half().float(), encode_all(model, own, batch_size)
         toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))
         parts = [found(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
         there, figures = zip(*parts, strict=True)
@@ -156,7 +157,7 @@ def found(
 ) -> tuple[Latents, dict[str, Tensor]]:
     """Latents at the level, on the CPU, and figures of each image's way there and back."""
     way = traced_inversion(model, images, sampling, on_step)
-    again = from_level(model, way.latents, sampling, on_step)
+    again = decode(model, descend(model, way.latents, sampling, on_step=on_step))
     figures = {
         "psnr": psnr(images.cpu(), again),
         "residual": way.residuals.amax(1),

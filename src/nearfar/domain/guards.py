@@ -29,6 +29,7 @@ from nearfar.latents.covariance import whiten
 from nearfar.latents.spectral import Structured, coarse, cosines
 from nearfar.metrics.model_features import Kind, Vectors, features_of
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import encode_all
 from nearfar.tensors import Images, Latents
 
 FEWEST, FEW, FEWEST_OWN, WIDE = 3, 10, 8, 20
@@ -146,7 +147,7 @@ class Guards:
         places = distinct(images)
         images = images[places]
         others = torch.cat([own[::2], recolored(own[1::2], images)])
-        fitted, of_own = (encoded(model, some, batch_size) for some in (images, others))
+        fitted, of_own = (encode_all(model, some, batch_size) for some in (images, others))
         kind, vectors = features_of(model, torch.cat([fitted, of_own]), batch_size)
         domain = vectors[: len(fitted)]
         center, scale = domain.mean(0), domain.std(0)
@@ -154,7 +155,7 @@ class Guards:
         domain, owned = ((vectors - center) / scale).half().double().tensor_split([len(fitted)])
         capture, quality = Capture.fit(domain, owned), Quality.fit(fitted)
         warn(len(images), capture, kind)
-        lying = [encoded(model, turned, batch_size) for turned in ways(images, symmetry)]
+        lying = [encode_all(model, turned, batch_size) for turned in ways(images, symmetry)]
         units = (unit(apart(lying, fitted)), unit(apart([domain], domain)))
         return cls(fitted, places, domain, center, scale, capture, quality, *units, kind, symmetry)
 
@@ -166,7 +167,7 @@ class Guards:
         batch.
         """
         model.image.check(outputs)
-        lying = [encoded(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]
+        lying = [encode_all(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]
         _, vectors = features_of(model, lying[0], batch_size, self.kind)
         vectors = (vectors - self.center) / self.scale
         away = distances(lying, self.latents)
@@ -271,13 +272,6 @@ def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> No
         raise UsageError(f"symmetry must be one of {', '.join(SYMMETRIES)}, got {symmetry}")
     if len(own) < FEWEST_OWN:
         raise UsageError(f"guards need at least {FEWEST_OWN} samples of the model's own domain, got {len(own)}")
-
-
-def encoded(model: FrozenModel, images: Images, batch_size: int) -> Latents:
-    """Clean latents, float32 on the CPU, a batch at a time."""
-    parts = torch.split(images, batch_size)
-    encode = model.latent_space.encode
-    return torch.cat([encode(part.to(model.device, torch.float32)).float().cpu() for part in parts])
 
 
 def distinct(images: Images) -> Int64[Tensor, " different"]:

@@ -26,6 +26,7 @@ from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, g
 from nearfar.latents.two_sample import Separation, separation
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.own_samples import BATCH, own_samples
+from nearfar.sampling.trajectory import encode_all
 from nearfar.tensors import Images, Latents
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -182,9 +183,7 @@ def climb(
 
     Each overwrites the one before: a caller that keeps them makes a copy.
     """
-    batches = [batch for some in images for batch in torch.split(some, batch_size)]
-    encode = model.latent_space.encode
-    latents = torch.cat([encode(batch.to(model.device, torch.float32)).cpu() for batch in batches])
+    latents = torch.cat([encode_all(model, some, batch_size) for some in images])
     for nodes in parts:
         times = model.schedule.time_of_strength(nodes)
         for rows in torch.split(torch.arange(len(latents)), batch_size):

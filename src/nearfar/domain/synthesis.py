@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.diffusion.level import Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey
-from nearfar.diffusion.solver import DDIM, OnStep, solve
+from nearfar.diffusion.solver import DDIM, OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.draws import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import invert
 from nearfar.sampling.own_samples import BATCH
+from nearfar.sampling.trajectory import decode, descend, numbered_noise
 from nearfar.tensors import Images, Latents
 
 Image = Float[Tensor, "channel height width"]
@@ -68,13 +68,9 @@ class Synthesizer:
 
     def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
         """The way down from latents at the domain's level."""
-        model, domain, key = self.model, self.domain, SecretKey.from_seed(self.seed)
-        streams = [bytes.fromhex(key.tag(f"synthesis {number}")) for number in numbers]
-        noise = NoiseStream(streams, model.latent_shape, model.device)
-        sampling = Sampling(Level(domain.strength), domain.steps, DDIM(self.eta))
-        state, grid = latents.to(model.device, torch.float32), sampling.grid(model.schedule, len(latents))
-        clean = solve(model.denoiser, state, grid, sampling.solver, noise, on_step)
-        return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+        noise = numbered_noise(self.model, "synthesis", numbers, self.seed)
+        sampling = Sampling(Level(self.domain.strength), self.domain.steps, DDIM(self.eta))
+        return decode(self.model, descend(self.model, latents, sampling, noise, on_step))
 
 
 def synthesizer(

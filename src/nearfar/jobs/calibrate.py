@@ -23,8 +23,8 @@ from nearfar.audit.calibration import GRID, HALVINGS, LEAST_IMAGES, Found, Targe
 from nearfar.audit.scores import Numbers, Scorer
 from nearfar.data.labels import top_folders
 from nearfar.diffusion.level import Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey
-from nearfar.diffusion.solver import OnStep, Solver, solve
+from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.solver import OnStep, Solver
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Rejected, list_folder
@@ -32,6 +32,7 @@ from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
 from nearfar.jobs.job import read_square, trajectory_settings
 from nearfar.jobs.plan import check_same_settings
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import decode, noised_and_denoised
 from nearfar.tensors import Images
 
 Pair = tuple[int, float]
@@ -84,12 +85,9 @@ class Measuring:
         if not any(strengths):
             return images
         key = SecretKey.from_seed(self.seed)
-        grid = Sampling(Level(strengths), self.steps, self.solver).grid(model.schedule, len(pairs))
-        noise = NoiseStream([key.for_image(image, 0.0) for image in images], model.latent_shape, model.device)
-        latents = model.latent_space.encode(images.to(model.device), noise)
-        noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
-        clean = solve(model.denoiser, noisy, grid, self.solver, noise, on_step)
-        return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+        streams = [key.for_image(image, 0.0) for image in images]
+        sampling = Sampling(Level(strengths), self.steps, self.solver)
+        return decode(model, noised_and_denoised(model, images, sampling, streams, on_step))
 
     def scores(self, pairs: Sequence[Pair], on_step: OnStep | None) -> list[dict[str, float]]:
         """By measure, of each pair; the network is called with full batches, the last pair repeated."""

@@ -15,8 +15,9 @@ from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
 from nearfar.jobs.job import Job, Reading, Results, anything_goes, as_picture, make_job, one_square, trajectory_settings
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import check_invertible, to_level
+from nearfar.sampling.inversion import check_invertible
 from nearfar.sampling.representation import represented
+from nearfar.sampling.trajectory import ascend, encode
 from nearfar.tensors import Images
 
 
@@ -64,7 +65,7 @@ def invert_job(
     check_invertible(sampling.solver)
     return make_job(
         model,
-        lambda images, _, on_step: Results(to_level(model, images, sampling, on_step).cpu()),
+        lambda images, _, on_step: Results(ascend(model, encode(model, images), sampling, on_step).cpu()),
         {"command": "invert", **trajectory_settings(model, sampling, fit)},
         read=one_square(model.image, fit),
         encode=array_file,

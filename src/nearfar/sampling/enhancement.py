@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, inf
 
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.level import STEPS, Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver
 from nearfar.errors import UsageError
 from nearfar.models.latent_space import LatentSpace
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.tiling import TiledDenoiser, tile_count
+from nearfar.sampling.trajectory import noised_and_denoised
 from nearfar.tensors import Images, Times
 
 Large = Float[Tensor, "batch channel rows columns"]
@@ -62,17 +63,19 @@ def enhance(
     """
     check(model, images, scale, cascade)
     level = Level(proposed_strength(model, scale, consistency) if strength is None else strength)
-    grid = Sampling(level, steps, solver).grid(model.schedule, len(images))
-    start, used_key = grid[:, 0], key or SecretKey.random()
+    sampling, used_key = Sampling(level, steps, solver), key or SecretKey.random()
+    times = level.times(model.schedule, len(images))
     area, small = AreaDownsampling(scale), mirrored(images.to(model.device, torch.float32), model, scale)
     denoiser: Denoiser = TiledDenoiser(model.denoiser, model.latent_shape[1:], batch_size)
     if consistency and rearranges(model.latent_space):
         denoiser = ConsistentDenoiser(denoiser, model.latent_space, area, small)
     canvas = area.enlarge(small).clamp(-1, 1)
+    rows, columns = (side // model.latent_space.factor for side in canvas.shape[2:])
+    large = replace(model, denoiser=denoiser, latent_shape=(model.latent_shape[0], rows, columns))
     for number in range(cascade):
-        keys = [used_key.for_image(image, time.item(), number) for image, time in zip(images, start, strict=True)]
+        keys = [used_key.for_image(image, time.item(), number) for image, time in zip(images, times, strict=True)]
         count_on = partial(tell, on_step, number * steps)
-        canvas = near(model, denoiser, canvas, grid, solver, keys, count_on)
+        canvas = model.latent_space.decode(noised_and_denoised(large, canvas, sampling, keys, count_on))
         canvas = area.settle(area.project(canvas, small), small) if consistency else canvas.clamp(-1, 1)
     height, width = (scale * length for length in images.shape[2:])
     return canvas[:, :, :height, :width].cpu()
@@ -98,24 +101,6 @@ class ConsistentDenoiser:
     def __call__(self, x_t: Images, t: Times) -> Images:
         estimate = self.space.decode(self.denoiser(x_t, t))
         return self.space.encode(self.downsampling.project(estimate, self.small))
-
-
-def near(
-    model: FrozenModel,
-    denoiser: Denoiser,
-    canvas: Images,
-    times: Tensor,
-    solver: Solver,
-    keys: list[bytes],
-    on_step: OnStep,
-) -> Images:
-    """Local samples of canvases larger than the model: noised to the first of `times`, denoised along them."""
-    factor = model.latent_space.factor
-    shape = (model.latent_shape[0], canvas.shape[2] // factor, canvas.shape[3] // factor)
-    noise = NoiseStream(keys, shape, model.device)
-    latents = model.latent_space.encode(canvas, noise)
-    noisy = model.schedule.add_noise(latents, times[:, 0], noise.draw())
-    return model.latent_space.decode(solve(denoiser, noisy, times, solver, noise, on_step))
 
 
 def tell(on_step: OnStep | None, before: int, step: int, state: Images) -> None:

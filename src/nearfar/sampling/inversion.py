@@ -11,9 +11,10 @@ from torch import Tensor
 from nearfar.diffusion.bdia import BDIA, PAIR, toward_clean, toward_noise
 from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
 from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
-from nearfar.diffusion.solver import DDIM, SOLVERS, Heun, OnStep, Solver, solve
+from nearfar.diffusion.solver import DDIM, SOLVERS, Heun, OnStep, Solver
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import ascend, decode, descend, encode
 from nearfar.tensors import Images, Latents
 
 INVERTER = FixedPointDDIM()
@@ -42,15 +43,9 @@ def invert(
     whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (about 4
     a step at 20 steps).
     """
-    return to_level(model, images, Sampling(Level(strength, sigma), steps, solver), on_step)
-
-
-def to_level(model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None = None) -> Latents:
-    """`invert` with a `Sampling`."""
     model.image.check(images)
-    solver = check_invertible(sampling.solver)
-    latents = model.latent_space.encode(images.to(model.device, torch.float32))
-    return solve(model.denoiser, latents, sampling.grid(model.schedule, len(images)).flip(1), solver, on_step=on_step)
+    check_invertible(solver)
+    return ascend(model, encode(model, images), Sampling(Level(strength, sigma), steps, solver), on_step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +69,7 @@ def traced_inversion(
     assert isinstance(solver, FixedPointDDIM)
     searches: list[Search] = []
     tracing = replace(sampling, solver=replace(solver, on_search=searches.append))
-    latents = to_level(model, images, tracing, on_step)
+    latents = ascend(model, encode(model, images), tracing, on_step)
     rest = torch.zeros(len(images), dtype=torch.float64)
     searches = searches or [Search(rest, rest.bool(), rest.long())] * sampling.steps
     residuals, fell_back, calls = (
@@ -98,15 +93,10 @@ def denoise(
 
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls.
     """
-    return from_level(model, latents, Sampling(Level(strength, sigma), steps, solver), on_step)
-
-
-def from_level(model: FrozenModel, latents: Latents, sampling: Sampling, on_step: OnStep | None = None) -> Images:
-    """`denoise` with a `Sampling`."""
-    solver = check_invertible(sampling.solver)
+    check_invertible(solver)
     check_latents(model, latents)
-    state, grid = latents.to(model.device, torch.float32), sampling.grid(model.schedule, len(latents))
-    return model.latent_space.decode(solve(model.denoiser, state, grid, solver, on_step=on_step)).clamp(-1, 1).cpu()
+    sampling = Sampling(Level(strength, sigma), steps, solver)
+    return decode(model, descend(model, latents, sampling, on_step=on_step))
 
 
 def check_latents(model: FrozenModel, latents: Latents) -> None:
@@ -136,9 +126,12 @@ def reconstruct(
 
 def there_and_back(model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None = None) -> Images:
     """`reconstruct` with a `Sampling`."""
+    model.image.check(images)
     if isinstance(sampling.solver, BDIA):
         return reconstruct_exactly(model, images, sampling, on_step)
-    return from_level(model, to_level(model, images, sampling, on_step), sampling, on_step)
+    check_invertible(sampling.solver)
+    latents = ascend(model, encode(model, images), sampling, on_step)
+    return decode(model, descend(model, latents, sampling, on_step=on_step))
 
 
 def reconstruct_exactly(
@@ -149,13 +142,11 @@ def reconstruct_exactly(
     What is lost is what the latent space loses. The states are float64, the network keeps its dtype.
     Cost: `2 * steps - 1` network calls.
     """
-    model.image.check(images)
     solver, grid = sampling.solver, sampling.grid(model.schedule, len(images))
     assert isinstance(solver, BDIA)
-    latents = model.latent_space.encode(images.to(model.device, torch.float32)).double()
-    pair = toward_noise(model.denoiser, latents, grid.flip(1), solver, on_step)
+    pair = toward_noise(model.denoiser, encode(model, images).double(), grid.flip(1), solver, on_step)
     clean = toward_clean(model.denoiser, pair, grid, solver, on_step)
-    return model.latent_space.decode(clean.float()).clamp(-1, 1).cpu()
+    return decode(model, clean.float())
 
 
 def check_invertible(solver: Solver) -> Solver:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
+from nearfar.diffusion.noise import SecretKey, noise_for
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import decode, noised_and_denoised
 from nearfar.tensors import Images
 
 
@@ -51,9 +50,5 @@ def sample_near(
 ) -> Images:
     """The same with a `Sampling`."""
     model.image.check(images)
-    grid = sampling.grid(model.schedule, len(images))
-    noise = NoiseStream(noise_for(images, grid[:, 0], key, variant), model.latent_shape, model.device)
-    latents = model.latent_space.encode(images.to(model.device, torch.float32), noise)
-    noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
-    clean = solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
-    return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+    streams = noise_for(images, sampling.level.times(model.schedule, len(images)), key, variant)
+    return decode(model, noised_and_denoised(model, images, sampling, streams, on_step))

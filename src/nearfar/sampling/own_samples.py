@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from nearfar.diffusion.level import STEPS, Level, Sampling
-from nearfar.diffusion.noise import NoiseStream, SecretKey
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver, solve
+from nearfar.diffusion.solver import SOLVER, OnStep, Solver
 from nearfar.models.model import FrozenModel
+from nearfar.sampling.trajectory import decode, descend, numbered_noise
 from nearfar.tensors import Images
 
 BATCH = 32
@@ -38,9 +38,7 @@ def sample_batch(
     model: FrozenModel, numbers: Sequence[int], seed: int, sampling: Sampling, on_step: OnStep | None
 ) -> Images:
     """The samples of these numbers."""
-    key, grid = SecretKey.from_seed(seed), sampling.grid(model.schedule, len(numbers))
-    streams = [bytes.fromhex(key.tag(f"own sample {number}")) for number in numbers]
-    noise = NoiseStream(streams, model.latent_shape, model.device)
-    noisy = model.schedule.add_noise(torch.zeros_like(first := noise.draw()), grid[:, 0], first)
-    clean = solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
-    return model.latent_space.decode(clean).clamp(-1, 1).cpu()
+    noise = numbered_noise(model, "own sample", numbers, seed)
+    times = sampling.level.times(model.schedule, len(numbers))
+    noisy = model.schedule.add_noise(torch.zeros_like(first := noise.draw()), times, first)
+    return decode(model, descend(model, noisy, sampling, noise, on_step))

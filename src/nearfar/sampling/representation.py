@@ -16,8 +16,9 @@ from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
 from nearfar.diffusion.solver import Heun, OnStep, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import INVERTER, from_level, there_and_back, traced_inversion
+from nearfar.sampling.inversion import INVERTER, there_and_back, traced_inversion
 from nearfar.sampling.own_samples import BATCH, own_samples
+from nearfar.sampling.trajectory import decode, descend
 from nearfar.tensors import Images
 
 OWN_SAMPLES = 32
@@ -61,12 +62,13 @@ def represented(
     model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None = None
 ) -> Representation:
     """`represent` with a `Sampling`."""
+    model.image.check(images)
     if not isinstance(sampling.solver, FixedPointDDIM):
         again = there_and_back(model, images, sampling, on_step)
         calls = torch.full((len(images),), calls_of(sampling.solver, sampling.steps)[0])
         return Representation(again, figures_of(images, again, {"calls": calls}))
     way = traced_inversion(model, images, sampling, on_step)
-    again = from_level(model, way.latents, sampling, on_step)
+    again = decode(model, descend(model, way.latents, sampling, on_step=on_step))
     calls = way.calls.sum(1) + sampling.steps
     search = {"residual": way.residuals.amax(1), "fell_back": way.fell_back.sum(1), "calls": calls}
     return Representation(again, figures_of(images, again, search))

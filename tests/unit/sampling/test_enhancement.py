@@ -78,13 +78,13 @@ def test_a_result_depends_on_image_and_key_and_on_nothing_else(model):
 
 
 def test_a_cascade_draws_new_noise_for_each_pass_and_counts_its_steps_through(monkeypatch):
-    keys, steps, near = [], [], enhancement.near
+    keys, steps, one_pass = [], [], enhancement.noised_and_denoised
 
-    def watched(model, denoiser, canvas, times, solver, streams, on_step):
+    def watched(model, canvas, sampling, streams, on_step):
         keys.extend(streams)
-        return near(model, denoiser, canvas, times, solver, streams, on_step)
+        return one_pass(model, canvas, sampling, streams, on_step)
 
-    monkeypatch.setattr(enhancement, "near", watched)
+    monkeypatch.setattr(enhancement, "noised_and_denoised", watched)
     enhance(gaussian(), drawn(2, 3, 4, 4), scale=4, steps=2, cascade=3, on_step=lambda step, _: steps.append(step))
     assert len(set(keys)) == 6
     assert steps == [1, 2, 3, 4, 5, 6]
