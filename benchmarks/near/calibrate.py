@@ -32,7 +32,7 @@ from nearfar.io.listing import Item
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate
 from nearfar.jobs.job import Results
 from nearfar.jobs.per_image import Need, only_as_far, similarity
-from nearfar.metrics.faces import FaceDetector, FaceRecognizer
+from nearfar.metrics import faces as recognition
 from nearfar.metrics.features import feature_network
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
@@ -46,9 +46,8 @@ def half(model: FrozenModel, faces: Faces, images: Tensor, people: set[int], wei
     chosen = [number for number, person in enumerate(faces.people) if person in people and number % 2 == 0]
     labels = torch.from_numpy(np.unique([faces.people[number] for number in chosen], return_inverse=True)[1])
     sample = Sample([str(number) for number in chosen], images[chosen], labels, people=True)
-    detector = FaceDetector.load(weights / "yunet_n_320_320.onnx")
-    recognizer = FaceRecognizer.load(weights / "mobilefacenet_casia_068.onnx")
-    known = Known.of(face_eyes(detector, recognizer), sample.images, sample.groups, labels)
+    eyes = face_eyes(recognition.Faces.load(weights / "yunet_n_320_320.onnx", weights / "mobilefacenet_casia_068.onnx"))
+    known = Known.of(eyes, sample.images, sample.groups, labels)
     scorer = Scorer(MEASURES, known, known, feature_network("pixels", model))
     return Measuring(model, sample, scorer, STEPS, SOLVER, BATCH, seed)
 

@@ -39,7 +39,8 @@ from nearfar.audit.trained_attacker import trained_attack
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, pixels
 from nearfar.io.fitting import fit
-from nearfar.metrics.faces import Embedded, FaceDetector, FaceRecognizer, Points, embed_faces
+from nearfar.metrics import faces as recognition
+from nearfar.metrics.faces import Embedded, Points
 from nearfar.metrics.features import FeatureNetwork, efficientnet_features, perceptual_distance
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
@@ -55,16 +56,16 @@ class Eyes:
     """The networks, and what they see of the originals of one set."""
 
     def __init__(self, weights: Path, model: FrozenModel, faces: Faces, people: Sequence[int] | None) -> None:
-        self.detector = FaceDetector.load(weights / "yunet_n_320_320.onnx")
-        self.recognizer = FaceRecognizer.load(weights / "mobilefacenet_casia_068.onnx")
+        files = weights / "yunet_n_320_320.onnx", weights / "mobilefacenet_casia_068.onnx"
+        self.networks = recognition.Faces.load(*files)
         self.network: FeatureNetwork = efficientnet_features()
         self.model, self.faces, self.people = model, faces, people
         self.images, self.squares = batch(faces.pictures), squares(faces, model.image.size)
         self.features, self.seen = self.network(self.images), self.look(faces.pictures)
 
-    def look(self, some: Pictures, known: Sequence[Points | None] | None = None) -> Embedded:
+    def look(self, some: Pictures, known: Sequence[Points | None] = ()) -> Embedded:
         colored = [np.ascontiguousarray(np.broadcast_to(each, (*each.shape[:2], 3))) for each in some]
-        return embed_faces(self.detector, self.recognizer, colored, known)
+        return self.networks.embed(colored, known)
 
     def views(self, some: Pictures, shown: Tensor) -> tuple[list[View], int]:
         """Through each eye, and in how many outputs no face was found. shown: the same as the model's squares."""
@@ -74,7 +75,7 @@ class Eyes:
             View.of_network("features", self.features, self.network(batch(some))),
             View.of_network("faces", self.seen.vectors, seen.vectors, note=seen.note),
         ]
-        return found, int((~seen.found).sum())
+        return found, seen.missed
 
 
 def batch(some: Pictures) -> Tensor:

@@ -73,11 +73,11 @@ def face_view(pairs: Pairs, others: Others | None, faces: Faces, watch: Watch) -
     before = faces.see(pairs.items, watch, "faces of originals")
     known = [before.landmarks[original] for original in pairs.of.tolist()]
     after = faces.see(pairs.output_items, watch, "faces of outputs", known)
-    more = faces.see(others.items, watch, "faces of others").vectors if others else None
+    more = faces.see(others.items, watch, "faces of others").vectors.double() if others else None
     missed = f"no face found in {before.missed} originals and {after.missed} outputs"
     note = missed if before.missed + after.missed else ""
     name = f"faces, {faces.recognizer.name}"
-    return View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
+    return View.of_network(name, before.vectors.double(), after.vectors.double(), more, note, pairs.of)
 
 
 def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: Watch) -> list[Figure]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nearfar.audit.view import hits, unit
 from nearfar.errors import UsageError
-from nearfar.metrics.faces import FaceDetector, FaceRecognizer, Pixels, Points, as_pictures, embed_faces
+from nearfar.io.fitting import as_rgb, as_written
+from nearfar.metrics.faces import Faces, Pixels, Points, largest
 from nearfar.metrics.features import FeatureNetwork, perceptual_distance
 from nearfar.tensors import Images
 
@@ -37,22 +38,22 @@ def network_eyes(network: FeatureNetwork) -> Eyes:
     return Eyes(network.name, lambda images, originals: unit(network(images)))
 
 
-def face_eyes(detector: FaceDetector, recognizer: FaceRecognizer) -> Eyes:
+def face_eyes(faces: Faces) -> Eyes:
     """The largest face as a recognizer sees it; where none is found any more, what is at the original's place."""
     places: dict[bytes, Points | None] = {}
 
     def place(picture: Pixels) -> Points | None:
         name = sha256(picture.tobytes()).digest()
         if name not in places:
-            face = max(detector.find(picture), key=lambda face: face.box[2] * face.box[3], default=None)
+            face = largest(faces.detector.find(picture))
             places[name] = None if face is None else face.landmarks
         return places[name]
 
     def vectors(images: Images, originals: Images) -> Vectors:
-        known = [place(picture) for picture in as_pictures(originals)]
-        return embed_faces(detector, recognizer, as_pictures(images), known).vectors.double()
+        known = [place(picture) for picture in as_rgb(originals)]
+        return faces.embed(as_rgb(images), known).vectors.double()
 
-    return Eyes(f"{recognizer.name} with {detector.name}", vectors)
+    return Eyes(f"{faces.recognizer.name} with {faces.detector.name}", vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +121,3 @@ def check_labels(labels: Numbers) -> None:
     if len(counts) < 2 or counts.min() < 2:
         needed = "a folder for each of 2 classes or more, each with 2 images or more in the sample"
         raise UsageError(f"label needs {needed}: raise --sample, or give more folders or images")
-
-
-def as_written(images: Images) -> Images:
-    """In 8 bits: an attacker sees nothing finer."""
-    return images.add(1).mul(127.5).round().div(127.5).sub(1).clamp(-1, 1)

@@ -36,15 +36,13 @@ class EyesChoice:
     def load(self, model: FrozenModel) -> tuple[Eyes, FeatureNetwork]:
         """Who sees rank1 and similarity, and which network sees label and distance."""
         from nearfar.audit.scores import face_eyes, network_eyes
-        from nearfar.metrics.faces import FaceDetector, FaceRecognizer
+        from nearfar.metrics.faces import Faces
         from nearfar.metrics.features import feature_network
 
         if (self.recognizer is None) != (self.detector is None):
             raise UsageError("give --recognizer and --detector together, or neither: faces must be found first")
-        network = feature_network(self.features, model)
-        if self.recognizer is None or self.detector is None:
-            return network_eyes(network), network
-        return face_eyes(FaceDetector.load(self.detector), FaceRecognizer.load(self.recognizer)), network
+        faces, network = Faces.load(self.detector, self.recognizer), feature_network(self.features, model)
+        return network_eyes(network) if faces is None else face_eyes(faces), network
 
     def places(self) -> dict[str, str]:
         """For the calibration's file: names and whole paths, from which the same can be loaded again."""

@@ -306,10 +306,10 @@ def keep(
 ) -> dict[str, Any]:
     """Write the domain and its report; returns what is in them."""
     from nearfar.domain.file import save_domain
+    from nearfar.io.fitting import to_8_bit
     from nearfar.reports.domain import domain_content, write_fit_report
 
-    small = found.images.add(1).mul(127.5).round().byte()
-    save_domain(fitted, file, small if thumbnails else None)
+    save_domain(fitted, file, to_8_bit(found.images) if thumbnails else None)
     failed = [{"name": entry.name, "reason": entry.reason} for entry in found.failed]
     content = domain_content(fitted, file, thumbnails) | {
         "failed": failed,

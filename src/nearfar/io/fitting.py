@@ -1,4 +1,4 @@
-"""Pictures of any shape as a model's square, and the model's square back in a picture's shape."""
+"""Pictures of any shape as a model's square and back; integers and floats, 16 and 8 bits, color and gray."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.pictures import Frame, Picture, Pixels
+
+LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
+"""Weights of red, green and blue (Rec. 601)."""
 
 
 class FitMode(StrEnum):
@@ -109,7 +112,38 @@ def window_places(length: int, target: int) -> NDArray[np.intp]:
 
 
 def with_channels(planes: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """(1 or 3, height, width) with 1 or 3 channels: gray repeated, colors as their luma (Rec. 601)."""
-    if channels == 1 and len(planes) == 3:
-        return np.tensordot(np.array([[0.299, 0.587, 0.114]], np.float32), planes, axes=1)
-    return np.repeat(planes, channels // len(planes), axis=0)
+    """(..., 1 or 3, height, width) with 1 or 3 channels: gray repeated, colors as their luma."""
+    if channels == planes.shape[-3]:
+        return planes
+    if channels == 1:
+        return np.moveaxis(np.tensordot(LUMA, planes, axes=([1], [-3])), 0, -3)
+    return np.repeat(planes, channels, axis=-3)
+
+
+def to_8_bit(images: Tensor) -> Tensor:
+    """-1 to 1, clipped -> uint8, the nearest."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte()
+
+
+def from_8_bit(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]; the inverse of `to_8_bit`."""
+    return images.float().div(127.5).sub(1)
+
+
+def as_written(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as they are when read again from 8 bits; what is not finite stays so."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+
+
+def as_rgb(images: Tensor) -> list[NDArray[np.uint8]]:
+    """Images (batch, 1 or 3, height, width) in [-1, 1] as pictures (height, width, 3) of 8 bits."""
+    pixels = to_8_bit(images).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    return [np.ascontiguousarray(image) for image in pixels.numpy()]
+
+
+def rgb_of(picture: Picture) -> NDArray[np.uint8]:
+    """The pixels of a picture, (height, width, 3) of 8 bits; 16 bits become the nearest 8."""
+    pixels = picture.pixels
+    if picture.frame.depth == 16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Complex128, Float, Float64
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -25,6 +25,7 @@ Sampled = Float[Tensor, "channels rows columns"]
 Places = Float[Tensor, "rows columns 2"]
 Weights = Float[Tensor, "rows columns"]
 Landmarks = Float64[np.ndarray, "5 2"]
+Points = Complex128[np.ndarray, " points"]
 
 FACE_LANDMARKS = np.array([20 + 18j, 44 + 18j, 32 + 32.5j, 22 + 43j, 42 + 43j]) / 64
 """Eyes, nose and corners of the mouth of the bundled model's faces, as shares of the square: x + iy, from the left.
@@ -73,11 +74,19 @@ def face_region(landmarks: Landmarks, score: float = 1.0) -> Region:
     seen.
     """
     seen = landmarks @ (1, 1j)
-    known = FACE_LANDMARKS - FACE_LANDMARKS.mean()
-    turn = np.vdot(known, seen - seen.mean()) / np.vdot(known, known).real
+    turn = similarity(FACE_LANDMARKS, seen)
     center = seen.mean() + turn * (0.5 + 0.5j - FACE_LANDMARKS.mean())
     x, y, side, tilt = map(float, (center.real, center.imag, abs(turn), np.angle(turn)))
     return Region(x, y, side, *FACE_CORE, FACE_RADIUS, tilt, score)
+
+
+def similarity(points: Points, reference: Points) -> complex:
+    """Rotation and scale about their means that bring points, x + iy, to the reference with the least squared error.
+
+    Of Umeyama (1991), without reflections.
+    """
+    here, there = points - points.mean(), reference - reference.mean()
+    return complex(np.vdot(here, there) / np.vdot(here, here))
 
 
 def face_landmarks(region: Region) -> Landmarks:

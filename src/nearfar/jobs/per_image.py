@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from nearfar.audit.calibration import Calibration, Target
-from nearfar.audit.scores import Eyes, as_written
+from nearfar.audit.scores import Eyes
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import OnStep
 from nearfar.errors import UsageError
-from nearfar.io.fitting import FitMode
+from nearfar.io.fitting import FitMode, as_written
 from nearfar.io.listing import Item
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.calibrate import method_settings

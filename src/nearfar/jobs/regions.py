@@ -13,16 +13,16 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nearfar.data.boxes import Boxes, digest
 from nearfar.errors import ImageError
+from nearfar.io.fitting import as_rgb, rgb_of
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Picture, Pixels, encode, read_picture
 from nearfar.io.regions import Region, box_region, crop, face_region, match_colors, paste, widen
 from nearfar.jobs.job import Job, Reading, Results
-from nearfar.metrics.faces import FaceDetector, as_pictures
+from nearfar.metrics.faces import FaceDetector
 from nearfar.models.model import ImageContract
 
 FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
@@ -73,7 +73,7 @@ def face_search(
     detector = FaceDetector.load(path, least_score)
 
     def find(_: Item, picture: Picture) -> list[Region]:
-        faces = detector.find(eight_bit_rgb(picture))
+        faces = detector.find(rgb_of(picture))
         found = [face_region(face.landmarks, face.score) for face in faces]
         return [widen(upright(picture.pixels, region, detector), margin) for region in found]
 
@@ -91,7 +91,7 @@ def upright(pixels: Pixels, region: Region, detector: FaceDetector) -> Region:
     turn, first = region.tilt, region
     for _ in range(LOOKS):
         wide = widen(region, AROUND)
-        faces = detector.find(as_pictures(crop(pixels, wide, LOOK_SIZE, 3)[None])[0]) if abs(turn) > ENOUGH else []
+        faces = detector.find(as_rgb(crop(pixels, wide, LOOK_SIZE, 3)[None])[0]) if abs(turn) > ENOUGH else []
         if not faces:
             break
         places = [face.landmarks @ (1, 1j) / LOOK_SIZE - (0.5 + 0.5j) for face in faces]
@@ -115,12 +115,6 @@ def box_search(boxes: Boxes, margin: float = BOX_MARGIN, keep_unmatched: bool = 
 
     settings = {"regions": "boxes", "boxes": digest(boxes), "margin": margin, "keep_unmatched": keep_unmatched}
     return Search(find, settings, "its annotations hold no box", keep_unmatched)
-
-
-def eight_bit_rgb(picture: Picture) -> NDArray[np.uint8]:
-    """(height, width, 3) of uint8, as detectors take it."""
-    pixels = (picture.pixels >> (picture.frame.depth - 8)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def region_job(job: Job, search: Search, keep_metadata: bool = False) -> Job:

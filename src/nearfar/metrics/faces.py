@@ -24,9 +24,11 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError, first_line
+from nearfar.io.fitting import rgb_of
 from nearfar.io.listing import Item
 from nearfar.io.pictures import read_picture
 from nearfar.io.progress import Watch
+from nearfar.io.regions import similarity
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Points = Float64[np.ndarray, "5 2"]
@@ -158,13 +160,13 @@ class FaceRecognizer:
         return torch.stack([self.vector(face) for face in aligned]) if aligned else torch.zeros(0, 1)
 
     def align(self, picture: Pixels, points: Points | None) -> Pixels:
-        """The face brought to the reference by the similarity with the least squared error (Umeyama 1991)."""
+        """The face brought to the reference; without landmarks the middle of the picture."""
         cv2, (height, width) = opencv(), self.size
         if points is None:
             points = self.reference
             scale = max(height / picture.shape[0], width / picture.shape[1])
             points = (points - (width / 2, height / 2)) / scale + (picture.shape[1] / 2, picture.shape[0] / 2)
-        matrix = similarity(points, self.reference)
+        matrix = alignment(points, self.reference)
         return np.asarray(cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR))
 
     def vector(self, face: Pixels) -> Float32[Tensor, " numbers"]:
@@ -184,34 +186,56 @@ class Embedded:
     landmarks: list[Points | None]
 
     @property
+    def missed(self) -> int:
+        """In how many pictures no face was found."""
+        return int((~self.found).sum())
+
+    @property
     def note(self) -> str:
-        missed = int((~self.found).sum())
-        return f"no face was found in {missed} of {len(self.found)}" if missed else ""
+        return f"no face was found in {self.missed} of {len(self.found)}" if self.missed else ""
 
 
-def embed_faces(
-    detector: FaceDetector,
-    recognizer: FaceRecognizer,
-    pictures: Sequence[Pixels],
-    known: Sequence[Points | None] | None = None,
-) -> Embedded:
-    """The largest face of each picture as a vector.
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """A detector and a recognizer, which see pictures at their own size."""
 
-    known: landmarks to use where no face is found, such as those of the originals: an attacker knows that a face stays
-    where it was. Without them the middle of the picture is taken; both are counted in `note`.
-    """
-    faces = [detector.find(picture) for picture in pictures]
-    largest = [max(found, key=lambda face: face.box[2] * face.box[3], default=None) for found in faces]
-    others = known or [None] * len(pictures)
-    used = [other if face is None else face.landmarks for face, other in zip(largest, others, strict=True)]
-    found = torch.tensor([face is not None for face in largest], dtype=torch.bool)
-    return Embedded(recognizer.embed(pictures, used), found, used)
+    detector: FaceDetector
+    recognizer: FaceRecognizer
+
+    @classmethod
+    def load(cls, detector: str | Path | None, recognizer: str | Path | None) -> Faces | None:
+        """From two ONNX files, both or none."""
+        if detector is None and recognizer is None:
+            return None
+        if detector is None or recognizer is None:
+            raise UsageError("a face recognizer needs a detector and the other way round: give both ONNX files")
+        return cls(FaceDetector.load(detector), FaceRecognizer.load(recognizer))
+
+    def embed(self, pictures: Sequence[Pixels], known: Sequence[Points | None] = ()) -> Embedded:
+        """The largest face of each picture as a vector.
+
+        known: landmarks to use where no face is found, such as those of the originals: an attacker knows that a face
+        stays where it was. Without them the middle of the picture is taken; both are counted in `note`.
+        """
+        faces = [largest(self.detector.find(picture)) for picture in pictures]
+        others = known or [None] * len(pictures)
+        used = [other if face is None else face.landmarks for face, other in zip(faces, others, strict=True)]
+        found = torch.tensor([face is not None for face in faces], dtype=torch.bool)
+        return Embedded(self.recognizer.embed(pictures, used), found, used)
+
+    def see(self, items: Sequence[Item], watch: Watch, stage: str, known: Sequence[Points | None] = ()) -> Embedded:
+        """The same of files, read one after another."""
+        parts = []
+        for number, item in enumerate(items):
+            parts.append(self.embed([rgb_of(read_picture(item.path))], known[number : number + 1]))
+            watch(stage, number + 1, len(items))
+        vectors, found = (torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "found"))
+        return Embedded(vectors, found, [part.landmarks[0] for part in parts])
 
 
-def as_pictures(images: Float32[Tensor, "batch channel height width"]) -> list[Pixels]:
-    """Images in [-1, 1] as pictures; gray ones get three equal channels."""
-    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    return [np.ascontiguousarray(image) for image in pixels.permute(0, 2, 3, 1).numpy()]
+def largest(faces: Sequence[Face]) -> Face | None:
+    """The face with the largest box; the surest of equals."""
+    return max(faces, key=lambda face: face.box[2] * face.box[3], default=None)
 
 
 def layout(header: OnnxHeader, path: Path) -> tuple[tuple[int, int], Points, float, float]:
@@ -227,12 +251,12 @@ def layout(header: OnnxHeader, path: Path) -> tuple[tuple[int, int], Points, flo
     raise UsageError(f"{text} 112 x 112 (ArcFace, SFace): name one of these")
 
 
-def similarity(points: Points, reference: Points) -> Float64[np.ndarray, "2 3"]:
+def alignment(points: Points, reference: Points) -> Float64[np.ndarray, "2 3"]:
     """Rotation, scale and shift that bring points to the reference with the least squared error."""
     here, there = (some @ (1, 1j) for some in (points, reference))
-    factor = np.vdot(here - here.mean(), there - there.mean()) / np.vdot(here - here.mean(), here - here.mean())
-    shift = there.mean() - factor * here.mean()
-    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+    turn = similarity(here, there)
+    shift = there.mean() - turn * here.mean()
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
 def starts(length: int) -> list[int]:
@@ -263,49 +287,6 @@ def opencv() -> Any:
         raise UsageError("faces need OpenCV: pip install 'nearfar[faces]'") from error
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     return cv2
-
-
-@dataclass(frozen=True, eq=False)
-class Faces:
-    """A detector and a recognizer, which see pictures at their own size."""
-
-    detector: FaceDetector
-    recognizer: FaceRecognizer
-
-    @classmethod
-    def load(cls, detector: str | Path | None, recognizer: str | Path | None) -> Faces | None:
-        """From two ONNX files, both or none."""
-        if detector is None and recognizer is None:
-            return None
-        if detector is None or recognizer is None:
-            raise UsageError("a face recognizer needs a detector and the other way round: give both ONNX files")
-        return cls(FaceDetector.load(detector), FaceRecognizer.load(recognizer))
-
-    def see(self, items: Sequence[Item], watch: Watch, stage: str, known: Sequence[Points | None] = ()) -> Seen:
-        """The largest face of each picture; known: landmarks to use where none is found."""
-        parts = []
-        for number, item in enumerate(items):
-            at = [known[number]] if known else None
-            parts.append(embed_faces(self.detector, self.recognizer, [colors(item.path)], at))
-            watch(stage, number + 1, len(items))
-        vectors, found = (torch.cat([getattr(part, name) for part in parts]) for name in ("vectors", "found"))
-        return Seen(vectors.double(), [part.landmarks[0] for part in parts], int((~found).sum()))
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Vectors of faces, their landmarks, and in how many pictures no face was found."""
-
-    vectors: Float64[Tensor, "pictures numbers"]
-    landmarks: list[Points | None]
-    missed: int
-
-
-def colors(path: Path) -> Any:
-    """A picture as uint8 (height, width, 3)."""
-    picture = read_picture(path)
-    values = picture.pixels if picture.frame.depth == 8 else (picture.pixels // 257).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
 
 
 @dataclass(frozen=True)

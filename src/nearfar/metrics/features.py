@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import Module, functional
 
 from nearfar.errors import UsageError, first_line
+from nearfar.io.fitting import with_channels
 from nearfar.metrics.model_features import depths, pooled
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images
@@ -33,9 +34,6 @@ EFFICIENTNET_DEPTHS = (0, 2, 4, 10, 15)
 
 DEPTHS = 4
 """Of a transformer's layers, evenly spread, the last among them."""
-
-LUMA = (0.299, 0.587, 0.114)
-"""Rec. 601, as for gray models everywhere in the package."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +66,12 @@ class FeatureNetwork:
 
     def seen(self, images: Images) -> Tensor:
         """The images at this network's size and channels: bicubic, antialiased where it shrinks."""
-        colored = with_channels(images.float(), self.channels)
+        colored = torch.from_numpy(with_channels(images.float().numpy(), self.channels))
         if colored.shape[2:] == (self.size, self.size):
             return colored
         target = (self.size, self.size)
         large = functional.interpolate(colored, target, mode="bicubic", antialias=True, align_corners=False)
         return large.clamp(-1, 1)
-
-
-def with_channels(images: Images, channels: int) -> Tensor:
-    """Gray repeated, colors as their luma."""
-    if images.shape[1] == channels:
-        return images
-    return images.expand(-1, 3, -1, -1) if channels == 3 else luma(images)
-
-
-def luma(images: Images) -> Tensor:
-    weights = torch.tensor(LUMA, dtype=images.dtype)[:, None, None]
-    return (images * weights).sum(1, keepdim=True)
 
 
 def feature_network(choice: str, model: FrozenModel) -> FeatureNetwork:

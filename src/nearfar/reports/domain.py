@@ -24,6 +24,7 @@ from nearfar.domain.guards import SURE, apart, ways
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
+from nearfar.io.fitting import from_8_bit
 from nearfar.io.manifest import Record
 from nearfar.io.pictures import read_picture
 from nearfar.io.stacks import sample_names
@@ -153,7 +154,7 @@ def write_survey_report(path: Path, survey: Survey) -> None:
 def fitted_images(domain: Domain, model: FrozenModel, thumbnails: Tensor | None, asked: bool) -> Tensor | None:
     """The fitted images in [-1, 1], if they may be shown."""
     if thumbnails is not None:
-        return thumbnails.float().div(127.5).sub(1)
+        return from_8_bit(thumbnails)
     if not asked:
         return None
     with torch.inference_mode():
@@ -262,8 +263,7 @@ def read_again(
             if values is not None:
                 yield row, values.to_image(read_array(path))
             else:
-                pixels = torch.from_numpy(read_picture(path).pixels)
-                yield row, pixels.permute(2, 0, 1).float().div(127.5).sub(1)
+                yield row, from_8_bit(torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1))
 
 
 def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:

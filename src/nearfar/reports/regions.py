@@ -19,6 +19,7 @@ from nearfar.audit.figure import Figure, with_library
 from nearfar.audit.reidentification import reidentification
 from nearfar.audit.view import View, pixels
 from nearfar.errors import ImageError
+from nearfar.io.fitting import as_rgb
 from nearfar.io.listing import Item
 from nearfar.io.manifest import Record
 from nearfar.io.pictures import Picture, read_picture
@@ -26,7 +27,7 @@ from nearfar.io.regions import Region, coverage, crop, face_landmarks, square_pl
 from nearfar.jobs.job import Job
 from nearfar.jobs.plan import Plan
 from nearfar.jobs.regions import Search
-from nearfar.metrics.faces import FaceRecognizer, as_pictures
+from nearfar.metrics.faces import FaceRecognizer
 from nearfar.metrics.intervals import wilson
 from nearfar.metrics.quality import psnr
 from nearfar.reports.page import Report, heading, paragraph, picture, section, table
@@ -125,7 +126,7 @@ def attacked(some: Sequence[Replaced], kind: str, recognizer: FaceRecognizer | N
 def recognized(some: Sequence[Replaced], before: Tensor, after: Tensor, recognizer: FaceRecognizer) -> list[Figure]:
     """Re-identification by an attacker who recognizes faces and knows where they were."""
     places = [face_landmarks(each.region) * SIZE for each in some]
-    vectors = [recognizer.embed(as_pictures(images), places) for images in (before, after)]
+    vectors = [recognizer.embed(as_rgb(images), places) for images in (before, after)]
     return reidentification(View.of_network(recognizer.name, vectors[0], vectors[1]))
 
 

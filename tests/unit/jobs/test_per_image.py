@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from nearfar.audit.calibration import Calibration, Found, Point, Target
-from nearfar.audit.scores import Eyes, as_written, network_eyes
+from nearfar.audit.scores import Eyes, network_eyes
 from nearfar.audit.view import unit
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import SOLVER
 from nearfar.errors import UsageError
+from nearfar.io.fitting import as_written
 from nearfar.io.listing import Item
 from nearfar.jobs.job import Results
 from nearfar.jobs.per_image import HALVINGS, Need, need_of, objection, only_as_far, similarity, told

@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from nearfar.errors import ImageError, UsageError
+from nearfar.io.fitting import as_rgb, rgb_of
+from nearfar.io.pictures import Frame, Picture
 from nearfar.metrics.faces import (
     ARCFACE,
     Embedded,
     FaceDetector,
     FaceRecognizer,
-    as_pictures,
-    embed_faces,
+    Faces,
+    alignment,
     overlap,
     read_header,
-    similarity,
 )
 
 pytest.importorskip("cv2", reason="needs the extra 'faces'")
@@ -82,7 +83,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content):
 def test_a_similarity_is_found_exactly():
     turn = 3 * np.exp(0.7j)
     moved = np.array(ARCFACE) @ [[turn.real, turn.imag], [-turn.imag, turn.real]] + [5, -2]
-    matrix = similarity(moved, np.array(ARCFACE))
+    matrix = alignment(moved, np.array(ARCFACE))
     np.testing.assert_allclose(moved @ matrix[:, :2].T + matrix[:, 2], ARCFACE, atol=1e-12)
 
 
@@ -157,7 +158,7 @@ def test_pictures_without_a_face_are_counted_and_take_the_landmarks_of_others(tm
         FaceDetector(OneFace(), "stub"),
     )
     dark = picture(112, 112, 0, 0, 0)
-    embedded = embed_faces(detector, recognizer, [picture(112, 112), dark, dark], [None, np.array(ARCFACE), None])
+    embedded = Faces(detector, recognizer).embed([picture(112, 112), dark, dark], [None, np.array(ARCFACE), None])
     assert embedded.found.tolist() == [True, False, False]
     assert embedded.note == "no face was found in 2 of 3"
     assert embedded.landmarks[1] is not None
@@ -167,4 +168,12 @@ def test_pictures_without_a_face_are_counted_and_take_the_landmarks_of_others(tm
 
 def test_images_become_pictures():
     gray = torch.tensor([-1.0, 0.0, 1.0, 1.2]).view(1, 1, 2, 2)
-    assert as_pictures(gray)[0].tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [255] * 3]]
+    assert as_rgb(gray)[0].tolist() == [[[0] * 3, [128] * 3], [[255] * 3, [255] * 3]]
+
+
+def test_sixteen_bits_become_the_nearest_eight():
+    pixels = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    eight = rgb_of(Picture(pixels, Frame(256, 256, 1, 16, None, "PNG", {})))
+    assert eight.dtype == np.uint8
+    assert eight.shape == (256, 256, 3)
+    np.testing.assert_array_equal(eight[..., :1], np.rint(pixels / 257))
