@@ -109,7 +109,7 @@ def test_a_job_is_added(tmp_path, model, write_pictures):
     (name, other) = write_pictures(tmp_path / "in", 2)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     job = page.mirror_job(model, Sampling(Level(0.5), 2))
-    progress = run(job, tmp_path / "in", tmp_path / "out", plan_run(job, tmp_path / "in", tmp_path / "out", False))
+    progress = run(job, tmp_path / "out", plan_run(job, tmp_path / "in", tmp_path / "out", False))
     assert (progress.done, [record.name for record in progress.failed]) == (2, ["bad.png"])
     for each in (name, other):
         with Image.open(tmp_path / "in" / each) as before, Image.open(tmp_path / "out" / each) as after:
