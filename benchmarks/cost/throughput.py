@@ -32,8 +32,7 @@ from benchmarks.support.common import faces, write_result
 from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.jobs.anonymize import anonymize_job
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import run, worker_pool
+from nearfar.jobs.run import plan_run, run, worker_pool
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import local_sample

@@ -16,8 +16,7 @@ from nearfar.diffusion import solver
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
 from nearfar.jobs import job as jobs
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import run
+from nearfar.jobs.run import plan_run, run
 from nearfar.models import schedulers
 from nearfar.models.loading import load_model
 from nearfar.sampling.inversion import reconstruct

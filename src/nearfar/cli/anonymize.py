@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from nearfar.diffusion.noise import SecretKey
     from nearfar.io.progress import Progress
     from nearfar.jobs.job import Job
-    from nearfar.jobs.plan import Plan
     from nearfar.jobs.regions import Search
+    from nearfar.jobs.run import Plan
 
 KINDS = ("faces", "boxes")
 
@@ -145,8 +145,8 @@ def anonymize(
     """
     with reported_errors():
         from nearfar.diffusion.solver import SOLVERS
-        from nearfar.jobs.plan import check_places
         from nearfar.jobs.regions import region_job
+        from nearfar.jobs.run import check_places
 
         options = how.options(0.35, solver, SOLVERS)
         calibration = found.read(how, parts.regions)

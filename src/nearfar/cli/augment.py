@@ -93,7 +93,7 @@ def augment_files(
     source: Path, out: Path, what: CopyChoice, choice: ModelChoice, how: RunChoice, options: dict[str, Any]
 ) -> None:
     from nearfar.jobs.augment import augmentation
-    from nearfar.jobs.plan import check_places
+    from nearfar.jobs.run import check_places
     from nearfar.jobs.units import check_wishes, units_of
 
     wanted, units = what.wanted(), units_of(source)

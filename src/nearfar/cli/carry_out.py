@@ -16,7 +16,7 @@ from nearfar.cli.options import RunChoice
 if TYPE_CHECKING:
     from nearfar.io.progress import Progress
     from nearfar.jobs.job import Job
-    from nearfar.jobs.plan import Plan
+    from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
 
@@ -84,7 +84,7 @@ def carry_out(
 
     before: done just before it begins. say_more: lines about the plan. after: done when all images are, to be shown.
     """
-    from nearfar.jobs.plan import plan_run
+    from nearfar.jobs.run import plan_run
 
     plan = plan_run(job, source, out, how.resume)
     describe(model, job, plan, say_more(plan))

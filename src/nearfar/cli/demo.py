@@ -15,8 +15,7 @@ from nearfar.cli.console import shown_progress, write_line
 from nearfar.diffusion.level import Level, Sampling
 from nearfar.errors import UsageError
 from nearfar.jobs.anonymize import anonymize_job
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import run
+from nearfar.jobs.run import plan_run, run
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 from nearfar.reports.page import Report, linked, paragraph, table

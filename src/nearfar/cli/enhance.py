@@ -41,7 +41,7 @@ def enhance(
         from nearfar.diffusion.solver import SOLVERS
         from nearfar.io.listing import list_folder
         from nearfar.jobs.enhance import enhance_job
-        from nearfar.jobs.plan import check_places
+        from nearfar.jobs.run import check_places
         from nearfar.sampling.enhancement import check_scale
 
         check_scale(scale, cascade)

@@ -16,7 +16,7 @@ from nearfar.cli.options import KeepMetadata, ModelChoice, Out, RunChoice, Sourc
 if TYPE_CHECKING:
     from nearfar.diffusion.level import Sampling
     from nearfar.io.progress import Progress
-    from nearfar.jobs.plan import Plan
+    from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
 
@@ -44,8 +44,8 @@ def reconstruct(
     --strength is 0.9 unless given.
     """
     with reported_errors():
-        from nearfar.jobs.plan import check_places
         from nearfar.jobs.reconstruct import reconstruct_job
+        from nearfar.jobs.run import check_places
         from nearfar.reports.reconstruct import check_report, cost, write_report_on
         from nearfar.sampling.inversion import RECONSTRUCTORS
 
@@ -79,8 +79,8 @@ def invert(
     unless given.
     """
     with reported_errors():
-        from nearfar.jobs.plan import check_places
         from nearfar.jobs.reconstruct import invert_job
+        from nearfar.jobs.run import check_places
         from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
 
         options = how.options(0.9, solver, RECONSTRUCTORS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nearfar.domain.domain import Domain
     from nearfar.io.progress import Progress
     from nearfar.jobs.job import Job
-    from nearfar.jobs.plan import Plan
+    from nearfar.jobs.run import Plan
     from nearfar.jobs.sample import Recipe
     from nearfar.models.model import FrozenModel
 
@@ -153,7 +153,7 @@ def sample_domain(
 
 def check_sample(file: Path, out: Path, count: int, how: SampleChoice, report: Path | None, resume: bool) -> Path:
     """Refuse what cannot be meant, before a model is loaded; where the report's page goes."""
-    from nearfar.jobs.plan import check_out
+    from nearfar.jobs.run import check_out
     from nearfar.jobs.sample import check_count
     from nearfar.reports.page import page_beside
 

@@ -11,8 +11,7 @@ from nearfar.diffusion.solver import SOLVER, Solver
 from nearfar.io.fitting import FitMode
 from nearfar.io.progress import Progress
 from nearfar.jobs.job import Job, as_picture, make_job, near, one_square, trajectory_settings, unchanged
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import run
+from nearfar.jobs.run import plan_run, run
 from nearfar.models.model import FrozenModel
 
 

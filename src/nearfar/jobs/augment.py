@@ -27,8 +27,7 @@ from nearfar.io.pictures import read_picture
 from nearfar.io.progress import Progress
 from nearfar.io.writing import writing
 from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one_square, trajectory_settings, unchanged
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import run
+from nearfar.jobs.run import plan_run, run
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
 

@@ -30,7 +30,7 @@ from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Rejected, list_folder
 from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
 from nearfar.jobs.job import read_square, trajectory_settings
-from nearfar.jobs.plan import check_same_settings
+from nearfar.jobs.run import check_same_settings
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.trajectory import decode, noised_and_denoised
 from nearfar.tensors import Images

@@ -23,8 +23,7 @@ from nearfar.io.listing import Item, list_folder
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
 from nearfar.io.progress import Progress
 from nearfar.jobs.job import Job, Reading, Results, anything_goes, make_job, own_figures, trajectory_settings
-from nearfar.jobs.plan import plan_run
-from nearfar.jobs.run import is_out_of_memory, run
+from nearfar.jobs.run import is_out_of_memory, plan_run, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.enhancement import check_scale, enhance, proposed_strength, tiles_of

@@ -4,7 +4,7 @@ Reading and writing happen in threads beside the network, a bounded number of im
 not grow with the folder. The transform is a pure function of a batch of images; local processes and clusters may call
 the same one. It always sees the same batch shape, the last batch padded, and computes a batch of several with a single
 thread, so that an output depends neither on its neighbors nor on its place: the cores work on one batch each instead
-of sharing one, which is faster too. What is settled before anything is written is in `plan`.
+of sharing one, which is faster too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from nearfar.errors import ImageError, RunError
-from nearfar.io.listing import Item
-from nearfar.io.manifest import Manifest, Record, manifest_path
+from nearfar.errors import ImageError, RunError, UsageError
+from nearfar.io.listing import Item, Listing, list_folder
+from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.io.progress import Progress
-from nearfar.io.writing import remove_parts, write_whole, writing
+from nearfar.io.writing import has_content, remove_parts, write_whole, writing
 from nearfar.jobs.job import Job, Reading, Results, Verdict
-from nearfar.jobs.plan import Plan
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -63,13 +62,106 @@ class Batch:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """An item all of whose squares are transformed. shape: of the batch that the last of them was in."""
+Finished = tuple[Loaded, Results, int]
+"""An item all of whose squares are transformed, and the shape of the batch that the last of them was in."""
 
-    loaded: Loaded
-    results: Results
-    shape: int
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: images to process, earlier outputs to keep and to remove, entries that cannot be read."""
+
+    todo: list[Item]
+    kept: list[Record]
+    outdated: list[str]
+    listing: Listing
+    batch_size: int
+
+
+def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
+    """List the work; nothing is written. Raises UsageError when `out` is in the way."""
+    check_places(source, out, resume)
+    listing = list_folder(source)
+    if not listing.items and not listing.rejected:
+        others = f"{listing.ignored} other files"
+        raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
+    return plan_items(job, listing, out, resume)
+
+
+def plan_items(job: Job, listing: Listing, out: Path, resume: bool) -> Plan:
+    """The same for whatever is listed. Raises UsageError when `out` was begun with other settings or another key."""
+    earlier = read_manifest(manifest_path(out)) if resume else Earlier()
+    check_same_run(job, out, earlier)
+    items = job.expand(listing.items)
+    kept = {item.name: record for item in items if (record := still_good(job, item, out, earlier.records))}
+    todo = [item for item in items if item.name not in kept]
+    done = [name for name, record in earlier.records.items() if record.status == "done" and not job.numbered]
+    inside = [name for name in done if not Path(name).is_absolute() and ".." not in Path(name).parts]
+    outdated = [name for name in inside if name not in kept]
+    return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))
+
+
+def check_places(source: Path, out: Path, resume: bool) -> None:
+    """Refuse folders of which one lies in the other: outputs would become inputs, or originals be overwritten."""
+    a, b = source.resolve(), out.resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise UsageError(f"{source} and {out} must not contain each other: choose an output folder elsewhere")
+    check_out(out, resume)
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse an output folder that holds something else than what shall be resumed."""
+    for path in (out, *out.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} must be a folder, got a file: choose another output")
+    manifest = manifest_path(out)
+    has_files = out.is_dir() and any(out.iterdir())
+    if has_files and not resume:
+        raise UsageError(f"{out} is not empty: give --resume to go on with it, or choose another output")
+    if has_files and not manifest.exists():
+        raise UsageError(f"{out} has no manifest ({manifest.name}), so nothing can be resumed: choose another output")
+    if manifest.exists() and not resume:
+        raise UsageError(f"{manifest} is the record of an earlier run: give --resume, or remove it")
+
+
+def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
+    """An output folder has one set of settings and one key; anything else would be redone over finished work."""
+    check_same_settings(job.settings, out, earlier)
+    if earlier.header and earlier.header.get("key") != job.header["key"]:
+        raise UsageError(f"{out} has another key: give the --key-file that it began with, or none if it had none")
+
+
+def check_same_settings(now: dict[str, Any], out: Path, earlier: Earlier) -> None:
+    """Refuse to go on with a folder that was begun with other settings."""
+    before = earlier.header.get("run", now)
+    pairs = [(name, before.get(name), now.get(name)) for name in {**now, **before}]
+    changed = [f"{name} {short(old)}, now {short(new)}" for name, old, new in pairs if old != new]
+    if changed:
+        raise UsageError(
+            f"{out} was made with other settings ({'; '.join(changed)}): repeat them, or choose another output"
+        )
+
+
+def short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:20]
+
+
+def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> Record | None:
+    """The record of what still stands, its source unchanged: done and its file intact, or dropped."""
+    record = records.get(item.name)
+    if record is None or record.status == "failed" or record.source_tag != job.source_tag(item.path):
+        return None
+    stands = record.status == "dropped" or has_content(job.target(out, item.name), record.target_sha256)
+    return record if stands else None
+
+
+def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
+    """The job's own, unless it may shrink: then as before the interruption, or what the images are likely to need."""
+    if not job.shrinkable:
+        return job.batch_size
+    if kept:
+        return kept[-1].batch_size
+    share = -(-len(todo) * job.squares // job.workers)
+    return min(job.batch_size, 1 << max(0, share - 1).bit_length())
 
 
 def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
@@ -130,13 +222,15 @@ class Run:
         job, behind = self.job, deque[list[Future[Record]]]()
         names = {item.name for item in items}
         with ThreadPoolExecutor(2) as readers, worker_pool(job.workers) as workers, ThreadPoolExecutor(2) as writers:
-            loaded = ahead(readers, self.load, job.neighbors(items), (job.workers + 2) * self.size, size_of)
+            loaded = ahead(readers, self.load, job.neighbors(items), (job.workers + 2) * self.size, weigh=True)
             batches = ahead(workers, self.transform, groups(self.squares(loaded), self.room), job.workers + 1)
             try:
                 for batch, finished in whole(batches):
-                    self.count(batch, finished)
-                    wanted = [one for one in finished if one.loaded.item.name in names]
-                    behind.append([writers.submit(self.store, one) for one in wanted])
+                    self.progress.batches += batch.calls
+                    self.progress.network_seconds += batch.seconds
+                    self.progress.reduced += sum(loaded.reading.reduced for loaded, *_ in finished)
+                    wanted = [one for one in finished if one[0].item.name in names]
+                    behind.append([writers.submit(self.store, *one) for one in wanted])
                     if len(behind) > 1:
                         self.note([future.result() for future in behind.popleft()])
             finally:
@@ -159,7 +253,7 @@ class Run:
             if isinstance(one, Record):
                 self.note([one])
             elif not len(one.reading.squares):
-                self.note([self.store(Finished(one, NO_RESULTS, self.size))])
+                self.note([self.store(one, NO_RESULTS, self.size)])
             else:
                 yield from ((one, image) for image in one.reading.squares)
 
@@ -196,21 +290,14 @@ class Run:
                 raise error
         self.progress.batch_size = min(self.progress.batch_size, smaller)
 
-    def count(self, batch: Batch, finished: list[Finished]) -> None:
-        """Add a batch to what the summary tells."""
-        self.progress.batches += batch.calls
-        self.progress.network_seconds += batch.seconds
-        self.progress.reduced += sum(one.loaded.reading.reduced for one in finished)
-
-    def store(self, finished: Finished) -> Record:
+    def store(self, loaded: Loaded, results: Results, shape: int) -> Record:
         """Check the results of one item, make a file of them and write it, unless they are to be dropped."""
-        job, loaded, results = self.job, finished.loaded, finished.results
-        name, reading = loaded.item.name, loaded.reading
+        job, name, reading = self.job, loaded.item.name, loaded.reading
         objection = "" if results.finite else NOT_FINITE
         if objection := objection or (job.object_to(reading.squares, results) if len(results.images) else ""):
             return Record(name, "failed", objection)
         verdict = results.verdicts[0] if results.verdicts else Verdict()
-        record = Record(name, "dropped", verdict.reason, finished.shape, "", loaded.source_tag)
+        record = Record(name, "dropped", verdict.reason, shape, "", loaded.source_tag)
         record = replace(record, verdict=verdict.word, parents=verdict.parents)
         try:
             record = replace(record, figures=job.measure(results, reading))
@@ -237,29 +324,22 @@ def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[A], B],
-    inputs: Iterable[A],
-    depth: int,
-    weight: Callable[[B], int] | None = None,
+    pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int, weigh: bool = False
 ) -> Iterator[B]:
-    """`map` in threads, in order, never more than `depth` inputs or `WAITING` bytes ahead of the consumer."""
+    """`map` in threads, in order, never more than `depth` inputs before the consumer, or `WAITING` bytes of files."""
     pending: deque[Future[B]] = deque()
     for one in inputs:
         pending.append(pool.submit(function, one))
-        while len(pending) >= depth or (weight and heavy(pending, weight)):
+        while len(pending) >= depth or (weigh and heavy(pending)):
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def heavy(pending: Iterable[Future[B]], weight: Callable[[B], int]) -> bool:
-    """Whether all but the last two, which the readers may be at, weigh too much; it waits for them."""
-    return sum(weight(future.result()) for future in list(pending)[:-2]) > WAITING
-
-
-def size_of(read: Loaded | Record) -> int:
-    return read.reading.squares.nbytes if isinstance(read, Loaded) else 0
+def heavy(pending: Iterable[Future[Any]]) -> bool:
+    """Whether all files but the last two, which the readers may be at, weigh too much; it waits for them."""
+    read = (future.result() for future in list(pending)[:-2])
+    return sum(one.reading.squares.nbytes for one in read if isinstance(one, Loaded)) > WAITING
 
 
 def groups(squares: Iterable[Square], room_of: Callable[[Square], int]) -> Iterator[list[Square]]:
@@ -282,7 +362,7 @@ def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
         for (loaded, _), row in zip(batch.group, batch.results, strict=True):
             rows.append(row)
             if len(rows) == len(loaded.reading.squares):
-                finished.append(Finished(loaded, Results.joined(rows), batch.shape))
+                finished.append((loaded, Results.joined(rows), batch.shape))
                 rows = []
         yield batch, finished
 

@@ -34,7 +34,7 @@ from nearfar.io.pictures import Frame
 from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.job import Job, Reading, Results, Verdict, anything_goes, as_picture
-from nearfar.jobs.plan import Plan, check_out, plan_items
+from nearfar.jobs.run import Plan, check_out, plan_items
 from nearfar.models.model import FrozenModel, ImageContract
 from nearfar.tensors import Images
 

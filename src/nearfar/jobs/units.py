@@ -26,8 +26,7 @@ from nearfar.io.progress import Progress
 from nearfar.io.writing import write_whole, writing
 from nearfar.jobs.augment import Augmentation, Wanted, augment_job, augmentation
 from nearfar.jobs.job import Job
-from nearfar.jobs.plan import Plan, check_places, check_same_run, plan_run
-from nearfar.jobs.run import run
+from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
 from nearfar.models.model import FrozenModel
 
 Rows = Sequence[Mapping[str, Any]]

@@ -20,7 +20,7 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
-from nearfar.jobs.plan import Plan
+from nearfar.jobs.run import Plan
 from nearfar.models.model import ImageContract
 from nearfar.reports.page import Report, heading, page_beside, paragraph, picture, plot, shown, table
 from nearfar.reports.records import failures, names_of, records_of

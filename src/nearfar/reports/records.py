@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nearfar.io.manifest import Record, manifest_path, read_manifest
-from nearfar.jobs.plan import Plan
+from nearfar.jobs.run import Plan
 
 
 def names_of(plan: Plan) -> list[str]:

@@ -25,8 +25,8 @@ from nearfar.io.manifest import Record
 from nearfar.io.pictures import Picture, read_picture
 from nearfar.io.regions import Region, coverage, crop, face_landmarks, square_places, widen
 from nearfar.jobs.job import Job
-from nearfar.jobs.plan import Plan
 from nearfar.jobs.regions import Search
+from nearfar.jobs.run import Plan
 from nearfar.metrics.faces import FaceRecognizer
 from nearfar.metrics.intervals import wilson
 from nearfar.metrics.quality import psnr

@@ -15,7 +15,7 @@ from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Listing
 from nearfar.io.manifest import Manifest, Record, manifest_path
-from nearfar.jobs.plan import Plan
+from nearfar.jobs.run import Plan
 from nearfar.models.model import ImageContract
 from nearfar.reports.page import check_page
 from nearfar.reports.reconstruct import account, check_report, cost, distribution, report, verdict, worst_images
