@@ -15,7 +15,9 @@ from nearfar.cli.options import KeepMetadata, ModelChoice, Out, RunChoice, fit_o
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
+    from nearfar.io.progress import Progress
     from nearfar.jobs.augment import Augmentation, Wanted
+    from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
 LAYOUTS = {"Metadata": "metadata", "ClassFolders": "class folders", "Coco": "COCO", "Yolo": "YOLO"}
@@ -121,22 +123,31 @@ def carry_out_units(
     units: list[str],
 ) -> None:
     """The same for shards and data sets, one after the other."""
-    from nearfar.jobs.augment import augment_job
+    from nearfar.jobs.augment import Making, augment_job
     from nearfar.jobs.units import augment_units
 
     typer.echo(f"work      {len(units)} shards or splits, one by one; strength {wanted.strengths}", err=True)
     if how.dry_run and how.as_json:
-        settings = augment_job(model, wanted, {}, {}, out, **options).settings
+        settings = augment_job(model, wanted, {}, {}, out, Making(**options)).settings
         typer.echo(json.dumps({"settings": settings, "units": units}))
     if not how.dry_run:
-        show: dict[str, Any] = {"run_job": run_shown, "say": lambda about: typer.echo(f"judge     {about}", err=True)}
-        done = augment_units(model, source, out, wanted, resume=how.resume, **show, **options)
+        done = augment_units(model, source, out, wanted, resume=how.resume, run_unit=run_unit, **options)
         finish(done.progress, out, done.job, how.as_json, {"units": len(units), **done.counts})
+
+
+def run_unit(work: Augmentation, out: Path, plan: Plan) -> Progress:
+    """Run the plan of one shard or split under a progress display."""
+    for line in judge_line(work):
+        typer.echo(line, err=True)
+    return run_shown(work.job, out, plan)
+
+
+def judge_line(work: Augmentation) -> list[str]:
+    return [f"judge     {work.judge.about}"] if work.judge else []
 
 
 def lines_about(work: Augmentation) -> list[str]:
     """What is special about this job, on stderr before it starts."""
     classes = {label for labels in work.annotations.labels.values() for label in labels}
     layouts = ", ".join(LAYOUTS.get(type(layout).__name__, "") for layout in work.annotations.layouts)
-    judge = [f"judge     {work.judge.about}"] if work.judge else []
-    return [f"copies    strength {work.wanted.strengths}; {len(classes)} classes ({layouts})", *judge]
+    return [f"copies    strength {work.wanted.strengths}; {len(classes)} classes ({layouts})", *judge_line(work)]

@@ -34,8 +34,8 @@ def anonymize_job(
     used_key = key or SecretKey.random()
     return make_job(
         model,
-        near(model, used_key, sampling),
         {"command": "anonymize", **trajectory_settings(model, sampling, fit), "keep_metadata": keep_metadata},
+        transform=near(model, used_key, sampling),
         read=one_square(model.image, fit),
         encode=as_picture(fit, keep_metadata),
         object_to=unchanged,

@@ -106,7 +106,7 @@ def augmentation(
     """Read the annotations, choose what gets copies and settle the job; nothing is written.
 
     whole: whether this is all there is, so that every class that is named must occur.
-    options: those of `augment_job`. Cost: for "hardest" and for a trained check, one call of the feature network for
+    options: the fields of `Making`. Cost: for "hardest" and for a trained check, one call of the feature network for
     each 32 images.
     """
     names = [item.name for item in list_folder(source).items]
@@ -120,7 +120,7 @@ def augmentation(
     judge = judge_of(model, source, chosen, labels, wanted)
     own = judge.own if judge else {}
     copies = copies_of_each(chosen, labels, wanted.copies, wanted.select, wanted.share, key, own)
-    job = augment_job(model, wanted, copies, labels, out, **options)
+    job = augment_job(model, wanted, copies, labels, out, Making(**options))
     job = replace(job, read=partial(read_annotated, job.read, annotations.shapes, source))
     return Augmentation(job, annotations, judge, wanted)
 
@@ -138,36 +138,37 @@ def judge_of(model: FrozenModel, source: Path, names: Sequence[str], labels: Lab
     return cross_fitted(feature_network(wanted.features, model), source, names, labels)
 
 
+@dataclass(frozen=True)
+class Making:
+    """How copies are made; the fields are those of `Sampling` and the arguments of `anonymize_job`."""
+
+    steps: int = STEPS
+    solver: Solver = SOLVER
+    fit: FitMode = FitMode.PAD
+    batch_size: int | None = None
+    keep_metadata: bool = False
+
+
 def augment_job(
-    model: FrozenModel,
-    wanted: Wanted,
-    copies: Mapping[str, int],
-    labels: Labels,
-    out: Path,
-    *,
-    steps: int = STEPS,
-    solver: Solver = SOLVER,
-    fit: FitMode = FitMode.PAD,
-    batch_size: int | None = None,
-    keep_metadata: bool = False,
+    model: FrozenModel, wanted: Wanted, copies: Mapping[str, int], labels: Labels, out: Path, how: Making
 ) -> Job:
     """The job of making so many copies of these images. Cost: `solver.calls(steps)` network calls for each batch."""
     key = SecretKey.from_seed(wanted.seed)
-    sampling = Sampling(Level(wanted.strengths.general[1]), steps, solver)
-    level = trajectory_settings(model, sampling, fit)
+    sampling = Sampling(Level(wanted.strengths.general[1]), how.steps, how.solver)
+    level = trajectory_settings(model, sampling, how.fit)
     own = {"command": "augment", "strengths": str(wanted.strengths), "seed": wanted.seed, "check": wanted.check}
     if wanted.check:
         own["judge"] = str(wanted.classifier or wanted.features)
-    picture = as_picture(fit, keep_metadata)
+    picture = as_picture(how.fit, how.keep_metadata)
     job = make_job(
         model,
-        near(model, key, sampling),
-        {**level, **own, "keep_metadata": keep_metadata, "keep_originals": wanted.keep_originals},
-        read=partial(read, one_square(model.image, fit)),
+        {**level, **own, "keep_metadata": how.keep_metadata, "keep_originals": wanted.keep_originals},
+        transform=near(model, key, sampling),
+        read=partial(read, one_square(model.image, how.fit)),
         encode=lambda results, reading: picture(results, reading) if len(results) else reading.context,
         object_to=unchanged,
         key=key,
-        batch_size=batch_size,
+        batch_size=how.batch_size,
         measure=lambda _, reading: {} if isinstance(reading.context, bytes) else marks_of(reading.context),
     )
     return replace(job, expand=partial(expand, job, wanted, copies, labels, out))
@@ -244,7 +245,7 @@ def augment_folder(
 ) -> Progress:
     """Make the wanted copies of the images below `source`, with their annotations, in `out`.
 
-    options: those of `augment_job`. Returns the run's outcome; `failed` lists images that could not be done.
+    options: the fields of `Making`. Returns the run's outcome; `failed` lists images that could not be done.
     """
     source, out = Path(source), Path(out)
     work = augmentation(model, source, out, wanted, **options)

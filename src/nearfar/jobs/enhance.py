@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
 from nearfar.io.progress import Progress
-from nearfar.jobs.job import Job, Reading, Results, anything_goes, make_job, own_figures, trajectory_settings
+from nearfar.jobs.job import Job, Reading, Results, make_job, own_figures, trajectory_settings
 from nearfar.jobs.run import is_out_of_memory, plan_run, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
@@ -33,55 +33,62 @@ MAX_SIDE = 16383
 """Pixels of a side of a result: what WebP can hold."""
 
 
+@dataclass(frozen=True)
+class Enlargement:
+    """How images are enlarged; the fields are the arguments of `enhance`. seed: of all that is random."""
+
+    scale: int
+    strength: float | None = None
+    steps: int = STEPS
+    solver: Solver = SOLVER
+    cascade: int = 1
+    consistency: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_scale(self.scale, self.cascade)
+
+
 def enhance_job(
     model: FrozenModel,
+    how: Enlargement,
     *,
-    scale: int,
-    strength: float | None = None,
-    steps: int = STEPS,
-    solver: Solver = SOLVER,
-    cascade: int = 1,
-    consistency: bool = True,
-    seed: int = 0,
     batch_size: int | None = None,
     keep_metadata: bool = False,
     files: int | None = None,
 ) -> Job:
     """The job of enlarging every image, in its own format, `scale` times in both directions.
 
-    Arguments as for `enhance`; an image's detail follows from its content and the seed. A model of gray images enlarges
-    the colors of a picture one by one. Alpha is enlarged bicubically. With consistency the record of every image has
+    An image's detail follows from its content and the seed. A model of gray images enlarges the colors of a picture one
+    by one. Alpha is enlarged bicubically. With consistency the record of every image has
     its `consistency_error`: the largest difference, in gray levels, between the image and the mean over squares of the
     result, as it is before a lossy format encodes it; at most half a level.
     files: how many images there are, so that no cores wait for images that never come.
     """
-    check_scale(scale, cascade)
-    options: dict[str, Any] = {"scale": scale, "cascade": cascade, "consistency": consistency}
-    strength = proposed_strength(model, scale, consistency) if strength is None else strength
-    settings = trajectory_settings(model, Sampling(Level(strength), steps, solver), FitMode.PAD)
-    way: dict[str, Any] = {"strength": strength, "steps": steps}
-    key = SecretKey.from_seed(seed)
+    scale, key = how.scale, SecretKey.from_seed(how.seed)
+    options: dict[str, Any] = {"scale": scale, "cascade": how.cascade, "consistency": how.consistency}
+    strength = proposed_strength(model, scale, how.consistency) if how.strength is None else how.strength
+    settings = trajectory_settings(model, Sampling(Level(strength), how.steps, how.solver), FitMode.PAD)
+    way: dict[str, Any] = {"strength": strength, "steps": how.steps, "solver": how.solver, "key": key, **options}
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
-        how: dict[str, Any] = {"solver": solver, "key": key, "on_step": on_step, **way, **options}
-        work = partial(enhance, model, images, **how)
+        work = partial(enhance, model, images, on_step=on_step, **way)
         return Results(work(batch_size=tiles) if batch_size else halving(work, tiles))
 
     job = make_job(
         model,
-        transform,
-        {"command": "enhance", **settings, **options, "seed": seed, "keep_metadata": keep_metadata},
+        {"command": "enhance", **settings, **options, "seed": how.seed, "keep_metadata": keep_metadata},
+        transform=transform,
         read=partial(read_small, channels=model.image.channels, scale=scale),
         encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata),
-        object_to=anything_goes,
         key=key,
         batch_size=batch_size,
-        measure=partial(consistency_error, scale=scale) if consistency else own_figures,
+        measure=partial(consistency_error, scale=scale) if how.consistency else own_figures,
     )
     return replace(
         job,
-        steps=cascade * steps,
+        steps=how.cascade * how.steps,
         workers=max(1, min(job.workers, files or job.workers)),
         capacity=lambda shape, size: max(1, size // tiles_of(model, shape, scale)),
     )
@@ -142,12 +149,19 @@ def consistency_error(results: Results, reading: Reading, scale: int) -> dict[st
 
 
 def enhance_folder(
-    model: FrozenModel, source: str | Path, out: str | Path, *, resume: bool = False, **options: Any
+    model: FrozenModel,
+    source: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    batch_size: int | None = None,
+    keep_metadata: bool = False,
+    **options: Any,
 ) -> Progress:
     """Enlarge every image below `source`, in `out`, under the same name.
 
-    options: those of `enhance_job`. Returns the run's outcome; `failed` lists images that could not be done.
+    options: the fields of `Enlargement`. Returns the run's outcome; `failed` lists images that could not be done.
     """
-    files = len(list_folder(Path(source)).items)
-    job = enhance_job(model, files=files, **options)
+    how, files = Enlargement(**options), len(list_folder(Path(source)).items)
+    job = enhance_job(model, how, batch_size=batch_size, keep_metadata=keep_metadata, files=files)
     return run(job, Path(out), plan_run(job, Path(source), Path(out), resume))

@@ -110,40 +110,29 @@ def own_figures(results: Results, reading: Reading) -> dict[str, float]:
 
 
 def make_job(
-    model: FrozenModel,
-    transform: Transform,
-    settings: dict[str, Any],
-    *,
-    read: Read,
-    encode: Encode,
-    object_to: Objection,
-    key: SecretKey | None,
-    batch_size: int | None,
-    suffix: str = "",
-    measure: Measure = own_figures,
+    model: FrozenModel, settings: dict[str, Any], *, key: SecretKey | None, batch_size: int | None, **parts: Any
 ) -> Job:
-    """A job with this model's contract, a batch size that fits it, and one worker for each core.
+    """A job with this model's contract, a batch size that fits it, and workers for it.
 
-    Images so large that they go one by one are computed by all cores together, in the memory of one.
-    key: None where nothing outlives the run.
+    key: None where nothing outlives the run. parts: the other fields of the job.
     """
     batch = check_batch_size(default_batch_size(model) if batch_size is None else batch_size)
     return Job(
-        read=read,
-        transform=transform,
-        encode=encode,
-        object_to=object_to,
         image=model.image,
         settings={"nearfar": version("nearfar"), "model": model.provenance.sha256, **model.settings, **settings},
         key=key or SecretKey.random(),
         repeatable=key is not None,
         batch_size=batch,
         shrinkable=batch_size is None,
-        workers=torch.get_num_threads() if model.device.type == "cpu" and batch > 1 else 1,
-        suffix=suffix,
+        workers=workers_for(model, batch),
         steps=settings["steps"],
-        measure=measure,
+        **parts,
     )
+
+
+def workers_for(model: FrozenModel, batch_size: int) -> int:
+    """One for each core; images so large that they go one by one are computed by all cores, in the memory of one."""
+    return torch.get_num_threads() if model.device.type == "cpu" and batch_size > 1 else 1
 
 
 def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) -> dict[str, Any]:
@@ -173,11 +162,12 @@ def read_square(item: Item, image: ImageContract, mode: FitMode) -> Reading:
 
 def as_picture(fit: FitMode, keep_metadata: bool) -> Encode:
     """A result that is an image goes back into the frame and the format of its original."""
-    return lambda results, reading: picture_file(results[0], reading.frame, fit, keep_metadata)
+    return lambda results, reading: encode(unfit(results[0], reading.frame, fit), keep_metadata)
 
 
-def picture_file(output: Tensor, frame: Frame, fit: FitMode, keep_metadata: bool) -> bytes:
-    return encode(unfit(output, frame, fit), keep_metadata)
+def anything_goes(squares: Tensor, results: Results) -> str:
+    """Most results may well be their input."""
+    return ""
 
 
 def as_they_are(items: list[Item]) -> list[Item]:
@@ -212,13 +202,13 @@ class Job:
     read: Read
     transform: Transform
     encode: Encode
-    object_to: Objection
     image: ImageContract
     settings: dict[str, Any]
     key: SecretKey
     repeatable: bool
     batch_size: int
     shrinkable: bool
+    object_to: Objection = anything_goes
     workers: int = 1
     suffix: str = ""
     steps: int = 1
@@ -275,9 +265,4 @@ def unchanged(squares: Tensor, results: Results) -> str:
     change = (results.images - squares).square().flatten(1).mean(1).sqrt().min().item()
     if change < UNCHANGED:
         return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
-    return ""
-
-
-def anything_goes(squares: Tensor, results: Results) -> str:
-    """A reconstruction may well be its input."""
     return ""

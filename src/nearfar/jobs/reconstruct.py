@@ -13,7 +13,7 @@ from nearfar.diffusion.level import Sampling
 from nearfar.diffusion.solver import OnStep
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
-from nearfar.jobs.job import Job, Reading, Results, anything_goes, as_picture, make_job, one_square, trajectory_settings
+from nearfar.jobs.job import Job, Reading, Results, as_picture, make_job, one_square, trajectory_settings
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_invertible
 from nearfar.sampling.representation import represented
@@ -44,32 +44,26 @@ def reconstruct_job(
 
     return make_job(
         model,
-        transform,
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
+        transform=transform,
         read=one_square(model.image, fit),
         encode=as_picture(fit, keep_metadata),
-        object_to=anything_goes,
         key=None,
         batch_size=batch_size,
     )
 
 
 def invert_job(
-    model: FrozenModel,
-    sampling: Sampling,
-    *,
-    fit: FitMode = FitMode.PAD,
-    batch_size: int | None = None,
+    model: FrozenModel, sampling: Sampling, *, fit: FitMode = FitMode.PAD, batch_size: int | None = None
 ) -> Job:
     """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape."""
     check_invertible(sampling.solver)
     return make_job(
         model,
-        lambda images, _, on_step: Results(ascend(model, encode(model, images), sampling, on_step).cpu()),
         {"command": "invert", **trajectory_settings(model, sampling, fit)},
+        transform=lambda images, _, on_step: Results(ascend(model, encode(model, images), sampling, on_step).cpu()),
         read=one_square(model.image, fit),
         encode=array_file,
-        object_to=anything_goes,
         key=None,
         batch_size=batch_size,
         suffix=".npy",

@@ -33,7 +33,7 @@ from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.pictures import Frame
 from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
-from nearfar.jobs.job import Job, Reading, Results, Verdict, anything_goes, as_picture
+from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, workers_for
 from nearfar.jobs.run import Plan, check_out, plan_items
 from nearfar.models.model import FrozenModel, ImageContract
 from nearfar.tensors import Images
@@ -113,7 +113,6 @@ def sample_job(
         read=partial(read_number, image=model.image),
         transform=partial(judged_samples, making, domain, keep_all, batch_size),
         encode=as_picture(FitMode.PAD, False) if values is None else partial(values_file, values=values, dtype=dtype),
-        object_to=anything_goes,
         measure=lambda results, _: dict(results.verdicts[0].figures),
         image=model.image,
         settings=settings,
@@ -121,7 +120,7 @@ def sample_job(
         repeatable=False,
         batch_size=batch_size,
         shrinkable=False,
-        workers=torch.get_num_threads() if model.device.type == "cpu" and batch_size > 1 else 1,
+        workers=workers_for(model, batch_size),
         steps=domain.steps,
         neighbors=partial(whole_batches, size=batch_size, suffix=suffix),
         numbered=True,

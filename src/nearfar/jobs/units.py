@@ -24,13 +24,13 @@ from nearfar.io.listing import PICTURES
 from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.io.progress import Progress
 from nearfar.io.writing import write_whole, writing
-from nearfar.jobs.augment import Augmentation, Wanted, augment_job, augmentation
+from nearfar.jobs.augment import Augmentation, Making, Wanted, augment_job, augmentation
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
 from nearfar.models.model import FrozenModel
 
 Rows = Sequence[Mapping[str, Any]]
-RunJob = Callable[[Job, Path, Plan], Progress]
+RunUnit = Callable[[Augmentation, Path, Plan], Progress]
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,17 @@ def augment_units(
     wanted: Wanted,
     *,
     resume: bool = False,
-    run_job: RunJob = run,
-    say: Callable[[str], None] = lambda _: None,
+    run_unit: RunUnit = lambda work, out, plan: run(work.job, out, plan),
     **options: Any,
 ) -> Outcome:
     """Make the wanted copies of every unit of `source`, each written to `out` when it is whole.
 
-    run_job: carries out a plan, as `run` does. say: told what classifier judges each unit.
+    run_unit: carries out the plan of one of them. options: the fields of `Making`.
     """
     units = units_of(source)
     check_wishes(units, wanted)
     check_places(source, out, resume)
-    job, total = augment_job(model, wanted, {}, {}, out, **options), Progress(0)
+    job, total = augment_job(model, wanted, {}, {}, out, Making(**options)), Progress(0)
     earlier, counts = read_manifest(manifest_path(out)), Counter[str]()
     check_same_run(job, out, earlier)
     with Manifest(manifest_path(out), job.header) as manifest, nothing_left_of_a_refusal(out, earlier):
@@ -115,9 +114,7 @@ def augment_units(
                 total.failed += failed
                 continue
             work = unpacked(model, unit, out, wanted, len(units) == 1, options)
-            if work.judge:
-                say(work.judge.about)
-            found, made, records = augment_unit(work, unit, out, run_job)
+            found, made, records = augment_unit(work, unit, out, run_unit)
             add(total, found, unit)
             counts.update(made)
             gone = [replace(each, status="dropped", reason="its shard or split was made anew") for each in failed]
@@ -161,13 +158,13 @@ def unpacked(
 
 
 def augment_unit(
-    augmented: Augmentation, unit: Unit, out: Path, run_job: RunJob
+    augmented: Augmentation, unit: Unit, out: Path, run_unit: RunUnit
 ) -> tuple[Progress, dict[str, int], list[Record]]:
     """Augment and pack one unit; what came of it, counts, and the records of its images."""
     work = work_folder(out)
     images, made = work / "in", work / "out"
     plan = plan_run(augmented.job, images, made, manifest_path(made).is_file())
-    progress = run_job(augmented.job, made, plan)
+    progress = run_unit(augmented, made, plan)
     counts = augmented.finish(images, made)
     rows = [json.loads(line) for line in (made / "metadata.jsonl").read_text("utf-8").split("\n") if line]
     packed, target = work / f"packed{unit.path.suffix}", out / unit.name

@@ -13,7 +13,7 @@ from nearfar.errors import RunError
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs import enhance as job_module
 from nearfar.jobs import run
-from nearfar.jobs.enhance import enhance_folder, enhance_job
+from nearfar.jobs.enhance import Enlargement, enhance_folder, enhance_job
 
 SCALE = 3
 
@@ -107,7 +107,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bytes(source, out, tmp_path, m
 
 
 def test_only_so_many_images_go_together_that_their_tiles_fill_a_batch():
-    job = enhance_job(gaussian(), scale=4, batch_size=12)
+    job = enhance_job(gaussian(), Enlargement(4), batch_size=12)
     shapes = [(3, 4, 4), (3, 5, 4), (3, 5, 5), (3, 16, 16)]
     assert [job.capacity(shape, 12) for shape in shapes] == [12, 4, 1, 1]
 
@@ -139,7 +139,7 @@ def test_the_seed_decides(source, tmp_path, model):
 
 
 def test_the_settings_name_the_level_that_was_proposed():
-    job = enhance_job(gaussian(), scale=8, cascade=2, steps=3)
+    job = enhance_job(gaussian(), Enlargement(8, cascade=2, steps=3))
     assert job.steps == 6
     assert {"scale": 8, "cascade": 2, "consistency": True}.items() <= job.settings.items()
     assert torch.isclose(torch.tensor(job.settings["sigma"]), torch.tensor(8**1.5 / 3), rtol=1e-3)
