@@ -26,7 +26,7 @@ from nearfar.latents.covariance import (
     spread_about,
     white_noise,
 )
-from nearfar.latents.mixtures import Mosaics, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
+from nearfar.latents.mixtures import Blend, Mixtures, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.latents.spectral import Spectral, Structured
 from nearfar.tensors import Latents
@@ -108,11 +108,11 @@ def mosaic(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **options:
         raise UsageError(f"alike must be above 0 and at most 1, got {alike:g}")
     near = max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1)
     mean, others = domain.latents.mean(0), neighbors(domain.clean, near)
-    mixing = partial(mix_mosaics, domain.latents, mean, 1, alike=others, **options)
+    mixing = partial(mix_mosaics, domain.latents, mean, 1, blend=Blend(**options), alike=others)
     return partial(novel, domain, mixing, margin)
 
 
-def novel(domain: Domain, mixing: Callable[[Generator], Mosaics], margin: float, generator: Generator) -> Start:
+def novel(domain: Domain, mixing: Callable[[Generator], Mixtures], margin: float, generator: Generator) -> Start:
     """The first mixture that is expected to become no copy: no network call is spent on the others.
 
     Mixed in the same way, the clean latents must lie at least `margin` from each fitted one, in the guards' unit (the

@@ -37,11 +37,14 @@ WeightMaps = Float64[Tensor, "mixtures parents rows columns"]
 
 @dataclass(frozen=True, eq=False)
 class Mixtures:
-    """Latents, and which of the given ones each was made of, with what positive weights that add up to 1."""
+    """Latents, and which of the given ones each was made of, with what positive weights that add up to 1.
+
+    weights: one for each parent, or one for each parent in each place.
+    """
 
     latents: Latents
     parents: Parents
-    weights: Weights
+    weights: Float64[Tensor, "mixtures parents *places"]
 
 
 def mix(
@@ -109,13 +112,18 @@ def check_parents(parents: int, available: int) -> None:
         raise UsageError(f"parents must be from 1 to the {available} latents there are, got {parents}")
 
 
-@dataclass(frozen=True, eq=False)
-class Mosaics:
-    """Latents, which of the given ones each was made of, and the weight of each parent in each place."""
+@dataclass(frozen=True)
+class Blend:
+    """How a mosaic is mixed. parents: different latents in each. reach, sharpness: see `mix_mosaics`."""
 
-    latents: Mixed
-    parents: Parents
-    weights: WeightMaps
+    parents: int = 3
+    reach: float = REACH
+    sharpness: float = SHARPNESS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reach < math.inf or not 0 <= self.sharpness < math.inf:
+            got = f"{self.reach:g} and {self.sharpness:g}"
+            raise UsageError(f"reach must be above 0 and sharpness at least 0, got {got}")
 
 
 def mix_mosaics(
@@ -123,24 +131,20 @@ def mix_mosaics(
     mean: Latent,
     count: int,
     generator: Generator,
-    parents: int = 3,
-    reach: float = REACH,
-    sharpness: float = SHARPNESS,
+    blend: Blend = Blend(),
     alike: Neighbors | None = None,
-) -> Mosaics:
-    """`count` mixtures of `parents` different latents each, with weights that change from place to place.
+) -> Mixtures:
+    """`count` mixtures of different latents, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
     by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: of each latent
     those that may be mixed with it (see `neighbors`), all others unless given. See `combine_mosaics` for what is made
     of them.
     """
-    if not 0 < reach < math.inf or not 0 <= sharpness < math.inf:
-        raise UsageError(f"reach must be above 0 and sharpness at least 0, got {reach:g} and {sharpness:g}")
-    chosen = choose_alike(others(len(latents)) if alike is None else alike, count, parents, generator)
-    fields = smooth_fields(count, parents, latents.shape[2], latents.shape[3], reach, generator)
-    weights = (sharpness * fields).softmax(dim=1)
-    return Mosaics(combine_mosaics(latents, mean, chosen, weights), chosen, weights)
+    chosen = choose_alike(others(len(latents)) if alike is None else alike, count, blend.parents, generator)
+    fields = smooth_fields(chosen.shape, latents.shape[2], latents.shape[3], blend.reach, generator)
+    weights = (blend.sharpness * fields).softmax(dim=1)
+    return Mixtures(combine_mosaics(latents, mean, chosen, weights), chosen, weights)
 
 
 def neighbors(latents: Latents, count: int, grid: int = GRID) -> Neighbors:
@@ -166,12 +170,12 @@ def combine_mosaics(latents: Latents, mean: Latent, parents: Parents, weights: W
     return mixed + (1 - unit.sum(1, keepdim=True)).to(latents) * mean
 
 
-def smooth_fields(count: int, fields: int, rows: int, columns: int, reach: float, generator: Generator) -> WeightMaps:
+def smooth_fields(fields: tuple[int, ...], rows: int, columns: int, reach: float, generator: Generator) -> WeightMaps:
     """Gaussian random fields of unit variance in every place: white noise, blurred by `reach` of the sides.
 
     Far from the borders places `d` sides apart are correlated by `exp(-(d / reach)^2 / 4)`.
     """
-    noise = torch.randn(count, fields, rows, columns, dtype=torch.float64, generator=generator)
+    noise = torch.randn(*fields, rows, columns, dtype=torch.float64, generator=generator)
     along_rows, along_columns = (blur(side, reach, noise) for side in (rows, columns))
     return along_rows @ noise @ along_columns.T
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from nearfar.latents.covariance import Latent, Scalar, checked
 from nearfar.latents.geometry import norms
-from nearfar.latents.statistics import PIXELS_AT_ONCE, gram_matrix
+from nearfar.latents.statistics import gram_matrix, products
 from nearfar.tensors import Latents, per_image
 
 LOOKS = 10
@@ -155,13 +155,3 @@ def statistics(toward: Products, squares: Float64[Tensor, " batch"], gram: Gram,
     between = gram[chosen[:, :-1], chosen[:, 1:]] + squares[:, None] - to[:, :-1] - to[:, 1:]
     pair = (between / (distances[:, :-1] * distances[:, 1:])).clamp(-1, 1).acos()
     return torch.stack([distances.mean(1), origin.rad2deg().mean(1), pair.rad2deg().mean(1)], dim=1)
-
-
-def products(candidates: Latents, references: References) -> Products:
-    """Scalar products in float64, some numbers of each latent at a time."""
-    sums = torch.zeros(len(candidates), len(references), dtype=torch.float64)
-    one, other = candidates.flatten(1), references.flatten(1)
-    for start in range(0, one.shape[1], PIXELS_AT_ONCE):
-        part = slice(start, start + PIXELS_AT_ONCE)
-        sums += one[:, part].double() @ other[:, part].double().T
-    return sums

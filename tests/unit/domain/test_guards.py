@@ -13,7 +13,7 @@ from nearfar.domain.capture import Capture, recolored
 from nearfar.domain.guards import Guards, Quality, distinct, rates
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.spectral import inverse_cosines
-from nearfar.metrics.model_features import LONGEST, features_of, middle, middle_blocks, shortened
+from nearfar.metrics.model_features import LONGEST, features_of, middle, outputs_of, shortened, way_down
 from nearfar.models.latent_space import PixelSpace
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel, ImageContract, Provenance
@@ -200,7 +200,7 @@ def test_features_are_those_of_the_networks_middle_block(model_folder):
     model = load_model(model_folder, device="cpu")
     latents = images(3) * 0.5
     kind, vectors = features_of(model, latents, 2)
-    with middle_blocks() as found, torch.inference_mode():
+    with outputs_of(lambda network: way_down(network)[-1:]) as found, torch.inference_mode():
         time = DDPM.time_of_strength(torch.full((3,), 0.05, dtype=torch.float64))
         noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
         predict(model.denoiser, model.schedule.add_noise(latents, time, noise), time)

