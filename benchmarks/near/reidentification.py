@@ -30,18 +30,15 @@ from torch import Tensor
 
 from benchmarks.near.faces import AVERAGED, SETS, VARIANTS, Faces, cached, framed, pictures, squares, utk
 from benchmarks.support.common import write_result
-from nearfar.audit.bound import bound
-from nearfar.audit.figure import Figure
-from nearfar.audit.linkage import averaging, linkage
-from nearfar.audit.membership import membership_by_loss
-from nearfar.audit.reidentification import reidentification
+from nearfar.audit.model_attacks import bound, membership_by_loss
 from nearfar.audit.trained_attacker import trained_attack
 from nearfar.audit.verification import verification
-from nearfar.audit.view import View, pixels
+from nearfar.audit.view import View, averaging, linkage, pixels, reidentification
 from nearfar.io.fitting import fit
 from nearfar.metrics import faces as recognition
 from nearfar.metrics.faces import Embedded, Points
 from nearfar.metrics.features import FeatureNetwork, efficientnet_features, perceptual_distance
+from nearfar.metrics.intervals import Figure
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel

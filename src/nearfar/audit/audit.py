@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nearfar.audit.attacks import (
-    PIXELS,
-    Others,
-    attack_views,
+from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
+from nearfar.audit.model_attacks import (
+    as_noised,
     formal_bound,
-    membership,
+    membership_by_loss,
+    membership_by_outputs,
     no_bound,
     no_way_back,
-    views,
     walk_back,
 )
-from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
-from nearfar.audit.figure import Figure, with_library
-from nearfar.audit.pairs import Pairing, Pairs, compare_strangers, pair_folders, read_images, read_pairs, unreadable
-from nearfar.audit.trained_attacker import FEWEST, teachers
-from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, classes_in, numbered, utility
-from nearfar.audit.view import View, nearest_originals
+from nearfar.audit.pairs import (
+    Others,
+    Pairing,
+    Pairs,
+    compare_strangers,
+    features_of,
+    pair_folders,
+    read_others,
+    read_pairs,
+    read_several,
+    unreadable,
+)
+from nearfar.audit.trained_attacker import FEWEST, teachers, trained_attack
+from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, Lessons, classes_in, numbered, read_test, utility
+from nearfar.audit.verification import verification
+from nearfar.audit.view import View, averaging, linkage, nearest_originals, pixels, reidentification
 from nearfar.data.labels import top_folders
 from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import UsageError
+from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, Rejected
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.progress import Watch, unwatched
 from nearfar.metrics.faces import Faces
-from nearfar.metrics.features import BATCH, FeatureNetwork, feature_network
+from nearfar.metrics.features import FeatureNetwork, feature_network, pixel_features
+from nearfar.metrics.intervals import Figure, with_library
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
+
+PIXELS = 64
+"""Pixels of a side at which pixels are compared at most, and images kept at least."""
 
 LIMIT, LARGEST = 500, 224
 """Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""
@@ -44,6 +59,7 @@ LIMIT, LARGEST = 500, 224
 PROVEN, SETS, CLASSIFIER = "What is proven", "All outputs beside real images", "What a classifier learns"
 
 Features = tuple[Tensor, Tensor]
+"""Of the originals and of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -151,23 +167,22 @@ def audit_folders(
     after: str | Path,
     *,
     model: FrozenModel | None = None,
-    reference: str | Path | None = None,
-    others: str | Path | None = None,
-    test: str | Path | None = None,
-    members: str | Path | None = None,
     watch: Watch = unwatched,
-    **choices: Any,
+    **options: Any,
 ) -> Audit:
     """Measure what outputs lost of their originals, what attackers still find, and what can be learned from them.
 
     before, after: folders; outputs are matched by name (`photo.png`, or `photo~1.png`, ... of several). model: whose
-    features are used, and whose size, the bundled one unless given. choices: the fields of `Choices`. watch: told of
-    each stage. All images are held in memory at one size: the model's or the feature network's, 64 to 224 pixels.
-    Cost: three network calls for each 32 images, two more for each face. Everything random follows from `seed`.
-    Files that cannot be read are listed in `rejected`. Raises UsageError for what cannot be meant.
+    features are used, and whose size, the bundled one unless given. watch: called with each stage, what is done of it
+    and of how many. options: the fields of `Folders` (reference, others, test, members) and of `Choices`. All images
+    are held in memory at one size: the model's or the feature network's, 64 to 224 pixels. Cost: three network calls
+    for each 32 images, two more for each face. Everything random follows from `seed`. Files that cannot be read are
+    listed in `rejected`. Raises UsageError for what cannot be meant.
     """
-    given = (None if path is None else Path(path) for path in (reference, others, test, members))
-    return run_audit(Folders(Path(before), Path(after), *given), Choices(**choices), model or load_model(), watch)
+    further = {field.name: options.pop(field.name, None) for field in fields(Folders)[2:]}
+    paths = {name: None if folder is None else Path(folder) for name, folder in further.items()}
+    folders = Folders(Path(before), Path(after), **paths)
+    return run_audit(folders, Choices(**options), model or load_model(), watch)
 
 
 def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Watch = unwatched) -> Audit:
@@ -177,30 +192,39 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     network = feature_network(choices.features, model)
     size = min(max(model.image.size, network.size, PIXELS), LARGEST)
     known, more = settle(folders, choices, model, size), list[Rejected]()
-    trained = [] if folders.members is None else read_several(folders.members, model.image.size, more, watch)[0]
-    stranger, real = (read_others(each, network, size, more, watch) for each in (folders.others, folders.reference))
+    members = [] if folders.members is None else read_several(folders.members, model.image.size, more, watch)[0]
+    others, real = (read_others(each, network, size, more, watch) for each in (folders.others, folders.reference))
     pairs = read_pairs(known.pairing.some(choices.limit, choices.seed), size, watch)
-    features = seen(network, pairs.originals, watch), seen(network, pairs.outputs, watch)
+    strange = compare_strangers(pairs)
+    rejected = [*pairs.rejected, *unreadable(folders.before, known.pairing.lost, watch), *more]
+    features = features_of(network, pairs.originals, watch), features_of(network, pairs.outputs, watch)
     distance = pair_distances(pairs, network)
-    eyes = views(pairs, features, stranger, network, faces, min(model.image.size, PIXELS), watch)
-    settings, people = known.settings, of_items(known.people, pairs)
+    people = of_items(known.people, pairs)
+    lost = fidelity(pairs, distance, network, strange)
+    sets = set_figures(*features, pairs.of, None if real is None else real.features, network.name)
+    seen = views(pairs, features, others, network, faces, min(model.image.size, PIXELS), watch)
     sections = {
-        "What was lost, output by output": fidelity(pairs, distance, network, compare_strangers(pairs)),
-        SETS: set_figures(*features, pairs.of, real and real[1], network.name),
+        "What was lost, output by output": lost,
+        SETS: sets,
         "What attackers find": [
-            *attack_views(eyes, people, watch),
-            *membership(eyes, model, trained, stranger and stranger[0]),
-            *(walk_back(model, pairs, settings, known.key, watch) if known.key else []),
+            *attack_views(seen, people, watch),
+            *membership(seen, model, members, others),
+            *(walk_back(model, pairs, known.settings, known.key, watch) if known.key else []),
         ],
-        PROVEN: [] if PROVEN in known.remarks else formal_bound(model, pairs, settings),
+        PROVEN: [] if PROVEN in known.remarks else formal_bound(model, pairs, known.settings),
         CLASSIFIER: learned(known, choices, pairs, features, network, watch),
     }
-    remarks = known.remarks | left_out(sections, eyes[0], people, real and len(real[1]))
-    rejected = [*pairs.rejected, *unreadable(folders.before, known.pairing.lost, watch), *more]
-    counts = counted(known.pairing, pairs, rejected)
-    named = {name: with_library(figures) for name, figures in sections.items()}
-    rows = rows_of(pairs, distance, eyes)
-    return Audit(settings, counts, named, remarks, rows, known.pairing, pairs, eyes, rejected)
+    return Audit(
+        known.settings,
+        counted(known.pairing, pairs, rejected),
+        {name: with_library(figures) for name, figures in sections.items()},
+        known.remarks | left_out(sections, seen[0], people, None if real is None else len(real.items)),
+        rows_of(pairs, distance, seen),
+        known.pairing,
+        pairs,
+        seen,
+        rejected,
+    )
 
 
 def settle(folders: Folders, choices: Choices, model: FrozenModel, size: int) -> Known:
@@ -228,45 +252,81 @@ def settle(folders: Folders, choices: Choices, model: FrozenModel, size: int) ->
     )
 
 
-def seen(network: FeatureNetwork, images: Tensor, watch: Watch) -> Tensor:
-    """Features, batch by batch."""
-    parts: list[Tensor] = []
-    for some in torch.split(images, BATCH):
-        parts.append(network(some))
-        watch("features", min(len(parts) * BATCH, len(images)), len(images))
-    return torch.cat(parts)
-
-
-def read_others(
-    folder: Path | None, network: FeatureNetwork, size: int, rejected: list[Rejected], watch: Watch
-) -> tuple[Others, Tensor] | None:
-    if folder is None:
-        return None
-    items, images = read_several(folder, size, rejected, watch)
-    return Others(items, images), seen(network, images, watch)
-
-
-def read_several(
-    folder: Path, size: int, rejected: list[Rejected], watch: Watch = unwatched
-) -> tuple[list[Item], Tensor]:
-    """Images of a folder, of which one alone would tell nothing."""
-    items, images = read_images(folder, size, rejected, watch)
-    if len(items) < 2:
-        raise UsageError(f"{folder} must hold at least 2 images that can be read, got {len(items)}")
-    return items, images
-
-
 def people_of(names: Sequence[str]) -> list[str]:
     """Whose picture each original is, as the top folders say."""
-    found = top_folders(names)
-    if found is None:
+    people = top_folders(names)
+    if people is None:
         raise UsageError("BEFORE has no top folders, or only one, that could be people: leave out people")
-    return found
+    return people
 
 
 def of_items(labels: dict[str, str] | None, pairs: Pairs) -> list[str] | None:
     """Of the originals that could be read."""
     return None if labels is None else [labels[item.name] for item in pairs.items]
+
+
+def views(
+    pairs: Pairs,
+    features: Features,
+    others: Others | None,
+    network: FeatureNetwork,
+    faces: Faces | None,
+    size: int,
+    watch: Watch,
+) -> list[View]:
+    """Originals, outputs and others by pixels (compared at `size`), by a network's features, and by their faces."""
+    small, more = pixel_features(size), None if others is None else others.features
+    before, after = (pixels(small.seen(images)) for images in (pairs.originals, pairs.outputs))
+    strange = None if others is None else pixels(small.seen(others.images))
+    seen = [View(small.name, before, after, strange, of=pairs.of)]
+    if not network.name.startswith("pixels"):
+        seen.append(View.of_network(network.name, *features, more, of=pairs.of))
+    if faces is not None:
+        seen.append(face_view(pairs, others, faces, watch))
+    return seen
+
+
+def face_view(pairs: Pairs, others: Others | None, faces: Faces, watch: Watch) -> View:
+    """Where no face is found in an output, its original's place is taken: an attacker knows that faces stay."""
+    before = faces.see(pairs.items, watch, "faces of originals")
+    known = [before.landmarks[original] for original in pairs.of.tolist()]
+    after = faces.see(pairs.output_items, watch, "faces of outputs", known)
+    more = faces.see(others.items, watch, "faces of others").vectors if others else None
+    missed = f"no face found in {before.missed} originals and {after.missed} outputs"
+    note = missed if before.missed + after.missed else ""
+    name = f"faces, {faces.recognizer.name}"
+    return View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
+
+
+def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: Watch) -> list[Figure]:
+    """Every attack on every view; one that learns needs the originals of 20 people or more."""
+    attacks: list[Callable[[View], list[Figure]]] = [
+        lambda view: reidentification(view, people),
+        lambda view: verification(view, people).figures,
+        lambda view: linkage(view, people),
+    ]
+    if len(torch.unique(seen[0].owner)) < len(seen[0].owner):
+        attacks.append(lambda view: averaging(view, []))
+    if teachers(seen[0], people) >= FEWEST:
+        attacks.append(lambda view: trained_attack(view, people))
+    figures: list[Figure] = []
+    for number, (view, attack) in enumerate(product(seen, attacks), 1):
+        figures += attack(view)
+        watch("attacks", number, len(seen) * len(attacks))
+    return figures
+
+
+def membership(
+    seen: Sequence[View], model: FrozenModel, members: Sequence[Item], others: Others | None
+) -> list[Figure]:
+    """Whether originals, and what the model was trained on, can be told from pictures that are neither."""
+    if others is None:
+        return []
+    figures = [membership_by_outputs(v.name, v.after, v.before, v.others, v.note) for v in seen if v.others is not None]
+    if members:
+        inside, outside = (as_noised(model, some, FitMode.PAD) for some in (members, others.items))
+        figures += membership_by_loss(model, inside, outside)
+    return figures
 
 
 def learned(
@@ -284,18 +344,8 @@ def learned(
     if known.test is not None:
         images, tested = known.test
         test = Examples(network(images) if kind.by_features else images, tested)
-    before, after = Examples(inputs, labels), Examples(outputs, labels[pairs.of])
-    return utility(before, after, pairs.of, test, kind, network=network.name, seeds=choices.seeds, watch=watch)
-
-
-def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Test images and their classes, which BEFORE must have too."""
-    items, images = read_images(folder, size, [])
-    names = [item.name for item in items]
-    found = classes_in(folder, names, names)
-    if found is None:
-        raise UsageError(f"{folder} must have a folder for each class, as BEFORE: cat/1.png, dog/2.png")
-    return images, numbered(found, classes)
+    lessons = Lessons(Examples(inputs, labels), Examples(outputs, labels[pairs.of]), pairs.of, test)
+    return utility(lessons, kind, network=network.name, seeds=choices.seeds, watch=watch)
 
 
 def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dict[str, int]:
@@ -314,10 +364,10 @@ def counted(pairing: Pairing, pairs: Pairs, rejected: Sequence[Rejected]) -> dic
 
 
 def left_out(
-    sections: Mapping[str, Sequence[Figure]], eye: View, people: Sequence[str] | None, real: int | None
+    sections: Mapping[str, Sequence[Figure]], view: View, people: Sequence[str] | None, real: int | None
 ) -> dict[str, str]:
     """What needs more images than there are. real: images of the reference, if there is one."""
-    count, learn = len(eye.before), teachers(eye, people)
+    count, learn = len(view.before), teachers(view, people)
     given = f"{count} with an output"
     least = f"{2 * LEAST} images in BEFORE ({LEAST} in each half; or --reference), got {given}"
     if real is not None:
@@ -331,8 +381,8 @@ def left_out(
     return {name: f"left out: {reason}" for name, reason in reasons.items() if reason}
 
 
-def rows_of(pairs: Pairs, distance: Tensor | None, eyes: Sequence[View]) -> list[dict[str, Any]]:
-    """Each output with its figures, and which original is nearest to it by each eye."""
+def rows_of(pairs: Pairs, distance: Tensor | None, seen: Sequence[View]) -> list[dict[str, Any]]:
+    """Each output with its figures, and which original is nearest to it in each view."""
     names = [item.name for item in pairs.items]
     rows = []
     for number, (item, original) in enumerate(zip(pairs.output_items, pairs.of.tolist(), strict=True)):
@@ -340,7 +390,7 @@ def rows_of(pairs: Pairs, distance: Tensor | None, eyes: Sequence[View]) -> list
         row |= {"psnr": round(pairs.psnr[number].item(), 3), "ssim": round(pairs.ssim[number].item(), 4)}
         row |= {} if distance is None else {"perceptual": round(distance[number].item(), 5)}
         rows.append(row)
-    for view in eyes:
+    for view in seen:
         for row, original in zip(rows, nearest_originals(view)[:, 0].tolist(), strict=True):
             row.setdefault("nearest", {})[view.name] = names[original]
     return rows

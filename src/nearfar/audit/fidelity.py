@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from nearfar.audit.figure import Figure, library
 from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.metrics.features import FeatureNetwork, perceptual_distance
-from nearfar.metrics.intervals import NORMAL, bootstrap
+from nearfar.metrics.intervals import NORMAL, Figure, bootstrap, library
 from nearfar.metrics.sets import NEIGHBORS, frechet_distance, kernel_distance, precision_recall
 
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBORS + 1)

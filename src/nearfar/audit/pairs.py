@@ -16,6 +16,7 @@ from nearfar.io.fitting import fit
 from nearfar.io.listing import Item, Rejected, list_folder, original_name
 from nearfar.io.pictures import Picture, read_picture
 from nearfar.io.progress import Watch, unwatched
+from nearfar.metrics.features import BATCH, FeatureNetwork
 from nearfar.metrics.quality import psnr, ssim
 
 STRANGERS = 200
@@ -66,6 +67,15 @@ class Pairs:
     ssim: Float64[Tensor, " outputs"]
     resized: int
     rejected: list[Rejected]
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Further images, which were not among the originals, and a network's features of them."""
+
+    items: Sequence[Item]
+    images: Float[Tensor, "others 3 size size"]
+    features: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +204,32 @@ def read_images(
     if not found:
         raise UsageError(f"{folder} holds no image that can be read: give a folder of PNG, JPEG, WebP, TIFF or BMP")
     return [item for item, _ in found], torch.stack([image for _, image in found])
+
+
+def read_several(folder: Path, size: int, rejected: list[Rejected], watch: Watch) -> tuple[list[Item], Tensor]:
+    """Images of a folder, of which one alone would tell nothing."""
+    items, images = read_images(folder, size, rejected, watch)
+    if len(items) < 2:
+        raise UsageError(f"{folder} must hold at least 2 images that can be read, got {len(items)}")
+    return items, images
+
+
+def read_others(
+    folder: Path | None, network: FeatureNetwork, size: int, rejected: list[Rejected], watch: Watch
+) -> Others | None:
+    if folder is None:
+        return None
+    items, images = read_several(folder, size, rejected, watch)
+    return Others(items, images, features_of(network, images, watch))
+
+
+def features_of(network: FeatureNetwork, images: Tensor, watch: Watch) -> Tensor:
+    """A network's features, batch by batch."""
+    parts: list[Tensor] = []
+    for some in torch.split(images, BATCH):
+        parts.append(network(some))
+        watch("features", min(len(parts) * BATCH, len(images)), len(images))
+    return torch.cat(parts)
 
 
 def read_or_reject(item: Item, place: str, rejected: list[Rejected]) -> Picture | None:

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from nearfar.audit.figure import Figure
 from nearfar.audit.view import Mask, Scores, View, chance, hits, same_person, share, similarities, unit
 from nearfar.errors import UsageError
+from nearfar.metrics.intervals import Figure
 
 FOLDS, FEWEST, KINDS = 5, 20, ("distance", "cosine")
 """Parts of the people, the fewest people to learn from, and the attackers."""

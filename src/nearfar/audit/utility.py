@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from nearfar.audit.figure import Figure
+from nearfar.audit.pairs import read_images
 from nearfar.data.annotations import read_annotations
 from nearfar.errors import UsageError
 from nearfar.io.progress import Watch, unwatched
 from nearfar.metrics.classifier import logistic_pipeline
+from nearfar.metrics.intervals import Figure
 
 SEEDS, TRAINED = 5, 0.8
 STEPS, BATCH, RATE, CNN_PIXELS = 300, 32, 2e-3, 32
@@ -69,53 +70,66 @@ def numbered(classes: Sequence[str], known: Sequence[str]) -> Labels:
     return torch.tensor([numbers[name] for name in classes])
 
 
+def read_test(folder: Path, size: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Test images and their classes, which BEFORE must have too."""
+    items, images = read_images(folder, size, [])
+    names = [item.name for item in items]
+    tested = classes_in(folder, names, names)
+    if tested is None:
+        raise UsageError(f"{folder} must have a folder for each class, as BEFORE: cat/1.png, dog/2.png")
+    return images, numbered(tested, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What classifiers learn from: originals, outputs, the number of each output's original; and what they are tested
+    on, the originals that were not drawn unless given."""
+
+    before: Examples
+    after: Examples
+    of: Int64[Tensor, " outputs"]
+    test: Examples | None = None
+
+    def accuracies(self, learner: Learner, seed: int) -> tuple[float, float, float, int, float]:
+        """After learning from BEFORE, AFTER and both; number of test images; share of their largest class."""
+        drawn = drawn_of_each_class(self.before.labels, seed)
+        judged = self.test or self.before[~drawn]
+        own, made = self.before[drawn], self.after[drawn[self.of]]
+        first, second, third = (
+            (learner(some.inputs, some.labels, judged.inputs, seed) == judged.labels).double().mean().item()
+            for some in (own, made, own.with_more(made))
+        )
+        count = len(judged.labels)
+        return first, second, third, count, (judged.labels.bincount().max() / count).item()
+
+
 def utility(
-    before: Examples,
-    after: Examples,
-    of: Int64[Tensor, " outputs"],
-    test: Examples | None,
-    kind: Classifier,
-    *,
-    network: str = "",
-    seeds: int = SEEDS,
-    watch: Watch = unwatched,
+    lessons: Lessons, kind: Classifier, *, network: str = "", seeds: int = SEEDS, watch: Watch = unwatched
 ) -> list[Figure]:
     """Accuracy on real images of a classifier that learned from BEFORE, from AFTER, from both, and the differences.
 
-    For each seed it learns from 80 % of the originals of each class, drawn anew, and from the outputs of these. It is
-    tested on `test`, or on the originals that were not drawn. Intervals: Student's, over the seeds (for differences of
-    the same seed); they hold for other draws of what is learned from, not for other test images. Chance: the largest
-    class of the test images. Cost: three trainings for each seed.
+    For each seed it learns from 80 % of the originals of each class, drawn anew, and from the outputs of these.
+    Intervals: Student's, over the seeds (for differences of the same seed); they hold for other draws of what is
+    learned from, not for other test images. Chance: the largest class of the test images. Cost: three trainings for
+    each seed.
     """
     rows = []
     for seed in range(seeds):
-        rows.append(one_seed(before, after, of, test, kind.learn, seed))
+        rows.append(lessons.accuracies(kind.learn, seed))
         watch("classifiers", seed + 1, seeds)
-    columns = dict(zip(("BEFORE", "AFTER", "both"), zip(*(row[:3] for row in rows), strict=True), strict=True))
-    tested, floor = rows[0][3], fmean(row[4] for row in rows)
-    note = f"{kind.name}; {tested} test images{'' if test else ', other originals for each seed'}; {seeds} seeds"
-    network = network if kind.by_features else ""
-    found = [
-        figure(f"accuracy, learned from {key}", values, tested, floor, network, note) for key, values in columns.items()
-    ]
-    for key in ("AFTER", "both"):
-        gains = [one - own for one, own in zip(columns[key], columns["BEFORE"], strict=True)]
-        found.append(figure(f"accuracy, {key} less BEFORE", gains, tested, 0.0, network, note, -1.0))
-    return found
-
-
-def one_seed(
-    before: Examples, after: Examples, of: Int64[Tensor, " outputs"], test: Examples | None, learner: Learner, seed: int
-) -> tuple[float, float, float, int, float]:
-    """Accuracy after learning from BEFORE, AFTER and both; number of test images; share of their largest class."""
-    drawn = drawn_of_each_class(before.labels, seed)
-    judged = test or before[~drawn]
-    own, made = before[drawn], after[drawn[of]]
-    first, second, third = (
-        (learner(some.inputs, some.labels, judged.inputs, seed) == judged.labels).double().mean().item()
-        for some in (own, made, own.with_more(made))
+    before, after, both, counts, chances = zip(*rows, strict=True)
+    tested, floor = counts[0], fmean(chances)
+    note = (
+        f"{kind.name}; {tested} test images{'' if lessons.test else ', other originals for each seed'}; {seeds} seeds"
     )
-    return first, second, third, len(judged.labels), (judged.labels.bincount().max() / len(judged.labels)).item()
+    network = network if kind.by_features else ""
+    figures = []
+    for key, values in (("BEFORE", before), ("AFTER", after), ("both", both)):
+        figures.append(figure(f"accuracy, learned from {key}", values, tested, floor, network, note))
+    for key, values in (("AFTER", after), ("both", both)):
+        gains = [one - own for one, own in zip(values, before, strict=True)]
+        figures.append(figure(f"accuracy, {key} less BEFORE", gains, tested, 0.0, network, note, -1.0))
+    return figures
 
 
 def drawn_of_each_class(labels: Labels, seed: int) -> Tensor:

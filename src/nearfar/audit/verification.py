@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from nearfar.audit.figure import Figure
 from nearfar.audit.view import View, same_person, share, similarities
+from nearfar.metrics.intervals import Figure
 
 FALSE_RATE, REPEATS = 1e-3, 200
 """Share of impostor pairs that a threshold may let pass, and how often queries are drawn anew for an interval."""

@@ -1,4 +1,4 @@
-"""What an attacker sees of originals and outputs, and how often the right candidate comes first."""
+"""What an attacker sees of originals and outputs, and how often the candidate nearest to an output is the right one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
-from nearfar.audit.figure import Figure
 from nearfar.errors import UsageError
-from nearfar.metrics.intervals import independent, wilson
+from nearfar.metrics.intervals import Figure, independent, wilson
 
 Vectors = Shaped[Tensor, "_ _"]
 Scores = Float64[Tensor, "queries candidates"]
 Mask = Bool[Tensor, "queries candidates"]
 Rows = Float64[Tensor, " queries"]
 Numbers = Int64[Tensor, " queries"]
+
+PLACES = (1, 5)
+"""Ranks at which re-identification and linkage are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,3 +139,95 @@ def share(name: str, found: Rows, by_chance: float | None, view: View, group: Nu
 def nearest_originals(view: View, count: int = 2) -> Tensor:
     """The numbers of the originals nearest to each output, the nearest first."""
     return similarities(view.after, view.before).topk(min(count, len(view.before)), dim=1).indices
+
+
+def reidentification(view: View, people: Sequence[object] | None = None) -> list[Figure]:
+    """How often each output leads back, at rank 1 and 5, with Wilson intervals and what guessing gives.
+
+    Own original: the candidates are all originals, the right one is that which the output was made from. With people:
+    the candidates are all other originals, right is any other picture of that person; untouched queries give the upper
+    end of what this eye can do. With `view.others`: the candidates are its own original and pictures of other people.
+    Nothing is random and no network is called.
+    """
+    scores, group = similarities(view.after, view.before), view.groups(people)
+    figures = ranked("own original", scores, view.own, None, view, group)
+    if people is not None:
+        figures += ranked("same person, another picture", scores, view.whose(people), ~view.own, view, group)
+        same = same_person(people, len(view.before))
+        untouched = similarities(view.before, view.before)
+        alone, whose = ~torch.eye(len(same), dtype=torch.bool), same.int().argmax(1)
+        figures += ranked("untouched: same person, another picture", untouched, same, alone, view, whose)
+    if view.others is not None:
+        figures += ranked("own original among others", *among_others(view, view.others), None, view, group)
+    return figures
+
+
+def ranked(
+    name: str,
+    scores: Scores,
+    right: Mask,
+    allowed: Mask | None,
+    view: View,
+    group: Numbers,
+    found: str = "re-identified",
+) -> list[Figure]:
+    """The share found at each rank; nothing if no query has a right candidate. group: of each query, its person."""
+    if not (right if allowed is None else right & allowed).any():
+        return []
+    return [
+        share(f"{found}, {name}, rank {places}", hits(scores, right, places, allowed), by_chance, view, group)
+        for places in PLACES
+        for by_chance in [chance(right, places, allowed)]
+    ]
+
+
+def among_others(view: View, others: Vectors) -> tuple[Scores, Mask]:
+    """Scores of each output's own original (first) and of the pictures of other people, and which of them is right."""
+    own = -(view.after.double() - view.before.double()[view.owner]).norm(dim=1, keepdim=True)
+    scores = torch.cat([own, similarities(view.after, others)], dim=1)
+    right = torch.zeros_like(scores, dtype=torch.bool)
+    right[:, 0] = True
+    return scores, right
+
+
+def linkage(view: View, people: Sequence[object] | None = None) -> list[Figure]:
+    """How often the output nearest to an output is of the same original, and of another picture of the same person.
+
+    Outputs of one original are linked where there are several of them. Nothing is random.
+    """
+    scores, group = similarities(view.after, view.after), view.groups(people)
+    siblings = view.owner[:, None] == view.owner
+    others = ~torch.eye(len(siblings), dtype=torch.bool)
+    figures = []
+    if (siblings & others).any():
+        figures += ranked("output to output, same original", scores, siblings, others, view, group, "linked")
+    if people is not None:
+        same = view.whose(people)[:, view.owner]
+        figures += ranked(
+            "output to output, same person, another picture", scores, same, ~siblings, view, group, "linked"
+        )
+    return figures
+
+
+def averaging(view: View, combined: Sequence[View]) -> list[Figure]:
+    """Rank-1 of the average of several outputs of one original, beside that of one output.
+
+    view: with several outputs of each original, averaged as vectors. combined: views of images that were averaged as
+    images and looked at afterward, one output for each original.
+    """
+    found, counts = dict[str, tuple[Rows, Numbers]](), view.owner.bincount(minlength=len(view.before))
+    sums = torch.zeros_like(view.before, dtype=torch.float64).index_add_(0, view.owner, view.after.double())
+    used = counts > 0
+    means = sums[used] / counts[used][:, None]
+    numbers = torch.arange(len(view.before))
+    own = used.nonzero() == numbers
+    found["one output"] = hits(similarities(view.after, view.before), view.own, 1), view.owner
+    averages = f"vectors of {counts.max()} outputs averaged"
+    found[averages] = hits(similarities(means, view.before), own, 1), numbers[used]
+    for each in combined:
+        found[f"{each.name}, images averaged"] = hits(similarities(each.after, each.before), each.own, 1), each.owner
+    guess = 1 / len(view.before)
+    return [
+        share(f"re-identified, own original, rank 1, {name}", hit, guess, view, group)
+        for name, (hit, group) in found.items()
+    ]

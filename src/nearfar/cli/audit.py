@@ -17,7 +17,7 @@ from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
     from nearfar.audit.audit import Audit, Folders
-    from nearfar.audit.figure import Figure
+    from nearfar.metrics.intervals import Figure
 
 NOTHING_WRITTEN = "interrupted; nothing was written"
 SHOWN = 20
@@ -133,7 +133,7 @@ class Stages:
 
 def finish(found: Audit, page: Path, as_json: bool) -> None:
     """Show the figures, and end with the exit code."""
-    from nearfar.audit.figure import grouped
+    from nearfar.metrics.intervals import grouped
 
     for entry in found.rejected:
         typer.echo(f"failed    {entry.name}: {entry.reason}", err=True)

@@ -37,7 +37,7 @@ def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> N
 
 def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     """The Gaussian mechanism's: the largest distance between two states over the noise."""
-    from nearfar.audit.bound import departure
+    from nearfar.audit.model_attacks import departure
 
     if why := departure(settings):
         return f"no formal bound: {why}"

@@ -1,10 +1,14 @@
-"""Confidence intervals of a mean over images, of which those that belong together tell less than as many others."""
+"""Measured numbers, and confidence intervals of means over images: those that belong together count as fewer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from statistics import NormalDist
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int
 
 NORMAL = NormalDist().inv_cdf(0.975)
@@ -51,3 +55,42 @@ def totals(scores: Scores, groups: Groups) -> tuple[Float64[np.ndarray, " groups
     """Sum of the scores and number of the images of each group."""
     _, places = np.unique(groups, return_inverse=True)
     return np.bincount(places, scores).astype(float), np.bincount(places).astype(float)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that was measured, never a verdict.
+
+    name: what it is, in words and with its unit. count: of images or pairs it was measured on.
+    low, high: of a 95 % confidence interval, where there is one. chance: what the same measurement gives where there
+    is nothing to find. network: whose features it is in. library: that computed it, with its version.
+    note: anything else that a reader needs.
+    """
+
+    name: str
+    value: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    network: str = ""
+    library: str = ""
+    note: str = ""
+
+
+def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """Figures by network, in the order in which they come."""
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.network, []).append(figure)
+    return found
+
+
+def library() -> str:
+    return f"nearfar {version('nearfar')}, torch {torch.__version__}"
+
+
+def with_library(figures: Sequence[Figure]) -> list[Figure]:
+    """Figures that name no library were computed by this package."""
+    own = library()
+    return [figure if figure.library else replace(figure, library=own) for figure in figures]

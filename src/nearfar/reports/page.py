@@ -18,10 +18,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nearfar.audit.figure import Figure as Measured
-from nearfar.audit.figure import grouped
 from nearfar.errors import UsageError
 from nearfar.io.writing import write_whole, writing
+from nearfar.metrics.intervals import Figure as Measured
+from nearfar.metrics.intervals import grouped
 
 STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 img, svg { max-width: 100%; height: auto; display: block; margin: 1rem 0 } img { image-rendering: pixelated }

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.figure import Figure, with_library
-from nearfar.audit.reidentification import reidentification
-from nearfar.audit.view import View, pixels
+from nearfar.audit.view import View, pixels, reidentification
 from nearfar.errors import ImageError
 from nearfar.io.fitting import as_rgb
 from nearfar.io.listing import Item
@@ -28,7 +26,7 @@ from nearfar.jobs.job import Job
 from nearfar.jobs.regions import Search
 from nearfar.jobs.run import Plan
 from nearfar.metrics.faces import FaceRecognizer
-from nearfar.metrics.intervals import wilson
+from nearfar.metrics.intervals import Figure, wilson, with_library
 from nearfar.metrics.quality import psnr
 from nearfar.reports.page import Report, heading, paragraph, picture, section, table
 from nearfar.reports.records import failures, names_of, records_of

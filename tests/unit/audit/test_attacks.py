@@ -7,14 +7,10 @@ import pytest
 import torch
 
 from gaussian_models import gaussian
-from nearfar.audit.bound import bound, epsilon, spent
-from nearfar.audit.linkage import averaging, linkage
-from nearfar.audit.membership import area, denoising_loss, membership_by_outputs
-from nearfar.audit.reidentification import reidentification
+from nearfar.audit.model_attacks import area, bound, denoising_loss, epsilon, membership_by_outputs, spent, walked_back
 from nearfar.audit.trained_attacker import trained_attack
 from nearfar.audit.verification import REPEATS, PairScores, Roc, resampled, verification
-from nearfar.audit.view import View, chance, hits
-from nearfar.audit.walk_back import walked_back
+from nearfar.audit.view import View, averaging, chance, hits, linkage, reidentification
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import DDIM
 from nearfar.errors import UsageError

@@ -7,6 +7,7 @@ from scipy import stats
 from nearfar.audit.utility import (
     Classifier,
     Examples,
+    Lessons,
     classes_in,
     drawn_of_each_class,
     logistic,
@@ -27,7 +28,7 @@ def clouds(count, seed, gap=2.0):
 
 
 def figures(before, after, of, test, **options):
-    found = utility(before, after, of, test, Classifier("logistic", True, logistic), **options)
+    found = utility(Lessons(before, after, of, test), Classifier("logistic", True, logistic), **options)
     return {figure.name: figure for figure in found}
 
 
@@ -57,7 +58,7 @@ def test_without_test_images_those_that_were_not_drawn_are_asked():
     numbers = torch.arange(20.0)[:, None]
     before, of = Examples(numbers, torch.arange(20) % 2), torch.arange(20).repeat_interleave(2)
     found = utility(
-        before, Examples(numbers[of], before.labels[of]), of, None, Classifier("none", True, learner), seeds=3
+        Lessons(before, Examples(numbers[of], before.labels[of]), of), Classifier("none", True, learner), seeds=3
     )
     assert len(seen) == 9
     assert all(not learned & judged and len(learned) == 16 and len(judged) == 4 for learned, judged in seen)
