@@ -115,7 +115,13 @@ class CopyCache:
 
 
 def copy_cache(
-    model: FrozenModel, cache: Path | str, strength: float | Range, seed: int, steps: int, solver: Solver
+    model: FrozenModel,
+    cache: Path | str,
+    *,
+    strength: float | Range = STRENGTH,
+    seed: int = 0,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
 ) -> CopyCache:
     """The cache of a model's copies. strength: one, or the ends of a range from which each copy's is drawn."""
     span = (strength, strength) if isinstance(strength, float | int) else strength
@@ -174,27 +180,17 @@ class NearDataset(Dataset[Any]):
     """Copies of the images of another data set, with its labels: `ConcatDataset([base, NearDataset(base, ...)])`.
 
     base: items (image, label, ...) or {"image": ..., ...}; without random transforms, or no copy is found again.
-    copies: of each image; the first copies of all come first. strength: one, or a range from which each copy's is
-    drawn. Equal seeds give equal copies, to within a gray level where batches differ. cache: a folder.
+    copies: of each image; the first copies of all come first. cache: a folder.
+    options: strength (0.3; one, or a range from which each copy's is drawn), seed (0), steps (20), solver.
+    Equal seeds give equal copies, to within a gray level where batches differ.
     Cost: `solver.calls(steps)` network calls for each batch of `fill`, or for each copy asked for without.
     """
 
-    def __init__(
-        self,
-        base: Base,
-        model: FrozenModel,
-        *,
-        cache: Path | str,
-        copies: int = 1,
-        strength: float | Range = STRENGTH,
-        seed: int = 0,
-        steps: int = STEPS,
-        solver: Solver = SOLVER,
-    ) -> None:
+    def __init__(self, base: Base, model: FrozenModel, *, cache: Path | str, copies: int = 1, **options: Any) -> None:
         if copies < 1:
             raise UsageError(f"copies must be at least 1, got {copies}")
         self.base, self.copies = base, copies
-        self.cache = copy_cache(model, cache, strength, seed, steps, solver)
+        self.cache = copy_cache(model, cache, **options)
         self.batch_size = default_batch_size(model)
 
     def __len__(self) -> int:
@@ -231,21 +227,12 @@ class NearTransform:
     """
 
     def __init__(
-        self,
-        model: FrozenModel,
-        *,
-        cache: Path | str,
-        p: float = 0.5,
-        copies: int = 4,
-        strength: float | Range = STRENGTH,
-        seed: int = 0,
-        steps: int = STEPS,
-        solver: Solver = SOLVER,
+        self, model: FrozenModel, *, cache: Path | str, p: float = 0.5, copies: int = 4, **options: Any
     ) -> None:
         if not 0 <= p <= 1 or copies < 1:
             raise UsageError(f"p must be in [0, 1] and copies at least 1, got {p:g} and {copies}")
         self.p, self.copies = p, copies
-        self.cache = copy_cache(model, cache, strength, seed, steps, solver)
+        self.cache = copy_cache(model, cache, **options)
         self.batch_size = default_batch_size(model)
 
     def __call__(self, only: AnyImage = None, /, **fields: Any) -> Any:

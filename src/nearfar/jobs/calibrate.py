@@ -72,10 +72,10 @@ class Measuring:
         """Of its record."""
         return f"{self.sample.names[pair[0]]}@{pair[1]:g}"
 
-    def cost(self, targets: int, grid: Sequence[float] = GRID, halvings: int = HALVINGS) -> int:
+    def cost(self, targets: int) -> int:
         """The most network calls, each for a batch, that the search makes."""
-        count, levels = len(self.sample.names), sum(strength > 0 for strength in grid)
-        whole = math.ceil(count * levels / self.batch_size) + halvings * targets * math.ceil(count / self.batch_size)
+        count, levels = len(self.sample.names), sum(strength > 0 for strength in GRID)
+        whole = math.ceil(count * levels / self.batch_size) + HALVINGS * targets * math.ceil(count / self.batch_size)
         return whole * self.solver.calls(self.steps)
 
     def outputs(self, pairs: Sequence[Pair], on_step: OnStep | None) -> Images:
@@ -158,7 +158,6 @@ def calibrate(
     *,
     settings: dict[str, Any],
     resume: bool = False,
-    grid: Sequence[float] = GRID,
     halvings: int = HALVINGS,
     on_step: OnStep | None = None,
 ) -> Found:
@@ -175,7 +174,7 @@ def calibrate(
     known = {name: entry.figures for name, entry in earlier.records.items()}
     with Manifest(path, {"run": settings}) as manifest:
         scores_at = partial(measured, work, known, manifest, on_step)
-        found = search(scores_at, targets, work.sample.groups.numpy(), grid, halvings)
+        found = search(scores_at, targets, work.sample.groups.numpy(), halvings=halvings)
     path.unlink()
     return found
 

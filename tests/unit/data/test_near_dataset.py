@@ -39,11 +39,11 @@ def calls(model, monkeypatch):
     """How many images each call of the sampler was given."""
     from nearfar.data import near_dataset
 
-    found, real = [], near_dataset.local_sample
+    found, real = [], near_dataset.sample_near
     monkeypatch.setattr(
         near_dataset,
-        "local_sample",
-        lambda model, images, **options: found.append(len(images)) or real(model, images, **options),
+        "sample_near",
+        lambda model, images, *given: found.append(len(images)) or real(model, images, *given),
     )
     return found
 
