@@ -3,6 +3,7 @@
     forward_noised, locally_sampled    a fitted image noised part of the way and brought back (SDEdit, arXiv 2108.01073)
     paper_draws, paper_slerps          arXiv 2310.09213 as its authors coded it
     fine_tuned                         the same network trained on the same images (`fine_tune.py` writes it)
+    collage                            parts of fitted images beside each other, without any network
 
 Each takes (model, fit, count, seed): fit and the images made are float32 `(batch, channel, height, width)` in [-1, 1].
 """
@@ -23,6 +24,7 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import DDIM, solve
 from nearfar.latents.covariance import Scalar, samples
 from nearfar.latents.geometry import slerp
+from nearfar.latents.mixtures import mix_mosaics, neighbors
 from nearfar.latents.shell import Target, Targets, accept, measure
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
@@ -34,6 +36,8 @@ BATCH = 32
 PAPER_STEPS, SLERP_POINTS = 80, 20
 PAPER_DIMENSION, PAPER_SIGMA, DISTANCE_TOLERANCE, ANGLE_TOLERANCE = 3 * 256 * 256, 0.975, 0.3, 0.1
 MOST_CANDIDATES = 20_000
+ALIKE = 0.2
+"""The default's share of the fitted images that one of them is mixed with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,3 +164,18 @@ def paper_targets(latents: Tensor, generator: Generator) -> Targets:
 def fine_tuned(model: FrozenModel, fit: Tensor, count: int, seed: int, *, folder: Path) -> Made:
     """Samples of a fine-tuned network from pure noise, by the solver and the steps of the others."""
     return Made(own_samples(load_model(folder), count, seed=seed), STEPS)
+
+
+def collage(_: FrozenModel, fit: Tensor, count: int, seed: int, *, margin: float) -> Made:
+    """The default's mosaics of three, in clean pixels and without a network, at least `margin` from each fitted image.
+
+    The margin's unit is the guards': the 5 % quantile of the fitted images' distances to their nearest other one.
+    """
+    generator, mean = Generator().manual_seed(seed), fit.mean(0)
+    alike, images = neighbors(fit, round(ALIKE * len(fit))), list[Tensor]()
+    unit = torch.cdist(fit.flatten(1), fit.flatten(1)).fill_diagonal_(math.inf).amin(1).quantile(0.05)
+    while len(images) < count:
+        image = mix_mosaics(fit, mean, 1, generator, alike=alike).latents.clamp(-1, 1)
+        if torch.cdist(image.flatten(1), fit.flatten(1)).min() >= margin * unit:
+            images.append(image)
+    return Made(torch.cat(images), 0)

@@ -23,7 +23,16 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.far.baselines import Made, Make, fine_tuned, forward_noised, locally_sampled, paper_draws, paper_slerps
+from benchmarks.far.baselines import (
+    Made,
+    Make,
+    collage,
+    fine_tuned,
+    forward_noised,
+    locally_sampled,
+    paper_draws,
+    paper_slerps,
+)
 from benchmarks.far.generators import far_generators
 from benchmarks.far.set_distances import References, with_nearest
 from benchmarks.support.common import RESULTS, write_result
@@ -60,7 +69,7 @@ class Study:
 
 def generators(study: Study) -> dict[str, Make]:
     """All of them by name, cheapest first."""
-    made: dict[str, Make] = {}
+    made: dict[str, Make] = {"collage, no network": partial(collage, margin=1.0)}
     made |= {
         f"fine-tuned {folder.name.rpartition('-')[2]}": partial(fine_tuned, folder=folder) for folder in tuned(study)
     }
