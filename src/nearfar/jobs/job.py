@@ -170,16 +170,6 @@ def anything_goes(squares: Tensor, results: Results) -> str:
     return ""
 
 
-def as_they_are(items: list[Item]) -> list[Item]:
-    """Most jobs make one image of each, whatever is beside it."""
-    return items
-
-
-def the_same(shape: Sequence[int], batch_size: int) -> int:
-    """In most jobs all squares cost the same."""
-    return batch_size
-
-
 @dataclass(frozen=True)
 class Job:
     """What to do with every image.
@@ -189,7 +179,7 @@ class Job:
     read: what one of them gives to the transform.
     encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
     measure: figures of a result for the record.
-    capacity: how many squares of a shape are transformed together where the batch size is so many.
+    capacity: how many squares of a shape are transformed together where the batch size is so many; None: as many.
     suffix: what is added to the names of the images. steps: how many a batch takes.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
     squares: how many inputs of the transform a file is expected to give.
@@ -214,9 +204,9 @@ class Job:
     steps: int = 1
     squares: int = 1
     measure: Measure = own_figures
-    expand: Callable[[list[Item]], list[Item]] = as_they_are
-    neighbors: Callable[[list[Item]], list[Item]] = as_they_are
-    capacity: Callable[[Sequence[int], int], int] = the_same
+    expand: Callable[[list[Item]], list[Item]] = list
+    neighbors: Callable[[list[Item]], list[Item]] = list
+    capacity: Callable[[Sequence[int], int], int] | None = None
     numbered: bool = False
 
     def target(self, out: Path, name: str) -> Path:

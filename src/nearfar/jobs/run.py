@@ -223,7 +223,7 @@ class Run:
         names = {item.name for item in items}
         with ThreadPoolExecutor(2) as readers, worker_pool(job.workers) as workers, ThreadPoolExecutor(2) as writers:
             loaded = ahead(readers, self.load, job.neighbors(items), (job.workers + 2) * self.size, weigh=True)
-            batches = ahead(workers, self.transform, groups(self.squares(loaded), self.room), job.workers + 1)
+            batches = ahead(workers, self.transform, self.groups(loaded), job.workers + 1)
             try:
                 for batch, finished in whole(batches):
                     self.progress.batches += batch.calls
@@ -257,16 +257,27 @@ class Run:
             else:
                 yield from ((one, image) for image in one.reading.squares)
 
-    def room(self, square: Square) -> int:
-        """How many squares of this one's shape make a batch."""
-        return self.job.capacity(square[1].shape, self.size)
+    def groups(self, loaded: Iterable[Loaded | Record]) -> Iterator[list[Square]]:
+        """In order, lists of squares of one shape, as many as there is room for or fewer."""
+        group: list[Square] = []
+        for square in self.squares(loaded):
+            if group and (square[1].shape != group[0][1].shape or len(group) >= self.room(square, self.size)):
+                yield group
+                group = []
+            group.append(square)
+        if group:
+            yield group
+
+    def room(self, square: Square, size: int) -> int:
+        """How many squares of this one's shape make a batch where the batch size is so many."""
+        return self.job.capacity(square[1].shape, size) if self.job.capacity else size
 
     def transform(self, group: list[Square]) -> Batch:
         """Transform at the run's shape; halve it when memory runs out, if the job allows it."""
         began = time.monotonic()
         while True:
             shape = self.progress.batch_size
-            size = self.job.capacity(group[0][1].shape, shape)
+            size = self.room(group[0], shape)
             try:
                 parts = [group[start : start + size] for start in range(0, len(group), size)]
                 rows = [row for part in parts for row in self.transform_padded(part, size)]
@@ -340,18 +351,6 @@ def heavy(pending: Iterable[Future[Any]]) -> bool:
     """Whether all files but the last two, which the readers may be at, weigh too much; it waits for them."""
     read = (future.result() for future in list(pending)[:-2])
     return sum(one.reading.squares.nbytes for one in read if isinstance(one, Loaded)) > WAITING
-
-
-def groups(squares: Iterable[Square], room_of: Callable[[Square], int]) -> Iterator[list[Square]]:
-    """In order, lists of squares of one shape, as many as there is room for or fewer."""
-    group: list[Square] = []
-    for square in squares:
-        if group and (square[1].shape != group[0][1].shape or len(group) >= room_of(square)):
-            yield group
-            group = []
-        group.append(square)
-    if group:
-        yield group
 
 
 def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
