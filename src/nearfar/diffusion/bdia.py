@@ -13,7 +13,7 @@ import torch
 
 from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
-from nearfar.diffusion.solver import History, OnStep
+from nearfar.diffusion.solver import History, OnStep, explicit
 from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image
 
@@ -34,7 +34,6 @@ class BDIA:
     """
 
     gamma: float = 1.0
-    order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     invertible: ClassVar[bool] = False
 
@@ -84,6 +83,5 @@ def walk(
 
 def move(denoiser: Denoiser, eps: Images, x: Images, t: Times, s: Times) -> Images:
     """The explicit DDIM step from t to s with this noise, in either direction."""
-    (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
-    kept = alpha / alpha_t
-    return per_image(kept, x) * x + per_image(sigma - kept * sigma_t, x) * eps
+    kept, gain = explicit(denoiser.schedule, t, s)
+    return per_image(kept, x) * x + per_image(gain, x) * eps

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
-from nearfar.diffusion.solver import DDIM, History
+from nearfar.diffusion.solver import DDIM, History, explicit
 from nearfar.tensors import Images, Times, per_image, select
 
 
@@ -51,7 +51,6 @@ class FixedPointDDIM:
     iterations: int = 40
     tolerance: float = 1e-3
     on_search: Callable[[Search], None] | None = field(default=None, compare=False, repr=False)
-    order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     invertible: ClassVar[bool] = True
 
@@ -64,12 +63,13 @@ class FixedPointDDIM:
         moving = s > t
         if not moving.any():
             return DDIM().step(denoiser, x, t, s, noise, None)
-        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
-        kept = alpha / alpha_t
-        carried, gain = per_image(kept, x) * x, per_image(sigma - kept * sigma_t, x)
+        kept, gain = explicit(denoiser.schedule, t, s)
+        carried = per_image(kept, x) * x
         eps = history[0] if history else predict(denoiser, x, t)[1]
-        goal = torch.where(moving, self.tolerance * sigma, torch.inf)
-        state, eps, found = self.search(lambda state: predict(denoiser, state, s)[1], carried, gain, eps, goal)
+        goal = torch.where(moving, self.tolerance * denoiser.schedule.coefficients(s)[1], torch.inf)
+        state, eps, found = self.search(
+            lambda state: predict(denoiser, state, s)[1], carried, per_image(gain, x), eps, goal
+        )
         if self.on_search:
             self.on_search(found if history else replace(found, calls=found.calls + moving))
         return state, (eps, s)

@@ -12,8 +12,8 @@ Times are the model's own units. Between two table entries the level is interpol
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -25,57 +25,34 @@ from nearfar.tensors import Images, TimeGrid, Times, per_image
 Table = Float64[Tensor, " nodes"]
 
 
-@runtime_checkable
-class NoisePath(Protocol):
+@dataclass(frozen=True)
+class NoisePath:
     """How a level becomes `(alpha, sigma)`, their slopes, and which level has a given noise-to-signal ratio."""
 
-    @property
-    def name(self) -> str: ...
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
-    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
-    def level(self, ratio: Tensor) -> Tensor: ...
+    name: str
+    coefficients: Callable[[Tensor], tuple[Tensor, Tensor]]
+    slopes: Callable[[Tensor], tuple[Tensor, Tensor]]
+    level: Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class VariancePreserving:
-    name: str = "variance preserving"
-
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return level.cos(), level.sin()
-
-    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return -level.sin(), level.cos()
-
-    def level(self, ratio: Tensor) -> Tensor:
-        return ratio.atan()
-
-
-@dataclass(frozen=True)
-class VarianceExploding:
-    name: str = "variance exploding"
-
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(level), level
-
-    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(level), torch.ones_like(level)
-
-    def level(self, ratio: Tensor) -> Tensor:
-        return ratio
-
-
-@dataclass(frozen=True)
-class Flow:
-    name: str = "flow"
-
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - level, level
-
-    def slopes(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        return -torch.ones_like(level), torch.ones_like(level)
-
-    def level(self, ratio: Tensor) -> Tensor:
-        return 1 - 1 / (1 + ratio)
+VARIANCE_PRESERVING = NoisePath(
+    "variance preserving",
+    coefficients=lambda level: (level.cos(), level.sin()),
+    slopes=lambda level: (-level.sin(), level.cos()),
+    level=torch.atan,
+)
+VARIANCE_EXPLODING = NoisePath(
+    "variance exploding",
+    coefficients=lambda level: (torch.ones_like(level), level),
+    slopes=lambda level: (torch.zeros_like(level), torch.ones_like(level)),
+    level=lambda ratio: ratio,
+)
+FLOW = NoisePath(
+    "flow",
+    coefficients=lambda level: (1 - level, level),
+    slopes=lambda level: (-torch.ones_like(level), torch.ones_like(level)),
+    level=lambda ratio: 1 - 1 / (1 + ratio),
+)
 
 
 def interpolate(x: Tensor, nodes: Table, values: Table) -> Tensor:
@@ -102,18 +79,18 @@ class NoiseSchedule:
     def variance_preserving(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
         """A DDPM table: entry `i` of `alphas_cumprod` is time `i`; time -1 is clean (Ho et al., arXiv 2006.11239)."""
         signal = alphas_cumprod.double()
-        return cls._indexed(torch.atan2((1 - signal).sqrt(), signal.sqrt()), VariancePreserving())
+        return cls._indexed(torch.atan2((1 - signal).sqrt(), signal.sqrt()), VARIANCE_PRESERVING)
 
     @classmethod
     def variance_exploding(cls, sigmas: Tensor) -> NoiseSchedule:
         """A table of noise levels: entry `i` is time `i`; time -1 is clean (Song et al., arXiv 2011.13456)."""
-        return cls._indexed(sigmas.double(), VarianceExploding())
+        return cls._indexed(sigmas.double(), VARIANCE_EXPLODING)
 
     @classmethod
     def flow(cls, scale: float = 1000.0) -> NoiseSchedule:
         """Rectified flow: time `scale * u` has `alpha = 1 - u`, `sigma = u` (Liu et al., arXiv 2209.03003)."""
         levels = torch.linspace(0, 1, 1001, dtype=torch.float64)
-        return cls(levels * scale, levels, Flow())
+        return cls(levels * scale, levels, FLOW)
 
     @classmethod
     def _indexed(cls, levels: Table, path: NoisePath) -> NoiseSchedule:

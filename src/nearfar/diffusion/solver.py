@@ -23,11 +23,12 @@ from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
+from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image, select
 
 OnStep = Callable[[int, Images], None]
-"""Told of every step: its number, from 1, and the state."""
+"""Called after each solver step with `(step, state)`; steps count from 1."""
 
 History = tuple[Images, Times]
 """What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio."""
@@ -36,8 +37,6 @@ History = tuple[Images, Times]
 @runtime_checkable
 class Solver(Protocol):
     """One step of every image from its time `t` to its time `s`."""
-
-    order: ClassVar[int]
 
     @property
     def stochastic(self) -> bool:
@@ -67,7 +66,6 @@ class DDIM:
     """
 
     eta: float = 0.0
-    order: ClassVar[int] = 1
 
     @property
     def stochastic(self) -> bool:
@@ -98,7 +96,6 @@ class Heun:
     ends clean is an Euler step of one call.
     """
 
-    order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
     invertible: ClassVar[bool] = True
 
@@ -124,7 +121,6 @@ class Heun:
 class DPMSolverPP:
     """DPM-Solver++(2M), deterministic (Lu et al., arXiv 2211.01095, algorithm 2). One network call a step."""
 
-    order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
     invertible: ClassVar[bool] = False
 
@@ -138,32 +134,26 @@ class DPMSolverPP:
         rho_t, rho = sigma_t / alpha_t, sigma / alpha
         x_0, _ = predict(denoiser, x, t)
         estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
-        gain = alpha * (1 - decay(rho_t, rho))
-        return per_image(sigma / sigma_t, x) * x + per_image(gain, x) * estimate, remembered
-
-
-@dataclass(frozen=True)
-class DPMSolverPPSDE:
-    """SDE-DPM-Solver++(2M), midpoint form (Lu et al., arXiv 2211.01095, section 5). One network call a step."""
-
-    order: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = True
-    invertible: ClassVar[bool] = False
-
-    def calls(self, steps: int) -> int:
-        return steps
-
-    def step(
-        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
-    ) -> tuple[Images, History]:
-        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
-        rho_t, rho = sigma_t / alpha_t, sigma / alpha
-        x_0, _ = predict(denoiser, x, t)
-        estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
         kept = decay(rho_t, rho)
+        if not self.stochastic:
+            return per_image(sigma / sigma_t, x) * x + per_image(alpha * (1 - kept), x) * estimate, remembered
         mean = per_image(sigma / sigma_t * kept, x) * x + per_image(alpha * (1 - kept**2), x) * estimate
         fresh = sigma * (1 - kept**2).clamp(min=0).sqrt()
         return (mean if noise is None else mean + per_image(fresh, x) * noise.draw()), remembered
+
+
+@dataclass(frozen=True)
+class DPMSolverPPSDE(DPMSolverPP):
+    """SDE-DPM-Solver++(2M), midpoint form (Lu et al., arXiv 2211.01095, section 5). One network call a step."""
+
+    stochastic: ClassVar[bool] = True
+
+
+def explicit(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Times, Times]:
+    """What the deterministic DDIM step from t to s multiplies the state and the noise with."""
+    (alpha_t, sigma_t), (alpha, sigma) = (schedule.coefficients(time) for time in (t, s))
+    kept = alpha / alpha_t
+    return kept, sigma - kept * sigma_t
 
 
 def decay(rho_t: Times, rho: Times) -> Times:
@@ -211,7 +201,6 @@ def solve(
 
     times: `(batch, steps + 1)`, descending to denoise, ascending to invert.
     noise: for stochastic solvers, one draw a step.
-    on_step: called after each step with its number (from 1) and the state.
     """
     check_direction(times, solver, noise)
     noise = noise if solver.stochastic else None

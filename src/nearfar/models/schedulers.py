@@ -30,7 +30,7 @@ from nearfar.diffusion.denoiser import (
     rescaled_time,
     sigma_as_time,
 )
-from nearfar.diffusion.schedule import Flow, NoiseSchedule
+from nearfar.diffusion.schedule import FLOW, NoiseSchedule
 from nearfar.errors import UsageError, first_line
 
 TABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -50,7 +50,7 @@ class Conventions:
 
     @property
     def is_flow(self) -> bool:
-        return isinstance(self.schedule.path, Flow)
+        return self.schedule.path is FLOW
 
 
 Config = dict[str, Any]

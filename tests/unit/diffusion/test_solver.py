@@ -202,6 +202,7 @@ def measured_order(solver, schedule, strength_from, strength_to):
 
 
 ODE_SOLVERS = {"ddim": DDIM(), "heun": Heun(), "dpm++": DPMSolverPP()}
+ORDERS = {"ddim": 1, "heun": 2, "dpm++": 2}
 DOWN_AND_UP = [
     (name, *ends) for name in ODE_SOLVERS for ends in ((0.6, 0.1), (0.1, 0.6)) if (name, ends[0]) != ("dpm++", 0.1)
 ]
@@ -210,9 +211,9 @@ DOWN_AND_UP = [
 @pytest.mark.usefixtures("unchecked_shapes")
 @each_schedule
 @pytest.mark.parametrize(("name", "start", "stop"), DOWN_AND_UP)
-def test_the_measured_order_is_the_declared_one(name, start, stop, schedule):
+def test_the_measured_order_is_that_of_the_paper(name, start, stop, schedule):
     # The slopes change by 0.02 to 0.13 from here to 256 steps, where they are within 0.02 of the order.
-    assert measured_order(ODE_SOLVERS[name], schedule, start, stop) == pytest.approx(ODE_SOLVERS[name].order, abs=0.15)
+    assert measured_order(ODE_SOLVERS[name], schedule, start, stop) == pytest.approx(ORDERS[name], abs=0.15)
 
 
 def without_memory(x_0, rho_t, rho, history, within):
