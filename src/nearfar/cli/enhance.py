@@ -40,15 +40,15 @@ def enhance(
     with reported_errors():
         from nearfar.diffusion.solver import SOLVERS
         from nearfar.io.listing import list_folder
-        from nearfar.jobs.enhance import Enlargement, enhance_job
+        from nearfar.jobs.enhance import enhance_job
         from nearfar.jobs.run import check_places
+        from nearfar.sampling.enhancement import Enlargement
 
         way = SOLVERS[one_of(solver, "solver", SOLVERS)]
-        how = Enlargement(scale, strength, steps, way, cascade, not no_consistency, seed)
+        how = Enlargement(scale, strength, steps, way, cascade, not no_consistency)
         check_places(source, out, progress.resume)
-        model = choice.load()
-        files = len(list_folder(source).items)
-        job = enhance_job(model, how, batch_size=batch_size, keep_metadata=keep_metadata, files=files)
+        model, files = choice.load(), len(list_folder(source).items)
+        job = enhance_job(model, how, seed=seed, batch_size=batch_size, keep_metadata=keep_metadata, files=files)
         calls, kept = cascade * way.calls(steps), "need not shrink" if no_consistency else "shrink"
         tiles = f"{calls} network calls for each {job.batch_size} tiles"
         line = f"enlarge   {scale} times, results {kept} to the images again; {tiles}"

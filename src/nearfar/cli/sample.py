@@ -185,9 +185,8 @@ def measured_eta(model: FrozenModel, domain: Domain, batch_size: int, seed: int)
     some = domain.latents[:MEASURED]
     calls = -(-len(some) // batch_size) * len(ETAS) * (domain.steps + 1)
     say("eta", f"measured on {len(some)} fitted latents, at most {calls} network calls")
-    how: dict[str, Any] = {"strength": domain.strength, "steps": domain.steps, "seed": seed, "batch_size": batch_size}
     with within_memory(batch_size):
-        found = bandwidth(model, some, domain.guards, **how)
+        found = bandwidth(model, some, domain.guards, domain.sampling(), seed=seed, batch_size=batch_size)
     tried = ", ".join(f"{share:.0%} at {eta:g}" for eta, share in zip(found.etas, found.kept, strict=True))
     say("eta", f"{found.value:g}: of the outputs stay in the domain {tried}")
     return found.value
@@ -204,13 +203,11 @@ def image_at(path: Path, model: FrozenModel, domain: Domain) -> Tensor:
 
 def announce(model: FrozenModel, domain: Domain, work: Job, plan: Plan) -> None:
     """Say what is about to be done, and what it costs."""
-    from nearfar.diffusion.level import Level
-
     how, batches = work.settings, len(work.neighbors(plan.todo)) // work.batch_size
     mixture = f" of {how['parents']}" if how["parents"] else ""
     say("model", model_line(model))
     say("domain", f"{len(domain.latents)} images")
-    say("level", level_line(Level(domain.strength).describe(model.schedule)))
+    say("level", level_line(domain.sampling().level.describe(model.schedule)))
     say("draws", f"{how['family']}{mixture}, {how['geometry']}; pull {how['pull']:g}, eta {how['eta']:g}")
     if how["near"]:
         say("near", f"variations of one image, by {how['amount']:g}")

@@ -20,9 +20,8 @@ from nearfar.tensors import Images, Times, per_image, select
 class Search:
     """How one step toward noise was found, image by image.
 
-    residual: root mean square of the last change that was less than the one before; infinite if there was none.
-    fell_back: whether the state is the explicit step. calls: network calls that each image asked for; the batch paid
-    for its slowest.
+    residual: root mean square of the smallest change; infinite if there was none. fell_back: whether the state is the
+    explicit step. calls: network calls that each image asked for; the batch paid for its slowest.
     """
 
     residual: Times
@@ -36,15 +35,13 @@ class FixedPointDDIM:
 
         x_s = (alpha_s / alpha_t) x_t + (sigma_s - (alpha_s / alpha_t) sigma_t) eps(x_s, s)
 
-    is iterated from the explicit step. An iteration's change (root mean square) is the residual of the state that it
-    starts from. For each image it ends with the state of the first iteration that changes no more than
-    `tolerance * sigma_s`, or of the last of `iterations`. But where an iteration changes no less than the one before,
-    the map does not contract there: the state of least residual is kept, from which the iteration before started. If
-    that one is the explicit step, the image fell back to it.
-    What becomes of an image does not depend on its batch. Toward the clean end it is DDIM with eta = 0. A plain form
-    of AIDI (arXiv 2309.04907). The tolerance counts in units of noise because a direction of the data is never weaker
-    than it: so the relative error of the amplitude is bounded alike in all of them, fine detail included.
-    on_search: told of every step toward noise.
+    is iterated from the explicit step, image by image, until the change (root mean square) is at most
+    `tolerance * sigma_s`, at most `iterations` times. If the change stops shrinking, keep the iterate with the smallest
+    residual; if that is the explicit step, the image fell back to it. What becomes of an image does not depend on its
+    batch. Toward the clean end it is DDIM with eta = 0. A plain form of AIDI (arXiv 2309.04907). The tolerance counts
+    in units of noise because a direction of the data is never weaker than it: so the relative error of the amplitude is
+    bounded alike in all of them, fine detail included.
+    on_search: called after each step toward noise with its `Search`.
     Cost: toward clean one network call a step, toward noise at most `iterations` and one more on the way.
     """
 
@@ -67,11 +64,11 @@ class FixedPointDDIM:
         carried = per_image(kept, x) * x
         eps = history[0] if history else predict(denoiser, x, t)[1]
         goal = torch.where(moving, self.tolerance * denoiser.schedule.coefficients(s)[1], torch.inf)
-        state, eps, found = self.search(
+        state, eps, search = self.search(
             lambda state: predict(denoiser, state, s)[1], carried, per_image(gain, x), eps, goal
         )
         if self.on_search:
-            self.on_search(found if history else replace(found, calls=found.calls + moving))
+            self.on_search(search if history else replace(search, calls=search.calls + moving))
         return state, (eps, s)
 
     def search(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nearfar.diffusion.level import Level, Sampling
+from nearfar.diffusion.level import Sampling
 from nearfar.diffusion.solver import DDIM
 from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
@@ -45,16 +45,16 @@ def bandwidth(
     model: FrozenModel,
     latents: Latents,
     guards: Guards,
+    sampling: Sampling,
     *,
-    strength: float,
-    steps: int,
     etas: Sequence[float] = ETAS,
     seed: int = 0,
     batch_size: int = BATCH,
 ) -> Bandwidth:
     """Denoise latents with one eta after another while the outputs stay in the domain.
 
-    latents: of real images of the domain at `strength` (`invert`); some tens are enough. An output stays if it is
+    latents: of real images of the domain at the level of `sampling` (`invert`), whose solver is of no account; some
+    tens are enough. An output stays if it is
     neither captured nor too strong in layout or detail. That it is a copy or too weak does not count: without fresh
     noise all are copies, and the domain's Gaussian knows what it was fitted to.
     etas: in [0, 1], rising; the share that stays with the first is what the others are measured by. seed: of the noise,
@@ -63,7 +63,6 @@ def bandwidth(
     """
     check_latents(model, latents)
     check_etas(etas)
-    sampling = Sampling(Level(strength), steps)
     kept: list[float] = []
     for eta in etas:
         outputs = denoised(model, latents, replace(sampling, solver=DDIM(eta)), seed, batch_size)
@@ -75,7 +74,7 @@ def bandwidth(
         text = f"only {kept[0]:.0%} of the latents lead back into the domain with eta {etas[0]:g}: take a lower level"
         warnings.warn(text, ModelWarning, stacklevel=2)
     fine = [eta for eta, share in zip(etas, kept, strict=False) if share >= KEPT * kept[0] > 0]
-    calls = len(kept) * (steps + (guards.kind == "network"))
+    calls = len(kept) * (sampling.steps + (guards.kind == "network"))
     return Bandwidth(tuple(etas[: len(kept)]), tuple(kept), max(fine, default=etas[0]), calls)
 
 

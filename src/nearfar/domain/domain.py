@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.diffusion.level import STEPS, Level, Sampling
-from nearfar.diffusion.solver import OnStep
-from nearfar.domain.guards import Guards
+from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.domain.guards import Guards, distinct
 from nearfar.domain.pull import PULL, Gaussian, pulled
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import LowRank, shrunk_mean
@@ -95,9 +95,8 @@ class Domain:
         model.image.check(own)
         clean, its_own = encode_all(model, images, batch_size).half().float(), encode_all(model, own, batch_size)
         toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))
-        parts = [found(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
-        there, figures = zip(*parts, strict=True)
-        latents = torch.cat(there).half().float()
+        parts = [inverted(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
+        latents = torch.cat([there for there, _ in parts]).half().float()
         generator = torch.Generator().manual_seed(seed)
         return cls(
             model=model.provenance.sha256,
@@ -108,11 +107,15 @@ class Domain:
             own=Gaussian.fit(its_own),
             targets=measure(latents, generator),
             guards=Guards.fit(model, images, own, batch_size=batch_size, symmetry=symmetry),
-            diagnostics=sampling.level.describe(model.schedule) | diagnose(latents, figures),
+            diagnostics=sampling.level.describe(model.schedule) | diagnose(latents, [figures for _, figures in parts]),
             preprocessing=preprocessing or {},
             settings=bound(model),
             pull=pull,
         )
+
+    def sampling(self, solver: Solver = INVERTER) -> Sampling:
+        """The way between the clean end and the domain's level."""
+        return Sampling(Level(self.strength), self.steps, solver)
 
     def pulled(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
         """The model with the pull of this domain, of the domain's own weight unless another is given."""
@@ -142,7 +145,7 @@ def bound(model: FrozenModel) -> dict[str, Any]:
 def check_images(model: FrozenModel, images: Images) -> None:
     """Refuse what makes no domain, and warn of few images."""
     model.image.check(images)
-    different = len({image.cpu().numpy().tobytes() for image in images})
+    different = len(distinct(images))
     if different < FEWEST:
         raise UsageError(
             f"a domain needs at least {FEWEST} different images, got {different} of {len(images)}: add some"
@@ -152,7 +155,7 @@ def check_images(model: FrozenModel, images: Images) -> None:
         warnings.warn(text, ModelWarning, stacklevel=3)
 
 
-def found(
+def inverted(
     model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None
 ) -> tuple[Latents, dict[str, Tensor]]:
     """Latents at the level, on the CPU, and figures of each image's way there and back."""

@@ -33,9 +33,9 @@ def save_domain(domain: Domain, path: Path, thumbnails: Tensor | None = None) ->
     Two latents of two bytes a number for each fitted image: 9.4 MiB for 200 images of 3x64x64 numbers, and little more
     than half a MiB besides.
     """
-    about = {name: getattr(domain, name) for name in WHOLE}
-    about |= {"targets": asdict(domain.targets), "guards": domain.guards.numbers(), "own": own_numbers(domain.own)}
-    tensors = {"latents": domain.latents.half(), "clean": domain.clean.half(), **own_tensors(domain.own)}
+    about, (own, numbers) = {name: getattr(domain, name) for name in WHOLE}, own_parts(domain.own)
+    about |= {"targets": asdict(domain.targets), "guards": domain.guards.numbers(), "own": numbers}
+    tensors = {"latents": domain.latents.half(), "clean": domain.clean.half(), **own}
     tensors |= {f"guards.{name}": tensor for name, tensor in domain.guards.tensors().items()}
     tensors |= {} if thumbnails is None else {"thumbnails": thumbnails}
     header = {KEY: json.dumps({"format": FORMAT, **about})}
@@ -79,35 +79,26 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): fit it again") from None
-    found = about.get("format") if isinstance(about, dict) else None
-    if found != FORMAT:
-        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {found}: fit it again")
+    format = about.get("format") if isinstance(about, dict) else None
+    if format != FORMAT:
+        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {format}: fit it again")
     return about, tensors
 
 
-def own_tensors(own: Gaussian) -> dict[str, Tensor]:
-    """A structured Gaussian in parts."""
+def own_parts(own: Gaussian) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and numbers of a structured Gaussian."""
     covariance = own.covariance
     assert isinstance(covariance, Structured)
-    return {
+    spectral = covariance.spectral
+    tensors = {
         "own.mean": own.mean.float(),
-        "own.variances": covariance.spectral.variances.float(),
-        "own.colors": covariance.spectral.colors.float(),
+        "own.variances": spectral.variances.float(),
+        "own.colors": spectral.colors.float(),
         "own.directions": covariance.directions.float(),
         "own.values": covariance.values.float(),
     }
-
-
-def own_numbers(own: Gaussian) -> dict[str, Any]:
-    covariance = own.covariance
-    assert isinstance(covariance, Structured)
-    return {
-        "rows": covariance.rows,
-        "columns": covariance.columns,
-        "shrinkage": covariance.shrinkage,
-        "spectral": covariance.spectral.shrinkage.tolist(),
-        "bands": covariance.spectral.band_shrinkage.tolist(),
-    }
+    numbers = {name: getattr(covariance, name) for name in ("rows", "columns", "shrinkage")}
+    return tensors, numbers | {"spectral": spectral.shrinkage.tolist(), "bands": spectral.band_shrinkage.tolist()}
 
 
 def own_of(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gaussian:

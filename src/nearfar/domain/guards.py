@@ -84,7 +84,7 @@ class Quality:
         parts = [
             cls.of(latents[folds != fold]).strengths(latents[folds == fold]) for fold in range(int(folds.max()) + 1)
         ]
-        layout, detail = (allowed(values) for values in torch.cat(parts).unbind(1))
+        layout, detail = (allowed(strengths) for strengths in torch.cat(parts).unbind(1))
         return replace(cls.of(latents), layout=layout, detail=detail)
 
     @classmethod
@@ -100,10 +100,10 @@ class Quality:
         return torch.stack([low.mean(1), high if others else low.mean(1)], 1).clamp(min=1e-12).log()
 
 
-def allowed(values: Values) -> Range:
+def allowed(strengths: Values) -> Range:
     """Between the quantiles, and beyond them by a share of that: `1 / sqrt(count)`, or `5 / count` below 25."""
-    low, high = values.quantile(TAIL).item(), values.quantile(1 - TAIL).item()
-    margin = (high - low) * max(5 / len(values), len(values) ** -0.5)
+    low, high = strengths.quantile(TAIL).item(), strengths.quantile(1 - TAIL).item()
+    margin = (high - low) * max(5 / len(strengths), len(strengths) ** -0.5)
     return low - margin, high + margin
 
 
@@ -145,6 +145,8 @@ class Guards:
         """
         check(model, images, own, symmetry)
         places = distinct(images)
+        if len(places) < FEWEST:
+            raise UsageError(f"guards need at least {FEWEST} images that differ, got {len(places)}: add others")
         images = images[places]
         others = torch.cat([own[::2], recolored(own[1::2], images)])
         fitted, of_own = (encode_all(model, some, batch_size) for some in (images, others))
@@ -155,8 +157,8 @@ class Guards:
         domain, owned = ((vectors - center) / scale).half().double().tensor_split([len(fitted)])
         capture, quality = Capture.fit(domain, owned), Quality.fit(fitted)
         warn(len(images), capture, kind)
-        lying = [encode_all(model, turned, batch_size) for turned in ways(images, symmetry)]
-        units = (unit(apart(lying, fitted)), unit(apart([domain], domain)))
+        turned = [encode_all(model, some, batch_size) for some in turns_of(images, symmetry)]
+        units = (unit(apart(turned, fitted)), unit(apart([domain], domain)))
         return cls(fitted, places, domain, center, scale, capture, quality, *units, kind, symmetry)
 
     def judge(self, model: FrozenModel, outputs: Images, batch_size: int = 32) -> list[Judgment]:
@@ -167,18 +169,18 @@ class Guards:
         batch.
         """
         model.image.check(outputs)
-        lying = [encode_all(model, turned, batch_size) for turned in ways(outputs, self.symmetry)]
-        _, vectors = features_of(model, lying[0], batch_size, self.kind)
+        turned = [encode_all(model, some, batch_size) for some in turns_of(outputs, self.symmetry)]
+        _, vectors = features_of(model, turned[0], batch_size, self.kind)
         vectors = (vectors - self.center) / self.scale
-        away = distances(lying, self.latents)
+        away = distances(turned, self.latents)
         figures = (
             self.places[away.argmin(1)].tolist(),
             (away.amin(1) / self.latent_unit).tolist(),
             (distances([vectors], self.vectors).amin(1) / self.feature_unit).tolist(),
             self.capture.scores(vectors).tolist(),
-            self.quality.strengths(lying[0]).tolist(),
+            self.quality.strengths(turned[0]).tolist(),
         )
-        return [self.judged(*each) for each in zip(*figures, strict=True)]
+        return [self.judged(*row) for row in zip(*figures, strict=True)]
 
     def judged(self, nearest: int, latents: float, features: float, score: float, strengths: list[float]) -> Judgment:
         layout, detail = (
@@ -190,7 +192,7 @@ class Guards:
         where = "latents" if latents < features else "features"
         score = score if self.capture.reliable else 0.0
         doubtful = self.capture.reliable and self.capture.borderline < score <= 0
-        found: list[tuple[bool, Verdict, str]] = [
+        rules: list[tuple[bool, Verdict, str]] = [
             (copy, "drop", f"a copy of fitted image {nearest}"),
             (least < NEAR and not copy, "flag", f"near a fitted image in {where}"),
             (score > 0, "drop", "fell back to the model's own domain"),
@@ -200,7 +202,7 @@ class Guards:
             (detail > 1, "flag", "detail stronger than the domain's: noisy"),
             (detail < -1, "flag", "detail weaker than the domain's: smooth"),
         ]
-        raised = [(verdict, reason) for holds, verdict, reason in found if holds]
+        raised = [(verdict, reason) for holds, verdict, reason in rules if holds]
         worst: Verdict = max((verdict for verdict, _ in raised), key=["flag", "drop"].index, default="keep")
         quality = max(layout, detail, key=abs)
         return Judgment(nearest, latents, features, score, quality, tuple(reason for _, reason in raised), worst)
@@ -254,7 +256,7 @@ class Guards:
 
 def rates(judgments: Sequence[Judgment]) -> dict[str, float]:
     """Shares of the outputs: by verdict, and those found by each guard before any of them is dropped."""
-    found = {
+    shown = {
         **{name: [one.verdict == name for one in judgments] for name in ("keep", "flag", "drop")},
         "copies_in_latents": [one.latent_copy < 1 for one in judgments],
         "copies_in_features": [one.feature_copy < 1 for one in judgments],
@@ -262,7 +264,7 @@ def rates(judgments: Sequence[Judgment]) -> dict[str, float]:
         "captured": [one.captured > 0 for one in judgments],
         "implausible": [abs(one.quality) > 1 for one in judgments],
     }
-    return {name: sum(values) / max(len(judgments), 1) for name, values in found.items()}
+    return {name: sum(flags) / max(len(judgments), 1) for name, flags in shown.items()}
 
 
 def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> None:
@@ -277,8 +279,6 @@ def check(model: FrozenModel, images: Images, own: Samples, symmetry: str) -> No
 def distinct(images: Images) -> Int64[Tensor, " different"]:
     """The places of the images that differ, each the first of its kind."""
     first = {image.cpu().numpy().tobytes(): number for number, image in reversed(list(enumerate(images)))}
-    if len(first) < FEWEST:
-        raise UsageError(f"guards need at least {FEWEST} images that differ, got {len(first)}: add others")
     return torch.tensor(sorted(first.values()))
 
 
@@ -294,22 +294,22 @@ def warn(count: int, capture: Capture, kind: Kind) -> None:
         warnings.warn(f"{text} (chance is 0.5, needed {RELIABLE}): capture is not judged", ModelWarning, stacklevel=3)
 
 
-def ways(images: Images, symmetry: str) -> list[Images]:
+def turns_of(images: Images, symmetry: str) -> list[Images]:
     """The images in all ways in which a copy may lie, first as they are."""
     flips, turns = SYMMETRIES[symmetry]
     return [some.rot90(turn, (2, 3)) for some in (images, images.flip(3))[:flips] for turn in range(turns)]
 
 
-def distances(lying: Sequence[Tensor], others: Tensor) -> Float64[Tensor, "some others"]:
+def distances(turned: Sequence[Tensor], others: Tensor) -> Float64[Tensor, "some others"]:
     """Euclidean distances of all pairs, the least one over the ways in which the first may lie."""
     flat = others.double().flatten(1)
     exact = "donot_use_mm_for_euclid_dist"
-    return torch.stack([torch.cdist(one.double().flatten(1), flat, compute_mode=exact) for one in lying]).amin(0)
+    return torch.stack([torch.cdist(one.double().flatten(1), flat, compute_mode=exact) for one in turned]).amin(0)
 
 
-def apart(lying: Sequence[Tensor], others: Tensor) -> Values:
+def apart(turned: Sequence[Tensor], others: Tensor) -> Values:
     """The distance of each of them to the nearest other one."""
-    return distances(lying, others).fill_diagonal_(torch.inf).amin(1)
+    return distances(turned, others).fill_diagonal_(torch.inf).amin(1)
 
 
 def unit(nearest: Values) -> float:

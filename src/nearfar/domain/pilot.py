@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.guards import rates
 from nearfar.domain.synthesis import synthesize
@@ -46,9 +45,8 @@ def pilot(
     count: int = COUNT,
     limit: float = LIMIT,
     candidates: Sequence[Mapping[str, Any]] = CANDIDATES,
-    seed: int = 1,
     batch_size: int = BATCH,
-    on_step: OnStep | None = None,
+    **options: Any,
 ) -> tuple[Domain, tuple[Trial, ...]]:
     """The domain with the first of the candidates that copies no more than `limit`, and what was tried.
 
@@ -57,12 +55,13 @@ def pilot(
     Candidates after the first that cannot be made (too few images, or none of 10,000 mixtures far enough away) are
     passed over. Warns if no candidate keeps the limit, and takes the one that copies least; warns also if the guards
     flag most of what it makes.
-    Cost: the domain's `steps` network calls, and one for the guards, for each batch of each candidate that is tried.
+    options: of `synthesize`; the seed is 1 unless given. Cost: the domain's `steps` network calls, and one for the
+    guards, for each batch of each candidate that is tried.
     """
     tried: list[Trial] = []
     for mixing in candidates:
         try:
-            made = synthesize(model, domain, count, seed=seed, batch_size=batch_size, on_step=on_step, **mixing)
+            made = synthesize(model, domain, count, batch_size=batch_size, **{"seed": 1, **options, **mixing})
         except UsageError:
             if not tried:
                 raise

@@ -58,7 +58,7 @@ class Pulled:
     def __call__(self, x_t: Images, t: Times) -> Images:
         alpha, sigma = self.schedule.coefficients(t)
         ours, its_own = (
-            posterior_mean(each.mean.to(x_t), each.covariance, x_t, alpha, sigma) for each in (self.domain, self.own)
+            posterior_mean(one.mean.to(x_t), one.covariance, x_t, alpha, sigma) for one in (self.domain, self.own)
         )
         return self.denoiser(x_t, t) + self.weight * (ours - its_own)
 

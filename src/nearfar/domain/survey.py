@@ -20,6 +20,7 @@ from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.level import STEPS, WARP, Level
 from nearfar.diffusion.schedule import NoiseSchedule, check_steps
 from nearfar.diffusion.solver import SOLVER, OnStep, solve
+from nearfar.domain.guards import distinct
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.normality import Frames, Gaussianity, gaussianity, rotations
 from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, geometry, gram_matrix, radial_spectrum
@@ -107,7 +108,7 @@ def survey(
     images: float32 `(batch, channel, height, width)` in [-1, 1] of one domain, at least 8 different ones.
     own: images of the model's own domain, of which as many are used; samples of the model itself unless given.
     strengths: the levels, ascending in (0, 1]. steps: inversion steps to the last one, besides one for each level.
-    seed: of the own samples, the folds and the permutations. on_step: told of every solver step of every batch.
+    seed: of the own samples, the folds and the permutations. on_step: called after every solver step of every batch.
     Proposed is the lowest level at which the clouds are separable, the unseen cloud's shape has settled (its roundness
     comes to 0.9 of the greatest at any level) and it passes as Gaussian, or only the first two if it does nowhere.
     Separable, or draws are captured by the model's own domain; settled and Gaussian, or a Gaussian prior is wrong; the
@@ -136,10 +137,10 @@ def survey(
 
 def check_different(images: Images) -> None:
     """Refuse too few images; warn of copies, since p-values are those of independent images."""
-    different = len({hash(image.cpu().numpy().tobytes()) for image in images})
+    different = len(distinct(images))
     if different < FEWEST:
-        found = f"{len(images)}" if different == len(images) else f"{different} among {len(images)}"
-        raise UsageError(f"a survey needs at least {FEWEST} different images, got {found}: add some")
+        given = f"{len(images)}" if different == len(images) else f"{different} among {len(images)}"
+        raise UsageError(f"a survey needs at least {FEWEST} different images, got {given}: add some")
     if different < len(images):
         text = (
             f"{len(images) - different} of {len(images)} images are copies of others: leave them out, p-values are off"

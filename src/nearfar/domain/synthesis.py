@@ -10,15 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.solver import DDIM, OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.draws import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import invert
 from nearfar.sampling.own_samples import BATCH
-from nearfar.sampling.trajectory import decode, descend, numbered_noise
+from nearfar.sampling.trajectory import ascend, decode, descend, encode, numbered_noise
 from nearfar.tensors import Images, Latents
 
 Image = Float[Tensor, "channel height width"]
@@ -69,7 +67,7 @@ class Synthesizer:
     def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
         """The way down from latents at the domain's level."""
         noise = numbered_noise(self.model, "synthesis", numbers, self.seed)
-        sampling = Sampling(Level(self.domain.strength), self.domain.steps, DDIM(self.eta))
+        sampling = self.domain.sampling(DDIM(self.eta))
         return decode(self.model, descend(self.model, latents, sampling, noise, on_step))
 
 
@@ -84,7 +82,14 @@ def synthesizer(
     seed: int = 0,
     **options: Any,
 ) -> Synthesizer:
-    """Settle how new images are made; the arguments are those of `synthesize`."""
+    """Settle how new images are made.
+
+    family: of spread, see `draws.drawing`; options: of the family. geometry: "free" takes draws as they are,
+    "projected" puts them onto the domain's shell, "tested" repeats them until they pass the paper's three tests.
+    pull: weight of the density ratio, in [0, 1] (see `pull.Pulled`), the domain's own unless given; 0 is the
+    frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
+    eta: of the way down, see `Synthesizer`. seed: of draws and noise.
+    """
     domain.check(model)
     if geometry not in GEOMETRIES:
         raise UsageError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
@@ -100,25 +105,16 @@ def synthesize(
     count: int,
     *,
     first: int = 0,
-    family: str = FAMILY,
-    geometry: str = "free",
-    pull: float | None = None,
-    eta: float = 0.0,
-    seed: int = 0,
     batch_size: int = BATCH,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Synthesis:
     """`count` new images of a domain. Output `i` depends on model, domain, settings, seed and `i`, not on `count`.
 
-    family: of spread, see `starts.drawing`. geometry: "free" takes draws as they are, "projected" puts them onto the
-    domain's shell, "tested" repeats them until they pass the paper's three tests.
-    pull: weight of the density ratio, in [0, 1] (see `pull.Pulled`), the domain's own unless given; 0 is the
-    frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
-    eta: of the way down, see `Synthesizer`. first: the number of the first output. options: of the family.
+    first: the number of the first output. options: those of `synthesizer`.
     Cost: the domain's `steps` network calls for each batch. `Domain.guards` judges what comes out.
     """
-    making = synthesizer(model, domain, family=family, geometry=geometry, pull=pull, eta=eta, seed=seed, **options)
+    making = synthesizer(model, domain, **options)
     return making.make_all(range(first, first + count), batch_size, on_step)
 
 
@@ -129,20 +125,18 @@ def vary(
     count: int,
     *,
     amount: float = 0.5,
-    family: str = FAMILY,
-    pull: float | None = None,
-    seed: int = 0,
     batch_size: int = BATCH,
     on_step: OnStep | None = None,
+    **options: Any,
 ) -> Images:
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
     amount: 0 gives the image back, 1 forgets it and is what `synthesize` makes: the image's latent and a draw are added
-    as in `draws.steer`, so that every mixture lies where latents of the domain lie. pull: of `synthesize`; the
-    image is inverted with it too.
+    as in `draws.steer`, so that every mixture lies where latents of the domain lie. options: those of `synthesizer`;
+    the image is inverted with its `pull`, too.
     Cost: one inversion, and `steps` calls for each batch.
     """
-    making = varying(model, domain, image, amount=amount, family=family, pull=pull, seed=seed, on_step=on_step)
+    making = varying(model, domain, image, amount=amount, on_step=on_step, **options)
     return making.make_all(range(count), batch_size, on_step).images
 
 
@@ -159,5 +153,6 @@ def varying(
     if not 0 <= amount <= 1:
         raise UsageError(f"amount must be in [0, 1], got {amount:g}")
     making = synthesizer(model, domain, **options)
-    latent = invert(making.model, image[None], strength=domain.strength, steps=domain.steps, on_step=on_step)[0].cpu()
-    return replace(making, draw=steered(making.draw, latent, domain.latents.mean(0), amount))
+    making.model.image.check(image[None])
+    latents = ascend(making.model, encode(making.model, image[None]), domain.sampling(), on_step)
+    return replace(making, draw=steered(making.draw, latents[0].cpu(), domain.latents.mean(0), amount))

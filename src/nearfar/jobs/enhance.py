@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver
+from nearfar.diffusion.solver import OnStep
 from nearfar.errors import ImageError
 from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
@@ -26,33 +25,18 @@ from nearfar.jobs.job import Job, Reading, Results, make_job, own_figures, traje
 from nearfar.jobs.run import is_out_of_memory, plan_run, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
-from nearfar.sampling.enhancement import check_scale, enhance, proposed_strength, tiles_of
+from nearfar.sampling.enhancement import Enlargement, enlarge, tiles_of
 from nearfar.tensors import Images
 
 MAX_SIDE = 16383
 """Pixels of a side of a result: what WebP can hold."""
 
 
-@dataclass(frozen=True)
-class Enlargement:
-    """How images are enlarged; the fields are the arguments of `enhance`. seed: of all that is random."""
-
-    scale: int
-    strength: float | None = None
-    steps: int = STEPS
-    solver: Solver = SOLVER
-    cascade: int = 1
-    consistency: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_scale(self.scale, self.cascade)
-
-
 def enhance_job(
     model: FrozenModel,
     how: Enlargement,
     *,
+    seed: int = 0,
     batch_size: int | None = None,
     keep_metadata: bool = False,
     files: int | None = None,
@@ -65,20 +49,18 @@ def enhance_job(
     result, as it is before a lossy format encodes it; at most half a level.
     files: how many images there are, so that no cores wait for images that never come.
     """
-    scale, key = how.scale, SecretKey.from_seed(how.seed)
-    options: dict[str, Any] = {"scale": scale, "cascade": how.cascade, "consistency": how.consistency}
-    strength = proposed_strength(model, scale, how.consistency) if how.strength is None else how.strength
-    settings = trajectory_settings(model, Sampling(Level(strength), how.steps, how.solver), FitMode.PAD)
-    way: dict[str, Any] = {"strength": strength, "steps": how.steps, "solver": how.solver, "key": key, **options}
+    scale, key = how.scale, SecretKey.from_seed(seed)
+    options = {"scale": scale, "cascade": how.cascade, "consistency": how.consistency}
+    settings = trajectory_settings(model, how.sampling(model), FitMode.PAD)
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
-        work = partial(enhance, model, images, on_step=on_step, **way)
+        work = partial(enlarge, model, images, how, key, on_step=on_step)
         return Results(work(batch_size=tiles) if batch_size else halving(work, tiles))
 
     job = make_job(
         model,
-        {"command": "enhance", **settings, **options, "seed": how.seed, "keep_metadata": keep_metadata},
+        {"command": "enhance", **settings, **options, "seed": seed, "keep_metadata": keep_metadata},
         transform=transform,
         read=partial(read_small, channels=model.image.channels, scale=scale),
         encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata),
@@ -154,14 +136,16 @@ def enhance_folder(
     out: str | Path,
     *,
     resume: bool = False,
+    seed: int = 0,
     batch_size: int | None = None,
     keep_metadata: bool = False,
-    **options: Any,
+    **how: Any,
 ) -> Progress:
     """Enlarge every image below `source`, in `out`, under the same name.
 
-    options: the fields of `Enlargement`. Returns the run's outcome; `failed` lists images that could not be done.
+    how: fields of `Enlargement`; the rest as for `enhance_job`. Returns the run's outcome; `failed` lists images that
+    could not be done.
     """
-    how, files = Enlargement(**options), len(list_folder(Path(source)).items)
-    job = enhance_job(model, how, batch_size=batch_size, keep_metadata=keep_metadata, files=files)
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "keep_metadata": keep_metadata}
+    job = enhance_job(model, Enlargement(**how), files=len(list_folder(Path(source)).items), **options)
     return run(job, Path(out), plan_run(job, Path(source), Path(out), resume))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nearfar.domain.capture import RELIABLE
 from nearfar.domain.domain import Domain
-from nearfar.domain.guards import SURE, apart, ways
+from nearfar.domain.guards import SURE, apart, turns_of
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
@@ -270,7 +270,7 @@ def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:
     """Copy distances of samples against those of fitted images to one another."""
     guards = domain.guards
     among = {
-        "latents": apart(ways(guards.latents, guards.symmetry), guards.latents) / guards.latent_unit,
+        "latents": apart(turns_of(guards.latents, guards.symmetry), guards.latents) / guards.latent_unit,
         "features": apart([guards.vectors], guards.vectors) / guards.feature_unit,
     }
     figure = Figure(figsize=(9, 3), layout="constrained")

@@ -49,7 +49,7 @@ class AreaDownsampling:
         approach: one multiplication, which finds the mean exactly and stays inside.
         """
         clipped = images.clamp(-1, 1)
-        mean, goal = (self._repeat(each) for each in (self.shrink(clipped), small))
+        mean, goal = self._repeat(self.shrink(clipped)), self._repeat(small)
         brighter = 1 - (1 - clipped) * (1 - goal) / (1 - mean).clamp(min=TINY)
         darker = (1 + clipped) * (1 + goal) / (1 + mean).clamp(min=TINY) - 1
         return torch.where(mean < goal, brighter, darker).clamp(-1, 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd, inf
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,50 +34,84 @@ HELD = 4.0
 """How much more noise there may be where data consistency, not the level, keeps the layout."""
 
 
-def enhance(
-    model: FrozenModel,
-    images: Images,
-    *,
-    scale: int,
-    strength: float | None = None,
-    steps: int = STEPS,
-    solver: Solver = SOLVER,
-    cascade: int = 1,
-    consistency: bool = True,
-    key: SecretKey | None = None,
-    batch_size: int = 16,
-    on_step: OnStep | None = None,
-) -> Large:
-    """Images `scale` times as large, with detail that the model finds likely. It is invented, not what was there.
+@dataclass(frozen=True)
+class Enlargement:
+    """How images are enlarged.
 
-    images: float32 `(batch, channel, height, width)` in [-1, 1], of any size, with the model's channels.
     scale: a whole number from 2 to 8. strength: share of the forward process, `proposed_strength` unless given.
     cascade: how often the enlargement is noised and denoised, one after the other.
     consistency: keep the clean estimate of every step, and the result, such that the mean over `scale` x `scale` pixels
     is the given image (DDNM, arXiv 2212.00490). Behind an autoencoder, only the result. Without it, as in the paper,
     results drift from what was given.
+    """
+
+    scale: int
+    strength: float | None = None
+    steps: int = STEPS
+    solver: Solver = SOLVER
+    cascade: int = 1
+    consistency: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise UsageError(f"scale must be a whole number from {SCALES[0]} to {SCALES[-1]}, got {self.scale}")
+        if self.cascade < 1:
+            raise UsageError(f"cascade must be at least 1, got {self.cascade}")
+
+    def sampling(self, model: FrozenModel) -> Sampling:
+        """Of one pass."""
+        given = self.strength
+        level = Level(proposed_strength(model, self.scale, self.consistency) if given is None else given)
+        return Sampling(level, self.steps, self.solver)
+
+
+def enhance(
+    model: FrozenModel,
+    images: Images,
+    *,
+    key: SecretKey | None = None,
+    batch_size: int = 16,
+    on_step: OnStep | None = None,
+    **how: Any,
+) -> Large:
+    """Images `scale` times as large, with detail that the model finds likely. It is invented, not what was there.
+
+    images: float32 `(batch, channel, height, width)` in [-1, 1], of any size, with the model's channels.
+    how: `scale` and the other fields of `Enlargement`.
     key: source of all randomness, a random one unless given; an image's result does not depend on its batch.
-    batch_size: tiles in one network call. on_step: called after each step with its number, over all passes.
+    batch_size: tiles in one network call. on_step: called after each step with `(step, state)`; steps count from 1,
+    over all passes.
     Returns float32 `(batch, channel, height * scale, width * scale)` in [-1, 1] on the CPU.
     Cost: `cascade * solver.calls(steps)` uses of a `TiledDenoiser`. Memory: 140 bytes for each pixel of the results
     besides the network's (measured: 2.2 GB for 4096 x 4096).
     """
-    check(model, images, scale, cascade)
-    level = Level(proposed_strength(model, scale, consistency) if strength is None else strength)
-    sampling, used_key = Sampling(level, steps, solver), key or SecretKey.random()
-    times = level.times(model.schedule, len(images))
+    return enlarge(model, images, Enlargement(**how), key or SecretKey.random(), batch_size, on_step)
+
+
+def enlarge(
+    model: FrozenModel,
+    images: Images,
+    how: Enlargement,
+    key: SecretKey,
+    batch_size: int,
+    on_step: OnStep | None = None,
+) -> Large:
+    """`enhance` with an `Enlargement`."""
+    check(model, images)
+    scale, sampling = how.scale, how.sampling(model)
+    times = sampling.level.times(model.schedule, len(images))
     area, small = AreaDownsampling(scale), mirrored(images.to(model.device, torch.float32), model, scale)
     denoiser: Denoiser = TiledDenoiser(model.denoiser, model.latent_shape[1:], batch_size)
-    if consistency and rearranges(model.latent_space):
+    if how.consistency and rearranges(model.latent_space):
         denoiser = ConsistentDenoiser(denoiser, model.latent_space, area, small)
     canvas = area.enlarge(small).clamp(-1, 1)
     rows, columns = (side // model.latent_space.factor for side in canvas.shape[2:])
     large = replace(model, denoiser=denoiser, latent_shape=(model.latent_shape[0], rows, columns))
-    for number in range(cascade):
-        keys = [used_key.for_image(image, time.item(), number) for image, time in zip(images, times, strict=True)]
-        count_on = partial(tell, on_step, number * steps)
+    for number in range(how.cascade):
+        keys = [key.for_image(image, time.item(), number) for image, time in zip(images, times, strict=True)]
+        count_on = partial(tell, on_step, number * how.steps)
         canvas = model.latent_space.decode(noised_and_denoised(large, canvas, sampling, keys, count_on))
-        canvas = area.settle(area.project(canvas, small), small) if consistency else canvas.clamp(-1, 1)
+        canvas = area.settle(area.project(canvas, small), small) if how.consistency else canvas.clamp(-1, 1)
     height, width = (scale * length for length in images.shape[2:])
     return canvas[:, :, :height, :width].cpu()
 
@@ -157,17 +192,9 @@ def tiles_of(model: FrozenModel, shape: Sequence[int], scale: int) -> int:
     return tile_count(canvas, model.latent_shape[1:])
 
 
-def check(model: FrozenModel, images: Images, scale: int, cascade: int) -> None:
+def check(model: FrozenModel, images: Images) -> None:
     """Refuse what cannot be enlarged."""
-    check_scale(scale, cascade)
     if images.ndim != 4 or images.shape[1] != model.image.channels or 0 in images.shape:
         raise UsageError(f"images must be (batch, {model.image.channels}, height, width), got {tuple(images.shape)}")
     if not images.isfinite().all() or images.abs().max() > 1:
         raise UsageError("images must lie in [-1, 1]: divide 8-bit values by 127.5, less 1")
-
-
-def check_scale(scale: int, cascade: int) -> None:
-    if scale not in SCALES:
-        raise UsageError(f"scale must be a whole number from {SCALES[0]} to {SCALES[-1]}, got {scale}")
-    if cascade < 1:
-        raise UsageError(f"cascade must be at least 1, got {cascade}")

@@ -77,7 +77,7 @@ def represented(
 def figures_of(images: Images, again: Images, others: dict[str, Tensor]) -> dict[str, Tensor]:
     before = images.cpu()
     measured = {"psnr": psnr(before, again), "ssim": ssim(before, again), **others}
-    return {name: values.double() for name, values in measured.items()}
+    return {name: figure.double() for name, figure in measured.items()}
 
 
 def calls_of(solver: Solver, steps: int) -> tuple[int, int]:

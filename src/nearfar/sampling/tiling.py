@@ -79,11 +79,13 @@ class TiledDenoiser:
 def grid_at(canvas: tuple[int, ...], tile: tuple[int, int], time: float) -> Grid:
     """The tiles that cover a canvas at this time."""
     shifts = (time * shift % 1 for shift in SHIFTS)
-    rows, columns = (starts(length, side, shift) for length, side, shift in zip(canvas, tile, shifts, strict=True))
+    rows, columns = (
+        first_places(length, side, shift) for length, side, shift in zip(canvas, tile, shifts, strict=True)
+    )
     return rows, columns
 
 
-def starts(length: int, tile: int, shift: float) -> list[int]:
+def first_places(length: int, tile: int, shift: float) -> list[int]:
     """Where tiles begin along one side: one at each end, the others evenly between, from `shift` strides on."""
     room, stride = length - tile, max(1, int(tile * (1 - OVERLAP)))
     if room == 0:
@@ -110,7 +112,7 @@ def squared_sine(side: int) -> Float[Tensor, " side"]:
 
 def total_weight(canvas: tuple[int, ...], tile: tuple[int, int], grid: Grid) -> Float[Tensor, "rows columns"]:
     """What the windows of all tiles add up to at every place of a canvas."""
-    rows, columns = (weight_along(*each) for each in zip(canvas, tile, grid, strict=True))
+    rows, columns = (weight_along(*side) for side in zip(canvas, tile, grid, strict=True))
     return rows[:, None] * columns
 
 

@@ -19,7 +19,7 @@ def measured(model, own, **options):
     """Of 24 of 60 images."""
     guards = Guards.fit(model, images(60), own)
     latents = invert(model, images(60)[:24], strength=STRENGTH, steps=STEPS)
-    return bandwidth(model, latents, guards, strength=STRENGTH, steps=STEPS, **options)
+    return bandwidth(model, latents, guards, Sampling(Level(STRENGTH), STEPS), **options)
 
 
 def test_a_model_of_another_domain_bears_little():
@@ -42,7 +42,7 @@ def test_a_domain_that_the_model_knows_bears_all_of_it():
     with pytest.warns(ModelWarning, match="capture is not judged"):
         guards = Guards.fit(model, known[0].clamp(-1, 1), known[1].clamp(-1, 1))
     latents = invert(model, known[0][:24].clamp(-1, 1), strength=STRENGTH, steps=STEPS)
-    found = bandwidth(model, latents, guards, strength=STRENGTH, steps=STEPS, etas=(0.0, 0.5, 1.0))
+    found = bandwidth(model, latents, guards, Sampling(Level(STRENGTH), STEPS), etas=(0.0, 0.5, 1.0))
     assert found.value == 1
     assert found.etas == (0, 0.5, 1)
 
@@ -64,7 +64,7 @@ def test_latents_that_lead_elsewhere_are_told():
     guards = Guards.fit(oracle(), images(60), owned(60))
     latents = invert(oracle(), owned(10, 3), strength=STRENGTH, steps=5)
     with pytest.warns(ModelWarning, match="only 0% of the latents lead back into the domain with eta 0"):
-        found = bandwidth(oracle(), latents, guards, strength=STRENGTH, steps=5, etas=(0.0, 1.0))
+        found = bandwidth(oracle(), latents, guards, Sampling(Level(STRENGTH), 5), etas=(0.0, 1.0))
     assert found.kept == (0, 0)
     assert found.value == 0
 
@@ -73,10 +73,10 @@ def test_latents_that_lead_elsewhere_are_told():
 def test_etas_out_of_order_are_refused(etas, came):
     guards = Guards.fit(oracle(), images(20), owned(20))
     with pytest.raises(UsageError, match=f"etas must rise within .0, 1., got {came}"):
-        bandwidth(oracle(), images(2), guards, strength=STRENGTH, steps=5, etas=etas)
+        bandwidth(oracle(), images(2), guards, Sampling(Level(STRENGTH), 5), etas=etas)
 
 
 def test_latents_of_another_shape_are_refused():
     guards = Guards.fit(oracle(), images(20), owned(20))
     with pytest.raises(UsageError, match=r"latents must be \(batch, 3, 16, 16\), got \(2, 3, 8, 8\)"):
-        bandwidth(oracle(), images(2)[:, :, :8, :8], guards, strength=STRENGTH, steps=5)
+        bandwidth(oracle(), images(2)[:, :, :8, :8], guards, Sampling(Level(STRENGTH), 5))

@@ -13,7 +13,8 @@ from nearfar.errors import RunError
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs import enhance as job_module
 from nearfar.jobs import run
-from nearfar.jobs.enhance import Enlargement, enhance_folder, enhance_job
+from nearfar.jobs.enhance import enhance_folder, enhance_job
+from nearfar.sampling.enhancement import Enlargement
 
 SCALE = 3
 
@@ -153,14 +154,14 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
         events.append(1)
         return read(item, **how)
 
-    def slow(model, images, **options):
+    def slow(model, images, *_, **__):
         time.sleep(0.01)
         events.append(-1)
         return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
     monkeypatch.setattr(run, "WAITING", 0)
     monkeypatch.setattr(job_module, "read_small", noted)
-    monkeypatch.setattr(job_module, "enhance", slow)
+    monkeypatch.setattr(job_module, "enlarge", slow)
     for number in range(24):
         Image.fromarray(drawn(16, 16, 3)).save(source / f"{number:02}.png")
     call(source, out, scale=4, batch_size=16)  # each is 25 tiles, so it goes alone
@@ -170,7 +171,7 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
 
 def test_tiles_that_memory_does_not_hold_are_called_in_smaller_numbers(source, out, monkeypatch):
     Image.fromarray(drawn(24, 24, 3)).save(source / "a.png")
-    held, tried = job_module.enhance, []
+    held, tried = job_module.enlarge, []
 
     def tight(*args, batch_size, **options):
         tried.append(batch_size)
@@ -178,7 +179,7 @@ def test_tiles_that_memory_does_not_hold_are_called_in_smaller_numbers(source, o
             raise torch.OutOfMemoryError("full")
         return held(*args, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(job_module, "enhance", tight)
+    monkeypatch.setattr(job_module, "enlarge", tight)
     assert enhance_folder(gaussian(), source, out, scale=2, steps=1).done == 1
     assert tried[0] > 2
     assert tried[-1] <= 2
@@ -190,6 +191,6 @@ def test_a_number_of_tiles_that_was_asked_for_is_not_changed(source, out, monkey
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(job_module, "enhance", full)
+    monkeypatch.setattr(job_module, "enlarge", full)
     with pytest.raises(RunError, match="give --batch-size 4"):
         enhance_folder(gaussian(), source, out, scale=2, steps=1, batch_size=8)

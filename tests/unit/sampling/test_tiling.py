@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.errors import UsageError
-from nearfar.sampling.tiling import SHIFTS, TiledDenoiser, starts, tile_count
+from nearfar.sampling.tiling import SHIFTS, TiledDenoiser, first_places, tile_count
 from oracle import GaussianDenoiser
 
 SCHEDULE = NoiseSchedule.variance_preserving(
@@ -84,16 +84,16 @@ def test_what_a_tile_says_at_its_edge_has_next_to_no_weight():
 
 @given(st.integers(0, 60), st.integers(2, 24), st.floats(0, 1, exclude_max=True))
 def test_tiles_cover_a_side_and_overlap_wherever_their_grid_lies(more, tile, shift):
-    begins = starts(tile + more, tile, shift)
+    begins = first_places(tile + more, tile, shift)
     assert begins[0] == 0
     assert begins[-1] == more
     assert all(0 <= after - before <= max(1, int(tile * 0.75)) for before, after in pairwise(begins))
-    assert len(begins) == len(starts(tile + more, tile, 0.0))
+    assert len(begins) == len(first_places(tile + more, tile, 0.0))
 
 
 def test_over_a_solvers_steps_every_place_is_an_edge_and_a_middle():
     times = torch.linspace(0, 999, 20, dtype=torch.float64).tolist()
-    begins = torch.tensor([starts(1024, 32, time * SHIFTS[0] % 1)[20] % 24 for time in times])
+    begins = torch.tensor([first_places(1024, 32, time * SHIFTS[0] % 1)[20] % 24 for time in times])
     assert len(begins.unique()) > 12
 
 
