@@ -165,12 +165,12 @@ def identify(file: BinaryIO, path: Path) -> str:
     """The name of the format that the file holds, provided that its suffix says the same."""
     start = file.read(16)
     file.seek(0)
-    found = next((name for name, form in FORMATS.items() if re.match(form.signature, start, re.DOTALL)), None)
-    if found is None:
+    name = next((name for name, form in FORMATS.items() if re.match(form.signature, start, re.DOTALL)), None)
+    if name is None:
         raise ImageError(f"holds no PNG, JPEG, WebP, TIFF or BMP data (it begins with {start[:8]!r}): convert it first")
-    if SUFFIXES.get(path.suffix.lower()) != found:
-        raise ImageError(f"holds {found} data: rename it to {printable(path.stem)}{FORMATS[found].suffixes[0]}")
-    return found
+    if SUFFIXES.get(path.suffix.lower()) != name:
+        raise ImageError(f"holds {name} data: rename it to {printable(path.stem)}{FORMATS[name].suffixes[0]}")
+    return name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How far work has come: what a run tells of itself, and who is told."""
+"""How far work has come, and the functions that are called as it goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nearfar.io.manifest import Record
 
 Watch = Callable[[str, int, int], None]
-"""Told of a stage of the work, how much of it is done, and how much there is."""
+"""Called with `(stage, done, total)` as a stage of the work goes on."""
 
 
 @dataclass
@@ -42,4 +42,4 @@ class Progress:
 
 
 def unwatched(stage: str, done: int, total: int) -> None:
-    """Nobody is told."""
+    """A `Watch` that does nothing."""

@@ -118,11 +118,12 @@ def crop(pixels: Pixels, region: Region, size: int, channels: int) -> Square:
     Read at the picture's own scale (bicubic; mirrored beyond the border), then resized with Lanczos, antialiased. Of a
     region above `FINEST` pixels a side the picture is shrunk first.
     """
-    count = cells(region)
     rows, columns = extent(region, *pixels.shape[:2])
     planes = shrunk(pixels[rows, columns], min(1.0, FINEST / region.side))
     scale = torch.tensor([planes.shape[2] / (columns.stop - columns.start), planes.shape[1] / (rows.stop - rows.start)])
-    places = (in_picture(region, count) - torch.tensor([columns.start, rows.start])) * scale
+    corner = torch.tensor([columns.start, rows.start])
+    centers = turned(square_places(cells(region)) * region.side, region.tilt) + torch.tensor([region.x, region.y])
+    places = (centers - corner) * scale
     return resized(torch.from_numpy(with_channels(sample(planes, places, "reflection").numpy(), channels)), size)
 
 
@@ -141,7 +142,8 @@ def blended(patch: Pixels, source: Planes, region: Region, within: Places) -> Pi
     """A part of the picture, at these places of the region, with the region's new content."""
     new = sample(source, (within + 0.5) * source.shape[-1], "border")
     mask = coverage(region, within)
-    mixed = blend(to_planes(patch), new, mask)
+    old = torch.from_numpy(np.ascontiguousarray(np.moveaxis(to_float(patch), -1, 0)))
+    mixed = blend(old, new, mask)
     integers = to_integer(mixed.permute(1, 2, 0).numpy(), patch.dtype.itemsize * 8)
     return np.where(mask[..., None].numpy() > 0, integers, patch)
 
@@ -198,11 +200,6 @@ def square_places(count: int) -> Places:
     return torch.stack([line.expand(count, count), line[:, None].expand(count, count)], dim=-1)
 
 
-def in_picture(region: Region, count: int) -> Places:
-    """Where the centers of the region's `count` x `count` cells lie in the picture."""
-    return turned(square_places(count) * region.side, region.tilt) + torch.tensor([region.x, region.y])
-
-
 def in_region(region: Region, rows: slice, columns: slice) -> Places:
     """Where the picture's pixels lie in the region, in shares of its side from its center."""
     x = torch.arange(columns.start, columns.stop) + 0.5 - region.x
@@ -224,15 +221,10 @@ def resized(planes: Planes, size: int) -> Square:
 
 
 def shrunk(pixels: Pixels, factor: float) -> Planes:
-    """As `to_planes`, made smaller one channel at a time."""
+    """(height, width, channels) integers -> float32 (channels, rows, columns) in [-1, 1], made smaller by channel."""
     height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
     channels = range(pixels.shape[2])
     return torch.from_numpy(np.stack([resize(to_float(pixels[..., each]), height, width) for each in channels]))
-
-
-def to_planes(pixels: Pixels) -> Planes:
-    """(height, width, channels) integers -> float32 (channels, height, width) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(to_float(pixels), -1, 0)))
 
 
 def to_linear(image: Planes) -> Planes:

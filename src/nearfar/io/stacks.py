@@ -59,29 +59,25 @@ def read_inputs(
     with `clip` and `softening` as for `values.fit_values`. Files that cannot be read are listed and left out. Raises
     UsageError when none is left, when arrays have different channels, and for values that the curve cannot take.
     """
-    if curve is not None:
-        return read_arrays(folder, contract, fit, curve, clip, softening)
-    if clip or softening is not None:
-        raise UsageError(f"clip and softening are for arrays: give a curve too, one of {', '.join(CURVES)}")
-    return read_pictures(folder, contract, fit)
-
-
-def read_pictures(folder: Path, contract: ImageContract, fit: FitMode) -> Inputs:
-    """The pictures below a folder: colors for a gray model become luma, gray is repeated for a color model."""
-    squares, failed, ignored = read_each(
-        folder, PICTURES, lambda path: fit_picture(read_picture(path), contract.size, contract.channels, fit)
-    )
-    return Inputs(list(squares), torch.stack(list(squares.values())), failed, None, ignored)
-
-
-def read_arrays(
-    folder: Path, contract: ImageContract, fit: FitMode, curve: str, clip: float, softening: Sequence[float] | None
-) -> Inputs:
-    """The arrays below a folder: gray is repeated for a color model, other channels must be the model's own."""
+    if curve is None:
+        if clip or softening is not None:
+            raise UsageError(f"clip and softening are for arrays: give a curve too, one of {', '.join(CURVES)}")
+        squares, failed, ignored = read_each(folder, PICTURES, lambda path: picture_square(path, contract, fit))
+        return Inputs(list(squares), torch.stack(list(squares.values())), failed, None, ignored)
     arrays, failed, ignored = read_each(folder, ARRAYS, lambda path: read_usable(path, contract.channels))
     values = fit_values(list(arrays.values()), curve, clip, softening)
-    images = [fit_square(values.to_image(each, contract.channels), contract.size, fit) for each in arrays.values()]
+    images = [array_square(array, values, contract, fit) for array in arrays.values()]
     return Inputs(list(arrays), torch.stack(images), failed, values, ignored)
+
+
+def picture_square(path: Path, contract: ImageContract, fit: FitMode) -> Tensor:
+    """A picture as the model's square: colors for a gray model become luma, gray is repeated for a color model."""
+    return fit_picture(read_picture(path), contract.size, contract.channels, fit)
+
+
+def array_square(array: Planes, values: ValueTransform, contract: ImageContract, fit: FitMode) -> Tensor:
+    """An array as the model's square: gray is repeated for a color model, other channels must be the model's own."""
+    return fit_square(values.to_image(array, contract.channels), contract.size, fit)
 
 
 def read_each(folder: Path, kind: Kind, read: Callable[[Path], A]) -> tuple[dict[str, A], list[Rejected], int]:
@@ -104,9 +100,8 @@ def read_one(path: Path, contract: ImageContract, fit: FitMode, values: ValueTra
     """One image `(channel, size, size)` in [-1, 1], as those of a folder are read; with `values` it is an array."""
     try:
         if values is None:
-            return fit_picture(read_picture(path), contract.size, contract.channels, fit)
-        array = read_usable(path, contract.channels)
-        return fit_square(values.to_image(array, contract.channels), contract.size, fit)
+            return picture_square(path, contract, fit)
+        return array_square(read_usable(path, contract.channels), values, contract, fit)
     except (ImageError, OSError) as refusal:
         raise UsageError(f"{path} cannot be read ({refusal}): give another image") from None
 

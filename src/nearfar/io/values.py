@@ -31,11 +31,6 @@ NARROWEST = 1e-9
 """Share of its ends' size that a curved range must have: float64 resolves it five million times."""
 
 
-def one(values: NDArray[np.float64]) -> float:
-    """The softening of a curve that does not depend on it."""
-    return 1.0
-
-
 def noise(values: NDArray[np.float64]) -> float:
     """The standard deviation of a channel's background: 1.4826 median absolute deviations."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
@@ -48,7 +43,7 @@ class Curve:
     forward: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     inverse: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     above: float = -math.inf
-    softening: Callable[[NDArray[np.float64]], float] = one
+    softening: Callable[[NDArray[np.float64]], float] = lambda _: 1.0
 
 
 CURVES = {

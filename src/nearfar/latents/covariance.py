@@ -161,14 +161,6 @@ def white_noise(count: int, shape: tuple[int, int, int], generator: Generator) -
     return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
 
 
-def samples(mean: Latent, covariance: Covariance, scale: float, count: int, generator: Generator) -> Iterator[Latents]:
-    """`count` draws of N(mean, scale^2 S), a few at a time, so that memory does not grow with `count`."""
-    shape = (mean.shape[0], mean.shape[1], mean.shape[2])
-    for start in range(0, count, LATENTS_AT_ONCE):
-        noise = white_noise(min(LATENTS_AT_ONCE, count - start), shape, generator)
-        yield mean + scale * draw(covariance, noise)
-
-
 def gains(
     function: Function, values: Float64[Tensor, "values high wide"], like: Latents
 ) -> Float[Tensor, "each values high wide"]:

@@ -16,11 +16,6 @@ def norms(x: Images) -> PerImage:
     return x.flatten(1).square().sum(dim=1).sqrt()
 
 
-def distances(x: Images, y: Images) -> PerImage:
-    """Euclidean distance between the images of each pair."""
-    return norms(x - y)
-
-
 def angles(x: Images, y: Images) -> PerImage:
     """Angle at the origin between the images of each pair, in radians, stable for small and for opposite angles."""
     u, v = (a / per_image(norms(a), a) for a in (x, y))

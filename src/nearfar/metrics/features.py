@@ -97,10 +97,10 @@ def model_features(model: FrozenModel) -> FeatureNetwork:
     """
 
     def look(images: Images) -> Look:
-        found = depths(model, model.latent_space.encode(images.to(model.device)))
-        if not found:
+        maps = depths(model, model.latent_space.encode(images.to(model.device)))
+        if not maps:
             raise UsageError("this model's network has no middle block to take features from: choose other features")
-        return Look(pooled(found[-1]), found)
+        return Look(pooled(maps[-1]), maps)
 
     known = model.provenance
     name = f"middle block of {known.source} (sha256 {known.sha256[:8]}) at strength 0.05"
@@ -173,8 +173,8 @@ def load_folder(folder: Path) -> Any:
 def read_processor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {**found, "image_mean": found["image_mean"], "image_std": found["image_std"]}
+        processor = json.loads(path.read_text("utf-8"))
+        return {**processor, "image_mean": processor["image_mean"], "image_std": processor["image_std"]}
     except (OSError, ValueError, KeyError, TypeError):
         wanted = "image_mean and image_std, which say how pixels are scaled"
         raise UsageError(f"{path} must have {wanted}: save the network's image processor there") from None

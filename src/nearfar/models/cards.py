@@ -1,6 +1,6 @@
 """What is known of published models: terms, training data, range of values and known defects.
 
-And so what a model's user must be told, and which models are refused unless forced.
+They decide what a model's user is warned of, and which models are refused unless forced.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def card_of(source: str) -> Card | None:
 def hub_name(source: str) -> str:
     """`owner/name` of a snapshot in the hub's cache, otherwise the path with plain slashes."""
     path = source.replace("\\", "/").rstrip("/")
-    found = CACHED.search(path)
-    return f"{found.group(1)}/{found.group(2)}" if found else path
+    snapshot = CACHED.search(path)
+    return f"{snapshot.group(1)}/{snapshot.group(2)}" if snapshot else path
 
 
 def endings(card: Card) -> tuple[str, ...]:

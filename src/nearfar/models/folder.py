@@ -113,7 +113,8 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     check_complete(part.folder, loading["missing_keys"])
-    return in_precision(network, dtype).eval().requires_grad_(False)
+    network = network if network.dtype == dtype else network.to(dtype)  # diffusers 0.42 leaves SD3's as it was
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager
@@ -130,24 +131,16 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def in_precision(network: Any, dtype: torch.dtype) -> Any:
-    """Cast what diffusers 0.42 left as it was (SD3's transformer), and nothing that it keeps in float32 on purpose."""
-    return network if network.dtype == dtype else network.to(dtype)
-
-
 @contextmanager
 def reading(what: Path | str) -> Iterator[None]:
     """Errors of other libraries while `what` is read, as sentences."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunError(too_large(what)) from error
+        text = f"{what} does not fit into the memory: use --precision bfloat16 on a GPU, or a smaller model"
+        raise RunError(text) from error
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         raise UsageError(f"{what} cannot be loaded ({first_line(error)}): copy the whole folder again") from error
-
-
-def too_large(what: object) -> str:
-    return f"{what} does not fit into the memory: use --precision bfloat16 on a GPU, or a smaller model"
 
 
 def check_weights(folder: Path) -> None:

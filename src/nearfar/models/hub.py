@@ -42,7 +42,13 @@ def find_model(source: str | Path, *, revision: str | None = None, download: boo
             f"{name} does not exist: give a model's folder or file, or owner/name with --download --revision COMMIT"
         )
     check_revision(name, revision, download)
-    return fetch(name, str(revision)) if download else cached(name, revision or only_commit(name))
+    if download:
+        return fetch(name, str(revision))
+    commit = revision or only_commit(name)
+    folder = cache_folder(name) / "snapshots" / commit
+    if not folder.is_dir():
+        raise UsageError(missing(name, f" at {commit}"))
+    return folder
 
 
 def bundled_name(source: str) -> str:
@@ -105,14 +111,6 @@ def missing(name: str, at: str) -> str:
         f"{name}{at} is neither a path{here} nor in the Hugging Face cache ({cache}), and nothing is downloaded "
         f"unasked: add --download --revision COMMIT ({where_commits(name)})"
     )
-
-
-def cached(name: str, commit: str) -> Path:
-    """The snapshot in the local cache; nothing is asked of the network."""
-    folder = cache_folder(name) / "snapshots" / commit
-    if not folder.is_dir():
-        raise UsageError(missing(name, f" at {commit}"))
-    return folder
 
 
 def fetch(name: str, commit: str) -> Path:

@@ -56,15 +56,11 @@ def check_label(classes: int | None, label: int | None) -> None:
 
 def stable_diffusion(unet: Any, prompt: Prompt) -> Network:
     """The UNet of Stable Diffusion 1 and 2."""
-
-    def call(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return unet(x, t, encoder_hidden_states=text).sample  # type: ignore[no-any-return]
-
-    return guided(call, prompt)
+    return guided(lambda x, t, text: unet(x, t, encoder_hidden_states=text).sample, prompt)
 
 
 def stable_diffusion_xl(unet: Any, prompt: Prompt) -> Network:
-    """The UNet of SDXL, which is also told the pooled prompt and the size of the picture."""
+    """The UNet of SDXL, which also takes the pooled prompt and the size of the picture."""
 
     def call(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor, sizes: Tensor) -> Tensor:
         added = {"text_embeds": pooled, "time_ids": sizes}
@@ -74,12 +70,8 @@ def stable_diffusion_xl(unet: Any, prompt: Prompt) -> Network:
 
 
 def stable_diffusion_3(transformer: Any, prompt: Prompt) -> Network:
-    """The transformer of Stable Diffusion 3, which is told the time from 0 to 1000."""
-
-    def call(x: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        return transformer(x, text, pooled, timestep=t).sample  # type: ignore[no-any-return]
-
-    return guided(call, prompt)
+    """The transformer of Stable Diffusion 3, which takes the time from 0 to 1000."""
+    return guided(lambda x, t, text, pooled: transformer(x, text, pooled, timestep=t).sample, prompt)
 
 
 def flux(transformer: Any, prompt: Prompt) -> Network:

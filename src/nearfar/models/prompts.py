@@ -50,7 +50,7 @@ def encode_stable_diffusion(pipeline: Any, request: Request, device: torch.devic
 
 
 def encode_stable_diffusion_xl(pipeline: Any, request: Request, device: torch.device) -> Prompt:
-    """With the sizes that the network is told: of the original, no crop, of the result."""
+    """With the sizes that the network takes: of the original, no crop, of the result."""
     text, negative, pooled, negative_pooled = pipeline.encode_prompt(
         request.prompt, device=device, negative_prompt=request.negative_prompt or None
     )

@@ -92,7 +92,7 @@ def read_table(config: Config, where: str) -> Conventions:
 
 
 def read_score(config: Config, where: str) -> Conventions:
-    """Score models: geometric noise levels; the network is told sigma and answers the score."""
+    """Score models: geometric noise levels; the network takes sigma and answers the score."""
     sigmas = geometric(config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0), steps_of(config, 2000))
     return Conventions(NoiseSchedule.variance_exploding(sigmas), from_score, sigma_as_time, unit_range=True)
 

@@ -16,10 +16,11 @@ from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.arrays import read_array, unfit_square, write_array
-from nearfar.io.fitting import FitMode, fit
-from nearfar.io.pictures import read_picture
-from nearfar.io.stacks import read_inputs, write_arrays, write_picture
+from nearfar.io.fitting import FitMode, fit, unfit
+from nearfar.io.pictures import Frame, encode, read_picture
+from nearfar.io.stacks import read_inputs, write_arrays
 from nearfar.io.values import fit_values
+from nearfar.io.writing import write_whole
 from nearfar.models.latent_space import PixelSpace
 from nearfar.models.model import FrozenModel, ImageContract, Provenance
 from nearfar.sampling.inversion import reconstruct
@@ -204,6 +205,12 @@ def test_an_unknown_curve_is_refused(tmp_path):
 
 def new_images(count=3, channels=1, size=8):
     return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def write_picture(path, image):
+    """As a job of new images writes them."""
+    channels, height, width = image.shape
+    return write_whole(path, encode(unfit(image, Frame(height, width, channels, 8, None, "PNG", {}))))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -18,7 +18,6 @@ from nearfar.latents.covariance import (
     Scalar,
     draw,
     posterior_mean,
-    samples,
     shrunk_mean,
     spread_about,
     white_noise,
@@ -265,14 +264,10 @@ def test_draws_about_a_fitted_mean_lie_where_the_domain_does():
     assert spread_about(5, kept=0.0) == 1
 
 
-def test_samples_come_in_parts_that_do_not_change_with_their_size(monkeypatch):
-    covariance, mean = Diagonal.fit(correlated(10)), torch.full(SHAPE, 2.0)
-    whole = torch.cat(list(samples(mean, covariance, 0.9, 40, generator())))
-    monkeypatch.setattr("nearfar.latents.covariance.LATENTS_AT_ONCE", 7)
-    assert [len(part) for part in samples(mean, covariance, 0.9, 40, generator())] == [7] * 5 + [5]
-    assert torch.equal(torch.cat(list(samples(mean, covariance, 0.9, 40, generator()))), whole)
-    expected = mean + 0.9 * draw(covariance, white_noise(40, SHAPE, generator()))
-    torch.testing.assert_close(whole, expected)
+def test_white_noise_is_the_same_at_once_and_in_parts():
+    one = generator()
+    parts = torch.cat([white_noise(count, SHAPE, one) for count in (7, 33)])
+    assert torch.equal(parts, white_noise(40, SHAPE, generator()))
 
 
 @each_family
