@@ -33,7 +33,7 @@ from nearfar.audit.pairs import (
     read_several,
     unreadable,
 )
-from nearfar.audit.trained_attacker import FEWEST, teachers, trained_attack
+from nearfar.audit.trained_attacker import FEWEST, trained_attack
 from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, Lessons, classes_in, numbered, read_test, utility
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, averaging, linkage, nearest_originals, pixels, reidentification
@@ -46,7 +46,7 @@ from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.progress import Watch, unwatched
 from nearfar.metrics.faces import Faces
 from nearfar.metrics.features import FeatureNetwork, feature_network, pixel_features
-from nearfar.metrics.intervals import Figure, with_library
+from nearfar.metrics.intervals import Figure
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 
@@ -199,10 +199,10 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     rejected = [*pairs.rejected, *unreadable(folders.before, known.pairing.lost, watch), *more]
     features = features_of(network, pairs.originals, watch), features_of(network, pairs.outputs, watch)
     distance = pair_distances(pairs, network)
-    people = of_items(known.people, pairs)
     lost = fidelity(pairs, distance, network, strange)
     sets = set_figures(*features, pairs.of, None if real is None else real.features, network.name)
     seen = views(pairs, features, others, network, faces, min(model.image.size, PIXELS), watch)
+    people = of_items(known.people, pairs)
     sections = {
         "What was lost, output by output": lost,
         SETS: sets,
@@ -217,7 +217,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
     return Audit(
         known.settings,
         counted(known.pairing, pairs, rejected),
-        {name: with_library(figures) for name, figures in sections.items()},
+        sections,
         known.remarks | left_out(sections, seen[0], people, None if real is None else len(real.items)),
         rows_of(pairs, distance, seen),
         known.pairing,
@@ -307,7 +307,7 @@ def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: W
     ]
     if len(torch.unique(seen[0].owner)) < len(seen[0].owner):
         attacks.append(lambda view: averaging(view, []))
-    if teachers(seen[0], people) >= FEWEST:
+    if seen[0].teachers(people) >= FEWEST:
         attacks.append(lambda view: trained_attack(view, people))
     figures: list[Figure] = []
     for number, (view, attack) in enumerate(product(seen, attacks), 1):
@@ -367,7 +367,7 @@ def left_out(
     sections: Mapping[str, Sequence[Figure]], view: View, people: Sequence[str] | None, real: int | None
 ) -> dict[str, str]:
     """What needs more images than there are. real: images of the reference, if there is one."""
-    count, learn = len(view.before), teachers(view, people)
+    count, learn = len(view.before), view.teachers(people)
     given = f"{count} with an output"
     least = f"{2 * LEAST} images in BEFORE ({LEAST} in each half; or --reference), got {given}"
     if real is not None:

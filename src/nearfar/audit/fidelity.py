@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nearfar.audit.pairs import Pairs, unrelated
 from nearfar.metrics.features import FeatureNetwork, perceptual_distance
-from nearfar.metrics.intervals import NORMAL, Figure, bootstrap, library
+from nearfar.metrics.intervals import NORMAL, Figure, bootstrap
 from nearfar.metrics.sets import NEIGHBORS, frechet_distance, kernel_distance, precision_recall
 
 RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBORS + 1)
@@ -65,7 +65,7 @@ def of_pairs(
     alone = int(of.max()) == 0
     low, high = (None, None) if alone else bootstrap(values.numpy(), of.numpy(), 0.025, RESAMPLES)
     text = "; ".join(part for part in (spread, note) if part)
-    return Figure(name, values.mean().item(), len(values), low, high, chance, network, library(), text)
+    return Figure(name, values.mean().item(), len(values), low, high, chance, network, note=text)
 
 
 def set_figures(
@@ -125,4 +125,4 @@ def set_figure(
     error = NORMAL * sum(errors) / len(errors) if errors else None
     low, high = (None, None) if error is None else (value - error, value + error)
     counts = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
-    return Figure(name, value, len(splits[0][0]), low, high, chance, network, library(), counts)
+    return Figure(name, value, len(splits[0][0]), low, high, chance, network, note=counts)

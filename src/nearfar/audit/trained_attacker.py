@@ -86,43 +86,24 @@ def trained_attack(view: View, people: Sequence[object] | None = None, seed: int
     With people the right candidate is another picture of the output's person and he learns from such pairs; without, it
     is the output's own original. seed: of the folds. No network is called. Raises UsageError for fewer than 20 people.
     """
-    if teachers(view, people) < FEWEST:
-        text = f"an attacker learns from at least {FEWEST} people, got {teachers(view, people)}: give more images"
+    if (count := view.teachers(people)) < FEWEST:
+        text = f"an attacker learns from at least {FEWEST} people, got {count}: give more images"
         raise UsageError(text + ("" if people is None else " of each"))
-    found = {"untrained": similarities(view.after, view.before), **trained_scores(view, people, seed)}
-    right, allowed = question(view, people)
+    attackers = {"untrained": similarities(view.after, view.before), **trained_scores(view, people, seed)}
+    right, allowed = view.question(people)
     asked = "own original" if people is None else "same person, another picture"
-    guess = chance(right, 1, allowed)
+    guess, group = chance(right, 1, allowed), view.groups(people)
     return [
-        share(
-            f"re-identified, {asked}, rank 1, {name} attacker",
-            hits(scores, right, 1, allowed),
-            guess,
-            view,
-            view.groups(people),
-        )
-        for name, scores in found.items()
+        share(f"re-identified, {asked}, rank 1, {name} attacker", hits(scores, right, 1, allowed), guess, view, group)
+        for name, scores in attackers.items()
     ]
-
-
-def teachers(view: View, people: Sequence[object] | None = None) -> int:
-    """How many people have an output and a right candidate for it; an attacker needs 20."""
-    right, _ = question(view, people)
-    return len(torch.unique(view.groups(people)[right.any(1)]))
-
-
-def question(view: View, people: Sequence[object] | None) -> tuple[Mask, Mask]:
-    """Which candidates are right for each output, and which are asked at all."""
-    if people is None:
-        return view.own, torch.ones_like(view.own)
-    return view.whose(people) & ~view.own, ~view.own
 
 
 def trained_scores(view: View, people: Sequence[object] | None = None, seed: int = 0) -> dict[str, Scores]:
     """Scores of every output against every original, each by an attacker who learned from other people."""
     before, after = view.before.double(), view.after.double()
     folds = folds_of(list(range(len(before))) if people is None else people, len(before), seed)
-    right, _ = question(view, people)
+    right, _ = view.question(people)
     found = {f"trained ({kind})": torch.zeros(len(after), len(before), dtype=torch.float64) for kind in KINDS}
     for fold in range(FOLDS):
         learning, inner = folds != fold, folds == (fold + 1) % FOLDS

@@ -76,6 +76,17 @@ class View:
         """Which originals show the person of each output. people: one for each original."""
         return same_person(people, len(self.before))[self.owner]
 
+    def question(self, people: Sequence[object] | None) -> tuple[Mask, Mask]:
+        """Which candidates are right for each output, and which are asked at all: with people, not its own original."""
+        if people is None:
+            return self.own, torch.ones_like(self.own)
+        return self.whose(people) & ~self.own, ~self.own
+
+    def teachers(self, people: Sequence[object] | None) -> int:
+        """How many people have an output and a right candidate for it, so that an attacker can learn from them."""
+        right, _ = self.question(people)
+        return len(torch.unique(self.groups(people)[right.any(1)]))
+
 
 def unit(vectors: Vectors) -> Float64[Tensor, "_ _"]:
     return torch.nn.functional.normalize(vectors.double(), dim=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from statistics import NormalDist
 
@@ -57,14 +58,19 @@ def totals(scores: Scores, groups: Groups) -> tuple[Float64[np.ndarray, " groups
     return np.bincount(places, scores).astype(float), np.bincount(places).astype(float)
 
 
+@cache
+def own_library() -> str:
+    return f"nearfar {version('nearfar')}, torch {torch.__version__}"
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number that was measured, never a verdict.
 
     name: what it is, in words and with its unit. count: of images or pairs it was measured on.
     low, high: of a 95 % confidence interval, where there is one. chance: what the same measurement gives where there
-    is nothing to find. network: whose features it is in. library: that computed it, with its version.
-    note: anything else that a reader needs.
+    is nothing to find. network: whose features it is in. library: that computed it, with its version, this package
+    unless given. note: anything else that a reader needs.
     """
 
     name: str
@@ -74,7 +80,7 @@ class Figure:
     high: float | None = None
     chance: float | None = None
     network: str = ""
-    library: str = ""
+    library: str = field(default_factory=own_library)
     note: str = ""
 
 
@@ -84,13 +90,3 @@ def grouped(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
     for figure in figures:
         found.setdefault(figure.network, []).append(figure)
     return found
-
-
-def library() -> str:
-    return f"nearfar {version('nearfar')}, torch {torch.__version__}"
-
-
-def with_library(figures: Sequence[Figure]) -> list[Figure]:
-    """Figures that name no library were computed by this package."""
-    own = library()
-    return [figure if figure.library else replace(figure, library=own) for figure in figures]

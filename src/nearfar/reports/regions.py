@@ -26,7 +26,7 @@ from nearfar.jobs.job import Job
 from nearfar.jobs.regions import Search
 from nearfar.jobs.run import Plan
 from nearfar.metrics.faces import FaceRecognizer
-from nearfar.metrics.intervals import Figure, wilson, with_library
+from nearfar.metrics.intervals import Figure, wilson
 from nearfar.metrics.quality import psnr
 from nearfar.reports.page import Report, heading, paragraph, picture, section, table
 from nearfar.reports.records import failures, names_of, records_of
@@ -58,7 +58,7 @@ def write_region_report(
     """Write the report of a run that is over; returns a sentence on its regions, and the report's place."""
     known = records_of(out, names_of(plan))
     some = list(replaced(known, search, source, out))
-    found = with_library(attacked(some, search.settings["regions"], recognizer))
+    found = attacked(some, search.settings["regions"], recognizer)
     content = {
         "regions": counted(known, job.image.size),
         "settings": job.settings,
