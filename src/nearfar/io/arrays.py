@@ -198,7 +198,7 @@ def format_of(path: Path) -> tuple[ArrayFormat, Any]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Begin the sentence of a refusal with the file's name."""
+    """Put the file's name before the text of an `ImageError` or a `UsageError`."""
     try:
         yield
     except (ImageError, UsageError) as refusal:

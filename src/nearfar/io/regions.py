@@ -166,7 +166,7 @@ def match_colors(new: Square, old: Square, region: Region) -> Square:
     """
     mask = coverage(region, square_places(new.shape[-1]))
     ring = mask * (1 - mask)
-    mean, wanted = ((to_linear(each) * ring).sum((1, 2), keepdim=True) for each in (new, old))
+    mean, wanted = ((to_linear(square) * ring).sum((1, 2), keepdim=True) for square in (new, old))
     floor = DARKEST * ring.sum() + 1e-9
     return from_linear(to_linear(new) * ((wanted + floor) / (mean + floor)).clamp(1 / MOST_GAIN, MOST_GAIN))
 
@@ -224,7 +224,7 @@ def shrunk(pixels: Pixels, factor: float) -> Planes:
     """(height, width, channels) integers -> float32 (channels, rows, columns) in [-1, 1], made smaller by channel."""
     height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
     channels = range(pixels.shape[2])
-    return torch.from_numpy(np.stack([resize(to_float(pixels[..., each]), height, width) for each in channels]))
+    return torch.from_numpy(np.stack([resize(to_float(pixels[..., channel]), height, width) for channel in channels]))
 
 
 def to_linear(image: Planes) -> Planes:

@@ -163,7 +163,7 @@ def fit_values(
         if low == high:
             raise UsageError(f"channel {number} is {low:g} throughout at clip {clip:g}: clip less or give varied data")
     measured = [CURVES[curve].softening(channel) for channel in channels] if softening is None else softening
-    return ValueTransform(curve, *(tuple(map(float, each)) for each in (*ends.T, measured)))
+    return ValueTransform(curve, *(tuple(map(float, numbers)) for numbers in (*ends.T, measured)))
 
 
 def pooled(arrays: Sequence[Float64[np.ndarray, "_ _ _"]]) -> list[NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""How results reach a folder: finished and whole, or not at all."""
+"""Writing of files: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Answer a disk that is full, or that refuses, with a sentence."""
+    """Turn an `OSError` into a `RunError` that names the path and the way on."""
     try:
         yield
     except OSError as error:

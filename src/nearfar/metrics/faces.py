@@ -326,7 +326,7 @@ def first(message: bytes, number: int) -> bytes:
 
 
 def messages(message: bytes, number: int) -> Iterator[bytes]:
-    return (field for found, field in fields(message) if found == number and isinstance(field, bytes))
+    return (field for its_number, field in fields(message) if its_number == number and isinstance(field, bytes))
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -231,5 +231,5 @@ def distance_of_looks(look: Look, other: Look) -> Float64[Tensor, " batch"]:
 
 
 def unit_difference(x: Tensor, y: Tensor) -> Float64[Tensor, " batch"]:
-    first, second = (functional.normalize(each.double().cpu(), dim=1, eps=1e-10) for each in (x, y))
+    first, second = (functional.normalize(maps.double().cpu(), dim=1, eps=1e-10) for maps in (x, y))
     return (first - second).square().sum(1).mean((1, 2))

@@ -27,7 +27,7 @@ def ssim(images: Images, others: Images) -> Float[Tensor, " batch"]:
 
     Images smaller than the window get the largest odd one that fits.
     """
-    x, y = (each.double().flatten(0, 1)[:, None] for each in (images, others))
+    x, y = (batch.double().flatten(0, 1)[:, None] for batch in (images, others))
     moments = torch.cat([x, y, x * x, y * y, x * y])
     half = (min(WINDOW, *images.shape[2:]) - 1) // 2
     weights = torch.exp(-(torch.arange(-half, half + 1, dtype=torch.float64) ** 2) / (2 * BLUR**2))

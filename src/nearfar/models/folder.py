@@ -133,7 +133,7 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def reading(what: Path | str) -> Iterator[None]:
-    """Errors of other libraries while `what` is read, as sentences."""
+    """Turn errors of other libraries while `what` is read into a `UsageError`, or a `RunError` for the memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -181,8 +181,8 @@ def read_license(root: Path) -> str:
     card = root / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     named = re.search(r"^license_name: *(.+)$", text, re.MULTILINE)
-    found = named or re.search(r"^license: *(.+)$", text, re.MULTILINE)
-    return printable(found.group(1)) if found else ""
+    license = named or re.search(r"^license: *(.+)$", text, re.MULTILINE)
+    return printable(license.group(1)) if license else ""
 
 
 def folder_digest(folder: DiffusersFolder) -> str:
@@ -203,6 +203,6 @@ def folder_digest(folder: DiffusersFolder) -> str:
 
 def weights_of(folder: Path) -> list[Path]:
     """The files of weights that are read: safetensors, of one precision, or else the pickle."""
-    found = list(folder.glob("*.safetensors"))
-    full = [path for path in found if not is_half(path.name) and ".non_ema." not in path.name]
-    return full or found or list(folder.glob(PICKLE))
+    weights = list(folder.glob("*.safetensors"))
+    full = [path for path in weights if not is_half(path.name) and ".non_ema." not in path.name]
+    return full or weights or list(folder.glob(PICKLE))

@@ -149,5 +149,5 @@ def reason(name: str, error: Exception) -> str:
     }
     if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub was reached, and refused the listing
         error = error.__cause__
-    found = [text for kind, text in known.items() if isinstance(error, kind)]
-    return found[0] if found else f"{first_line(error)}; try again, what has arrived is kept"
+    texts = [text for kind, text in known.items() if isinstance(error, kind)]
+    return texts[0] if texts else f"{first_line(error)}; try again, what has arrived is kept"

@@ -125,7 +125,7 @@ def encode_prompt(
         raise UsageError("text models need transformers: pip install 'nearfar[text]'") from None
     kind = getattr(diffusers, family.pipeline)
     options = inspect.signature(kind).parameters
-    switches = {name: each.default for name, each in options.items() if isinstance(each.default, bool)}
+    switches = {name: option.default for name, option in options.items() if isinstance(option.default, bool)}
     flags = {name: folder.index.get(name, default) for name, default in switches.items()}
     texts = {name: load_text_part(folder, name, network.dtype, device) for name in TEXT_PARTS if name in options}
     parts = {"unet": network, "transformer": network, **texts, **flags, "requires_safety_checker": False}

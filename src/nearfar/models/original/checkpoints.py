@@ -169,11 +169,11 @@ def check_zip(path: Path, room: int) -> None:
 
 def unpickling_sentence(path: Path, reason: str) -> str:
     """Code that the pickle asks for is named; what is no pickle of weights is damaged."""
-    if found := re.search(r"GLOBAL (\S+)", reason):
+    if code := re.search(r"GLOBAL (\S+)", reason):
         way = "save its state_dict alone, where you trust it"
-        return f"{path} holds Python objects ({printable(found.group(1))}), not only weights: nothing was run; {way}"
-    found = re.search(r"Unsupported [^\n]*", reason)
-    detail = printable(found.group()) if found else "not written by torch.save"
+        return f"{path} holds Python objects ({printable(code.group(1))}), not only weights: nothing was run; {way}"
+    unknown = re.search(r"Unsupported [^\n]*", reason)
+    detail = printable(unknown.group()) if unknown else "not written by torch.save"
     return f"{path} is damaged ({detail}): nothing was run; get it again"
 
 

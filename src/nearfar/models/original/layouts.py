@@ -204,10 +204,10 @@ def shape(weights: Weights, key: str, dimensions: int) -> tuple[int, ...]:
     """The shape of a weight that tells the architecture."""
     if key not in weights:
         raise UsageError(f"the weights lack {key}: the file is incomplete or of another family, get it again")
-    found = tuple(weights[key].shape)
-    if len(found) != dimensions:
-        raise UsageError(f"{key} must have {dimensions} dimensions, got {found}: choose another model")
-    return found
+    lengths = tuple(weights[key].shape)
+    if len(lengths) != dimensions:
+        raise UsageError(f"{key} must have {dimensions} dimensions, got {lengths}: choose another model")
+    return lengths
 
 
 def check_widths(widths: tuple[int, ...], embedded: int) -> tuple[int, ...]:
