@@ -27,8 +27,8 @@ Numbers = Int[Tensor, " images"]
 
 @dataclass(frozen=True, eq=False)
 class Eyes:
-    """A way to look at images. name: of the network, for records. vectors: (images, their originals, which only say
-    where a face was) -> unit vectors."""
+    """Embeds images as unit vectors. name: of the network, for records. vectors: (images, their originals, which only
+    say where a face was) -> unit vectors."""
 
     name: str
     vectors: Callable[[Images, Images], Vectors]
@@ -58,7 +58,7 @@ def face_eyes(faces: Faces) -> Eyes:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The originals through someone's eyes. groups, labels: the number of each one's person and of its class."""
+    """Originals as unit vectors. groups, labels: the number of each one's person and of its class."""
 
     eyes: Eyes
     vectors: Vectors
@@ -72,8 +72,8 @@ class Known:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """All scores that are asked for. attacker: sees rank1 and similarity. content: sees the label. network: sees the
-    distance."""
+    """Measures outputs. attacker: embedding for rank1 and similarity. content: embedding for the label. network:
+    features for the distance."""
 
     measures: Sequence[str]
     attacker: Known

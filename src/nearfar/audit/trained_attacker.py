@@ -1,10 +1,10 @@
 """An attacker that has learned what local sampling does, from outputs of other people beside their originals.
 
-For each fold of people he learns from all others and attacks the outputs of the fold, so that every output is attacked
-once by somebody who has never seen its person. He takes off what all outputs share and what all originals share, keeps
-the principal axes, and learns how the pictures of one person differ there: the axes in which outputs still tell people
-apart count, others do not. Candidates are told apart by the distance in that metric (the likelihood of a Gaussian
-difference) or by the cosine (within-class covariance normalization, Hatch et al., Interspeech 2006).
+For each fold of people he learns from all others and attacks the outputs of the fold, so that nobody who attacks an
+output has seen its person. Outputs and originals are centered, each by their own mean, and projected on their principal
+axes. There it is learned how the pictures of one person differ: the axes in which outputs still tell people apart
+count, others do not. Candidates are told apart by the distance in that metric (the likelihood of a Gaussian difference)
+or by the cosine (within-class covariance normalization, Hatch et al., Interspeech 2006).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from nearfar.audit.view import View, same_person, share, similarities
 from nearfar.metrics.intervals import Figure
 
 FALSE_RATE, REPEATS = 1e-3, 200
-"""Share of impostor pairs that a threshold may let pass, and how often queries are drawn anew for an interval."""
+"""Share of impostor pairs that a threshold may let pass, and the bootstrap's resamples of people for an interval."""
 
 ACCEPTED = f"true rate at false rate {FALSE_RATE:g}"
 
@@ -22,8 +22,8 @@ Values = Float64[Tensor, " _"]
 
 @dataclass(frozen=True, eq=False)
 class PairScores:
-    """scores: similarities of pairs. genuine: whether both show the same. group: of each pair, what is drawn anew as
-    one for intervals (the person of the query)."""
+    """scores: similarities of pairs. genuine: whether both show the same. group: of each pair, its bootstrap unit (the
+    person of the query)."""
 
     scores: Values
     genuine: Bool[Tensor, " _"]
@@ -101,17 +101,9 @@ def verification(view: View, people: Sequence[object] | None = None) -> Verifica
     untouched = pairs_of(similarities(view.before, view.before), same, alone, group)
     threshold, _ = Roc.of(untouched).operating_point()
     passed = (pairs.scores[pairs.genuine] >= threshold).double()
+    name = "accepted as the same person, at the threshold of untouched images"
     note = f"the threshold lets {FALSE_RATE:g} of untouched impostor pairs pass; pairs are not independent"
-    figures.append(
-        share(
-            "accepted as the same person, at the threshold of untouched images",
-            passed,
-            None,
-            view,
-            pairs.group[pairs.genuine],
-            note,
-        )
-    )
+    figures.append(share(name, passed, None, view, pairs.group[pairs.genuine], note))
     return Verification(figures + errors("untouched", untouched, view), pairs, untouched)
 
 
@@ -131,8 +123,8 @@ def errors(name: str, pairs: PairScores, view: View) -> list[Figure]:
     curve, drawn = Roc.of(pairs), resampled(pairs)
     note = f"{genuine} genuine and {impostors} impostor pairs"
     coarse = "" if impostors * FALSE_RATE >= 10 else f": too few for a false rate of {FALSE_RATE:g}"
-    error = interval(curve.equal_error(), [each for each, _ in drawn])
-    accepted = interval(curve.operating_point()[1], [each for _, each in drawn])
+    error = interval(curve.equal_error(), [wrong for wrong, _ in drawn])
+    accepted = interval(curve.operating_point()[1], [right for _, right in drawn])
     rates = [("equal error rate", error, 0.5, note), (ACCEPTED, accepted, FALSE_RATE, note + coarse)]
     return [
         *(rate(f"{name}, {text}", found, chance, genuine, remark, view) for text, found, chance, remark in rates),

@@ -123,8 +123,8 @@ def hits(scores: Scores, right: Mask, places: int, allowed: Mask | None = None) 
     wrong = allowed & ~right
     ahead = (wrong & (scores > best)).sum(1)
     ties = (wrong & (scores == best)).sum(1)
-    found = ((places - ahead) / (ties + 1.0).double()).clamp(0, 1)
-    return found.where((right & allowed).any(1), torch.nan)
+    probability = ((places - ahead) / (ties + 1.0).double()).clamp(0, 1)
+    return probability.where((right & allowed).any(1), torch.nan)
 
 
 def chance(right: Mask, places: int, allowed: Mask | None = None) -> float:
@@ -137,14 +137,14 @@ def chance(right: Mask, places: int, allowed: Mask | None = None) -> float:
     return float((1 - missed)[good > 0].mean())
 
 
-def share(name: str, found: Rows, by_chance: float | None, view: View, group: Numbers, note: str = "") -> Figure:
-    """The mean of what was found, as a figure with Wilson's interval (1927). group: of each query, its person."""
-    asked = ~found.isnan()
-    some = found[asked]
-    value = some.mean().item() if len(some) else float("nan")
-    low, high = wilson(value, independent(some.numpy(), group[asked].numpy()))
+def share(name: str, hit: Rows, by_chance: float | None, view: View, group: Numbers, note: str = "") -> Figure:
+    """The mean of hits, as a figure with Wilson's interval (1927). group: of each query, its person."""
+    asked = ~hit.isnan()
+    answered = hit[asked]
+    value = answered.mean().item() if len(answered) else float("nan")
+    low, high = wilson(value, independent(answered.numpy(), group[asked].numpy()))
     remark = "; ".join(text for text in (note, view.note) if text)
-    return Figure(name, value, len(some), low, high, by_chance, view.name, note=remark)
+    return Figure(name, value, len(answered), low, high, by_chance, view.name, note=remark)
 
 
 def nearest_originals(view: View, count: int = 2) -> Tensor:
@@ -226,19 +226,18 @@ def averaging(view: View, combined: Sequence[View]) -> list[Figure]:
     view: with several outputs of each original, averaged as vectors. combined: views of images that were averaged as
     images and looked at afterward, one output for each original.
     """
-    found, counts = dict[str, tuple[Rows, Numbers]](), view.owner.bincount(minlength=len(view.before))
+    counts = view.owner.bincount(minlength=len(view.before))
     sums = torch.zeros_like(view.before, dtype=torch.float64).index_add_(0, view.owner, view.after.double())
-    used = counts > 0
-    means = sums[used] / counts[used][:, None]
-    numbers = torch.arange(len(view.before))
-    own = used.nonzero() == numbers
-    found["one output"] = hits(similarities(view.after, view.before), view.own, 1), view.owner
-    averages = f"vectors of {counts.max()} outputs averaged"
-    found[averages] = hits(similarities(means, view.before), own, 1), numbers[used]
-    for each in combined:
-        found[f"{each.name}, images averaged"] = hits(similarities(each.after, each.before), each.own, 1), each.owner
-    guess = 1 / len(view.before)
+    used, numbers = counts > 0, torch.arange(len(view.before))
+    means, own = sums[used] / counts[used][:, None], used.nonzero() == numbers
+    rates: dict[str, tuple[Rows, Numbers]] = {
+        "one output": (hits(similarities(view.after, view.before), view.own, 1), view.owner),
+        f"vectors of {counts.max()} outputs averaged": (hits(similarities(means, view.before), own, 1), numbers[used]),
+    }
+    for mean in combined:
+        rank1 = hits(similarities(mean.after, mean.before), mean.own, 1)
+        rates[f"{mean.name}, images averaged"] = rank1, mean.owner
     return [
-        share(f"re-identified, own original, rank 1, {name}", hit, guess, view, group)
-        for name, (hit, group) in found.items()
+        share(f"re-identified, own original, rank 1, {name}", rank1, 1 / len(view.before), view, group)
+        for name, (rank1, group) in rates.items()
     ]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -57,8 +56,6 @@ MEANINGS = {
     "mean_kept": "share of the mean that is not noise of few images",
     "shrinkage": "of the covariance toward a round one: near 1, images tell little of the directions",
 }
-
-Thumbnails = UInt8[Tensor, "count channel height width"]
 
 
 def domain_content(domain: Domain, file: Path, thumbnails: bool) -> dict[str, Any]:
