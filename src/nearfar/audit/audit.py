@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.audit.choices import Choices, Folders
 from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
 from nearfar.audit.model_attacks import (
     as_noised,
@@ -34,7 +35,7 @@ from nearfar.audit.pairs import (
     unreadable,
 )
 from nearfar.audit.trained_attacker import FEWEST, trained_attack
-from nearfar.audit.utility import CLASSIFIERS, SEEDS, Examples, Lessons, classes_in, numbered, read_test, utility
+from nearfar.audit.utility import CLASSIFIERS, Examples, Lessons, classes_in, numbered, read_test, utility
 from nearfar.audit.verification import verification
 from nearfar.audit.view import View, averaging, linkage, nearest_originals, pixels, reidentification
 from nearfar.data.labels import top_folders
@@ -53,63 +54,13 @@ from nearfar.models.model import FrozenModel
 PIXELS = 64
 """Pixels of a side at which pixels are compared at most, and images kept at least."""
 
-LIMIT, LARGEST = 500, 224
-"""Originals that are audited unless more are asked for, and pixels of a side at which images are kept, at most."""
+LARGEST = 224
+"""Pixels of a side at which images are kept, at most."""
 
 PROVEN, SETS, CLASSIFIER = "What is proven", "All outputs beside real images", "What a classifier learns"
 
 Features = tuple[Tensor, Tensor]
 """Of the originals and of the outputs."""
-
-
-@dataclass(frozen=True)
-class Folders:
-    """What is audited, and what it is compared with.
-
-    reference: real images for the distances of sets, instead of the originals. others: pictures of people (or things)
-    that are not among the originals. test: real images in class folders, for the classifier. members: what the model
-    was trained on; then `others` must be pictures that it was not trained on.
-    """
-
-    before: Path
-    after: Path
-    reference: Path | None = None
-    others: Path | None = None
-    test: Path | None = None
-    members: Path | None = None
-
-    def check(self) -> None:
-        if self.members and not self.others:
-            raise UsageError("members need others to be told from, that the model was not trained on: give others too")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How it is measured.
-
-    people: each top folder of BEFORE holds the pictures of one person. key_file: of the run that made AFTER, for an
-    attacker who has got hold of it.
-    """
-
-    features: str = "model"
-    detector: str | Path | None = None
-    recognizer: str | Path | None = None
-    people: bool = False
-    key_file: str | Path | None = None
-    classifier: str = "logistic"
-    seeds: int = SEEDS
-    limit: int = LIMIT
-    seed: int = 0
-
-    def check(self) -> None:
-        if self.key_file is not None and not Path(self.key_file).is_file():
-            raise UsageError(f"key file {self.key_file} is not there: name the one that the run was given")
-        if self.limit < 2:
-            raise UsageError(f"an audit needs at least 2 originals, got a limit of {self.limit}")
-        if self.seeds < 1:
-            raise UsageError(f"a classifier needs at least 1 seed, got {self.seeds}")
-        if self.classifier not in CLASSIFIERS:
-            raise UsageError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +137,6 @@ def audit_folders(
 
 
 def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Watch = unwatched) -> Audit:
-    choices.check()
-    folders.check()
     faces = Faces.load(choices.detector, choices.recognizer)
     network = feature_network(choices.features, model)
     size = min(max(model.image.size, network.size, PIXELS), LARGEST)

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from nearfar.audit.choices import Networks
 from nearfar.audit.view import hits, unit
 from nearfar.errors import UsageError
 from nearfar.io.fitting import as_rgb, as_written
 from nearfar.metrics.faces import Faces, Pixels, Points, largest
-from nearfar.metrics.features import FeatureNetwork, perceptual_distance
+from nearfar.metrics.features import FeatureNetwork, feature_network, perceptual_distance
+from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images
 
 Vectors = Float64[Tensor, "images numbers"]
@@ -54,6 +56,13 @@ def face_eyes(faces: Faces) -> Eyes:
         return faces.embed(as_rgb(images), known).vectors.double()
 
     return Eyes(f"{faces.recognizer.name} with {faces.detector.name}", vectors)
+
+
+def load_eyes(networks: Networks, model: FrozenModel) -> tuple[Eyes, FeatureNetwork]:
+    """Who sees rank1 and similarity, and which network sees label and distance."""
+    network = feature_network(networks.features, model)
+    faces = Faces.load(networks.detector, networks.recognizer)
+    return network_eyes(network) if faces is None else face_eyes(faces), network
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nearfar.audit.choices import SEEDS
 from nearfar.audit.pairs import read_images
 from nearfar.data.annotations import read_annotations
 from nearfar.errors import UsageError
@@ -19,7 +20,7 @@ from nearfar.io.progress import Watch, unwatched
 from nearfar.metrics.classifier import logistic_pipeline
 from nearfar.metrics.intervals import Figure
 
-SEEDS, TRAINED = 5, 0.8
+TRAINED = 0.8
 STEPS, BATCH, RATE, CNN_PIXELS = 300, 32, 2e-3, 32
 
 Labels = Int64[Tensor, " images"]

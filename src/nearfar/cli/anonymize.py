@@ -2,60 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nearfar.cli.calibration import CalibrationChoice
-from nearfar.cli.carry_out import carry_out
-from nearfar.cli.console import reported_errors
-from nearfar.cli.options import KeepMetadata, ModelChoice, Out, RunChoice, Source, TrajectoryChoice, grouped, one_of
+from nearfar.audit.choices import Networks
+from nearfar.cli.carry_out import carry_out_job
+from nearfar.cli.console import Lines
+from nearfar.cli.options import (
+    KEEP_METADATA,
+    SOLVER,
+    Folders,
+    ModelChoice,
+    RunChoice,
+    Trajectory,
+    command,
+    one_of,
+    option,
+)
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from nearfar.audit.calibration import Calibration
     from nearfar.diffusion.noise import SecretKey
     from nearfar.io.progress import Progress
     from nearfar.jobs.job import Job
     from nearfar.jobs.regions import Search
     from nearfar.jobs.run import Plan
+    from nearfar.models.model import FrozenModel
 
-KINDS = ("faces", "boxes")
+OF_KIND = {"faces": {"detector", "recognizer", "least_score"}, "boxes": {"boxes", "box_classes"}}
+"""Options that go with one kind of regions only."""
+OF_ANY = {"margin", "keep_unmatched", "report"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How images are changed, and what outlives the run."""
+
+    solver: str = option("dpm++sde", SOLVER)
+    key_file: Path | None = option(None, "Keep the secret key here (made if absent), to make the same images again.")
+    keep_metadata: bool = option(False, KEEP_METADATA)
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """A strength that was found by `nearfar calibrate`."""
+
+    calibration: Path | None = option(None, "Take the strength that nearfar calibrate found.", metavar="FILE")
+    per_image: bool = option(False, "With it: each image only as far as its own target needs, in 6 x the time.")
+
+    def read(self, trajectory: Trajectory, regions: str | None) -> Calibration | None:
+        """The calibration, before a model is loaded; refused together with what it decides."""
+        from nearfar.audit.calibration import load_calibration
+
+        if self.calibration is None:
+            if self.per_image:
+                raise UsageError("--per-image needs the --calibration FILE whose target each image shall meet")
+            return None
+        if trajectory.strength is not None or trajectory.sigma is not None:
+            raise UsageError("the strength comes from --calibration: leave --strength and --sigma out")
+        if regions:
+            raise UsageError("--calibration was measured on whole images: with --regions give --strength instead")
+        return load_calibration(self.calibration)
+
+    def job(self, model: FrozenModel, calibration: Calibration | None, **options: Any) -> Job:
+        """The job at the strength of the calibration, or of the options where there is none."""
+        from nearfar.audit.scores import load_eyes
+        from nearfar.jobs.anonymize import anonymize_job
+        from nearfar.jobs.per_image import calibrated_job, need_of
+
+        if calibration is None:
+            return anonymize_job(model, **options)
+        networks = Networks.of(calibration.measuring["eyes"])
+        need = need_of(calibration, *load_eyes(networks, model)) if self.per_image else None
+        return calibrated_job(model, calibration, need, **options)
+
+    def lines(self, calibration: Calibration | None) -> Lines:
+        """What is said of it before the run."""
+        if calibration is None:
+            return []
+        strength = "each image's own, at least that above" if self.per_image else f"found in {self.calibration}"
+        return [("target", f"{calibration.asked}; strength {strength}")]
 
 
 @dataclass(frozen=True)
 class RegionChoice:
     """Which parts of images are replaced, where not all of them is."""
 
-    regions: Annotated[
-        str | None, typer.Option(help="Replace only faces or boxes, and leave all else. [default: whole images]")
-    ] = None
-    detector: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For faces: OpenCV's YuNet (ONNX), which finds them.")
-    ] = None
-    least_score: Annotated[
-        float | None, typer.Option(help="For faces: what the detector must give one, in [0, 1]. [default: 0.6]")
-    ] = None
-    boxes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For boxes: a COCO file. [default: COCO and YOLO files in IN]")
-    ] = None
-    box_classes: Annotated[str | None, typer.Option(help="For boxes: only of these classes: cat,dog.")] = None
-    margin: Annotated[
-        float | None,
-        typer.Option(help="What the model sees around a region, as a share of it. [default: faces 0, boxes 0.25]"),
-    ] = None
-    keep_unmatched: Annotated[
-        bool, typer.Option("--keep-unmatched", help="Write images without any region as they are.")
-    ] = False
-    recognizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A face recognizer (ONNX) that attacks them in the report.")
-    ] = None
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The regions' report, not in OUT. [default: OUT.report.html]")
-    ] = None
+    regions: str | None = option(None, "Replace only faces or boxes, and leave all else. [default: whole images]")
+    detector: Path | None = option(None, "For faces: OpenCV's YuNet (ONNX), which finds them.", metavar="FILE")
+    least_score: float | None = option(None, "For faces: what the detector must give one, in [0, 1]. [default: 0.6]")
+    boxes: Path | None = option(None, "For boxes: a COCO file. [default: COCO and YOLO files in IN]", metavar="FILE")
+    box_classes: str | None = option(None, "For boxes: only of these classes: cat,dog.")
+    margin: float | None = option(
+        None, "What the model sees around a region, as a share of it. [default: faces 0, boxes 0.25]"
+    )
+    keep_unmatched: bool = option(False, "Write images without any region as they are.")
+    recognizer: Path | None = option(None, "A face recognizer (ONNX) that attacks them in the report.", metavar="FILE")
+    report: Path | None = option(None, "The regions' report, not in OUT. [default: OUT.report.html]", metavar="FILE")
 
     def search(self, source: Path, fit: str) -> Search | None:
         """What to look for in images; nothing where they are replaced as a whole. Options must fit together."""
@@ -82,14 +128,9 @@ class RegionChoice:
         """Refuse options that would have no effect, and values out of range."""
         if self.regions and fit != "pad":
             raise UsageError("--fit is for whole images: leave it out with --regions")
-        of_kind = {"faces": {"detector", "recognizer", "least_score"}, "boxes": {"boxes", "box_classes"}}
         if self.regions is not None:
-            one_of(self.regions, "regions", KINDS)
-        foreign = set().union(*(names for kind, names in of_kind.items() if kind != self.regions))
-        foreign |= set() if self.regions else {"margin", "keep_unmatched", "report"}
-        if given := sorted(name for name in foreign if getattr(self, name) is not getattr(type(self), name)):
-            needed = next((kind for kind, names in of_kind.items() if given[0] in names), "faces or boxes")
-            raise UsageError(f"--{given[0].replace('_', '-')} goes with --regions {needed}: give both, or neither")
+            one_of(self.regions, "regions", OF_KIND)
+        self.check_foreign()
         if self.regions == "faces" and self.detector is None:
             raise UsageError("--regions faces needs --detector: name a YuNet ONNX file from OpenCV's model zoo")
         if not 0 <= self.score <= 1:
@@ -98,12 +139,19 @@ class RegionChoice:
         if self.margin is not None and not least <= self.margin <= 2:
             raise UsageError(f"margin must be in [{least:g}, 2], got {self.margin:g}")
 
-    def lines(self) -> list[str]:
-        """What is said before a run."""
-        text = f"regions   only {self.regions} are replaced: all else stays as it is"
-        return [text] if self.regions else []
+    def check_foreign(self) -> None:
+        """Refuse options of another kind of regions than the one that is replaced."""
+        foreign = set().union(*(names for kind, names in OF_KIND.items() if kind != self.regions))
+        foreign |= set() if self.regions else OF_ANY
+        if given := sorted(name for name in foreign if getattr(self, name) is not getattr(type(self), name)):
+            needed = next((kind for kind, names in OF_KIND.items() if given[0] in names), "faces or boxes")
+            raise UsageError(f"--{given[0].replace('_', '-')} goes with --regions {needed}: give both, or neither")
 
-    def after(self, job: Job, search: Search | None, source: Path, out: Path) -> Callable[..., dict[str, Any]]:
+    def lines(self) -> Lines:
+        """What is said before a run."""
+        return [("regions", f"only {self.regions} are replaced: all else stays as it is")] if self.regions else []
+
+    def after(self, job: Job, search: Search | None, folders: Folders) -> Callable[..., dict[str, Any]]:
         """What is done when the run is over: the report, where regions were replaced. Checked before it begins."""
         if search is None:
             return lambda *_: {}
@@ -111,6 +159,7 @@ class RegionChoice:
         from nearfar.reports.page import page_beside
         from nearfar.reports.regions import write_region_report
 
+        source, out = folders.source, folders.out
         given = [file for file in (self.boxes, self.detector, self.recognizer) if file]
         path = page_beside(self.report, out, source, keep=given)
         recognizer = FaceRecognizer.load(self.recognizer) if self.recognizer else None
@@ -121,21 +170,16 @@ class RegionChoice:
         return report
 
 
-@grouped
+@command
 def anonymize(
-    source: Source,
-    out: Out,
+    folders: Folders,
     *,
-    how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
-    key_file: Annotated[
-        Path | None, typer.Option(help="Keep the secret key here (made if absent), to make the same images again.")
-    ] = None,
-    keep_metadata: KeepMetadata = False,
-    found: CalibrationChoice,
+    trajectory: Trajectory,
+    method: Method,
+    calibrated: CalibrationChoice,
     parts: RegionChoice,
     choice: ModelChoice,
-    progress: RunChoice,
+    how: RunChoice,
 ) -> None:
     """Replace every image by a new one near it (local sampling).
 
@@ -143,34 +187,36 @@ def anonymize(
     nearfar calibrate (docs/calibrate.md). What this protects, and what it does not: docs/privacy.md. With --regions
     only faces or boxes are replaced: docs/regions.md.
     """
-    with reported_errors():
-        from nearfar.diffusion.solver import SOLVERS
-        from nearfar.jobs.regions import region_job
-        from nearfar.jobs.run import check_places
+    from nearfar.diffusion.solver import SOLVERS
+    from nearfar.jobs.regions import region_job
+    from nearfar.jobs.run import check_places
 
-        options = how.options(0.35, solver, SOLVERS)
-        calibration = found.read(how, parts.regions)
-        check_places(source, out, progress.resume)
-        key = open_key(key_file, source, out)
-        search = parts.search(source, how.fit)
-        model = choice.load()
-        job = found.job(model, calibration, key=key, keep_metadata=keep_metadata, **options)
-        job = region_job(job, search, keep_metadata) if search else job
-        report = parts.after(job, search, source, out)
-        more, keep = [*found.lines(calibration), *parts.lines()], lambda: keep_key(key, key_file)
-        carry_out(job, model, source, out, progress, before=keep, say_more=lambda _: more, after=report)
+    options = trajectory.options(0.35, method.solver, SOLVERS) | {"keep_metadata": method.keep_metadata}
+    calibration = calibrated.read(trajectory, parts.regions)
+    check_places(folders.source, folders.out, how.resume)
+    key = open_key(method.key_file, folders)
+    search = parts.search(folders.source, trajectory.fit)
+    model = choice.load()
+    job = calibrated.job(model, calibration, key=key, **options)
+    job = region_job(job, search, method.keep_metadata) if search else job
+    more = [*calibrated.lines(calibration), *parts.lines()]
+    after = parts.after(job, search, folders)
+    carry_out_job(
+        job, model, folders, how,
+        more=lambda _: more, before=lambda: keep_key(key, method.key_file), after=after,
+    )  # fmt: skip
 
 
-def open_key(path: Path | None, source: Path, out: Path) -> SecretKey | None:
+def open_key(path: Path | None, folders: Folders) -> SecretKey | None:
     """The key in a file, a new one if the file is absent. It must lie neither with the originals nor the results."""
     from nearfar.diffusion.noise import SecretKey
     from nearfar.io.manifest import manifest_path
 
     if path is None:
         return None
-    if path.resolve() == manifest_path(out):
+    if path.resolve() == manifest_path(folders.out):
         raise UsageError(f"{path} is where the record of this run goes: keep the key elsewhere")
-    for folder in (source.resolve(), out.resolve()):
+    for folder in (folders.source.resolve(), folders.out.resolve()):
         if folder in path.resolve().parents:
             raise UsageError(f"key file {path} must not lie in {folder}, which may be shared: keep it elsewhere")
     return SecretKey.load(path) if path.exists() else SecretKey.random()

@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.calibration import EyesChoice
-from nearfar.cli.console import DONE, SOME_FAILED, model_line, raise_on_signals, reported_errors, say, tell
-from nearfar.cli.options import BatchSize, ModelChoice, RunChoice, fit_of, grouped, one_of, warnings_as_notes
-from nearfar.errors import UsageError
+from nearfar.audit.choices import Networks
+from nearfar.cli.carry_out import Outcome, carry_out
+from nearfar.cli.console import DONE, SOME_FAILED, Lines, batch_of, model_line, say_failed, stepping
+from nearfar.cli.options import (
+    BATCH_SIZE,
+    FIT,
+    SOLVER,
+    Fit,
+    ModelChoice,
+    RunChoice,
+    argument,
+    check_new_file,
+    command,
+    job_options,
+    option,
+)
 
 if TYPE_CHECKING:
-    from nearfar.audit.calibration import Target
-    from nearfar.io.fitting import FitMode
+    from nearfar.audit.calibration import Found, Target
     from nearfar.jobs.calibrate import Measuring, Sample
     from nearfar.models.model import FrozenModel
 
 
-@grouped
+@dataclass(frozen=True)
+class Places:
+    """What is measured, and where the calibration goes."""
+
+    source: Path = argument("IN", "Folder of images; it is only read.")
+    file: Path | None = argument("FILE", "Where the calibration goes. [default: IN.calibration.json]", None)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, and how outputs are made."""
+
+    people: bool = option(False, "Every top folder of IN is a person.")
+    sample: int = option(100, "How many images are measured, at most; 20 or more.")
+    steps: int = option(20, "Solver steps, as anonymize will take them.")
+    solver: str = option("dpm++sde", SOLVER)
+    fit: Fit = option("pad", FIT)
+    seed: int = option(0, "Of the sample and its noise.")
+    overwrite: bool = option(False, "Replace FILE if it is there.")
+    report: Path | None = option(
+        None, "Where the curves are shown. [default: FILE, .report.html for .json]", metavar="PAGE"
+    )
+    batch_size: int | None = option(None, BATCH_SIZE)
+
+
+@command
 def calibrate(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")],
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Where the calibration goes. [default: IN.calibration.json]")
-    ] = None,
+    places: Places,
     *,
     target: Annotated[
         list[str],
         typer.Option(help="rank1=0.05 or similarity=0.3 at most, label=0.9 or distance=0.5 at least; several: all."),
     ],
-    eyes: EyesChoice,
-    people: Annotated[bool, typer.Option("--people", help="Every top folder of IN is a person.")] = False,
-    sample: Annotated[int, typer.Option(help="How many images are measured, at most; 20 or more.")] = 100,
-    steps: Annotated[int, typer.Option(help="Solver steps, as anonymize will take them.")] = 20,
-    solver: Annotated[str, typer.Option(help="dpm++sde, ancestral, ddim, dpm++ or heun.")] = "dpm++sde",
-    fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad",
-    seed: Annotated[int, typer.Option(help="Of the sample and its noise.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="PAGE", help="Where the curves are shown. [default: FILE, .report.html for .json]"),
-    ] = None,
-    batch_size: BatchSize = None,
+    networks: Networks,
+    how: Measurement,
     choice: ModelChoice,
     progress: RunChoice,
 ) -> None:
@@ -52,106 +74,96 @@ def calibrate(
     rank1 is the share of outputs whose nearest original is their own (with --people: is another picture of the same
     person). Folders of IN are the classes of label. `nearfar anonymize --calibration FILE` uses what was found.
     """
-    with reported_errors(), warnings_as_notes():
-        from nearfar.audit.calibration import parse_target
-        from nearfar.diffusion.solver import SOLVERS
-        from nearfar.jobs.calibrate import calibrate as search
-        from nearfar.jobs.calibrate import check_listing, take_sample
+    from nearfar.audit.calibration import parse_target
+    from nearfar.jobs.calibrate import calibrate as search
+    from nearfar.jobs.calibrate import check_listing, settings_of, take_sample
 
-        asked = [parse_target(each) for each in target]
-        file, page = check_files(source, file, report, overwrite)
-        how, mode = SOLVERS[one_of(solver, "solver", SOLVERS)], fit_of(fit)
-        check_listing(source, sample)
-        model = choice.load()
-        taken = take_sample(source, model, mode, sample, people, seed)
-        work = measuring(model, taken, eyes, asked, steps, how, batch_size, seed)
-        settings = announce(work, asked, mode, source) | {"eyes": eyes.places()}
-        if progress.dry_run:
-            tell(settings | {"network_calls": work.cost(len(asked))}, [], progress.as_json)
-            return
-        raise_on_signals()
-        with stepping(work, asked) as tick:
-            found = search(work, asked, file, settings=settings, resume=progress.resume, on_step=tick)
-        content = keep(work, asked, found, settings, mode, file, page)
-        tell(content, lines(content), progress.as_json)
-        raise typer.Exit(content["exit_code"])
+    source, targets = places.source, [parse_target(text) for text in target]
+    file, page = check_files(places, how)
+    options = job_options(how)
+    check_listing(source, how.sample)
+    model = choice.load()
+    sample = take_sample(source, model, options["fit"], how.sample, how.people, how.seed)
+    work = measuring(model, sample, networks, targets, options)
+    settings = settings_of(work, options["fit"], source)
+
+    def run() -> Outcome:
+        calls = work.cost(len(targets)) // work.solver.calls(work.steps) * work.steps
+        with stepping("calibrate", calls, work.batch_size) as tick:
+            found = search(work, targets, file, settings=whole, resume=progress.resume, on_step=tick)
+        content = keep(work, targets, found, whole, file, page)
+        shown = [("result", content["verdict"]), ("file", content["file"]), ("report", content["report"])]
+        return content, shown
+
+    say_failed(sample.failed)
+    whole = settings | {"eyes": networks.places()}
+    planned = whole | {"network_calls": work.cost(len(targets))}
+    carry_out(about(work, targets, settings), planned, progress, run)
 
 
-def check_files(source: Path, file: Path | None, report: Path | None, overwrite: bool) -> tuple[Path, Path]:
+def check_files(places: Places, how: Measurement) -> tuple[Path, Path]:
     """Where the calibration and its page go; refused among the images."""
     from nearfar.reports.page import page_beside
 
-    whole = source.resolve()
-    file = file or whole.with_name(whole.name + ".calibration.json")
-    if file.is_dir() or whole in file.resolve().parents:
-        raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
-    if file.exists() and not overwrite:
-        raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
-    return file, page_beside(report, file.with_name(file.name.removesuffix(".json")), source, keep=[file])
+    folder = places.source.resolve()
+    file = places.file or folder.with_name(folder.name + ".calibration.json")
+    check_new_file(file, places.source, how.overwrite)
+    return file, page_beside(how.report, file.with_name(file.name.removesuffix(".json")), places.source, keep=[file])
 
 
 def measuring(
-    model: FrozenModel, sample: Sample, eyes: EyesChoice, asked: list[Target], steps: int, solver: Any,
-    batch_size: int | None, seed: int,
-) -> Measuring:  # fmt: skip
+    model: FrozenModel, sample: Sample, networks: Networks, targets: list[Target], options: dict[str, Any]
+) -> Measuring:
     """The originals, looked at, and how outputs will be made and scored."""
-    from nearfar.audit.scores import Known, Scorer, check_labels, network_eyes
-    from nearfar.cli.console import batch_of
+    from nearfar.audit.scores import Known, Scorer, check_labels, load_eyes, network_eyes
     from nearfar.jobs.calibrate import Measuring
 
-    measures = sorted({target.measure for target in asked})
+    measures = sorted({target.measure for target in targets})
     if "label" in measures:
         check_labels(sample.labels)
-    attacker, network = eyes.load(model)
+    attacker, network = load_eyes(networks, model)
     known = Known.of(attacker, sample.images, sample.groups, sample.labels)
     same = attacker.name == network.name or "label" not in measures
     content = known if same else Known.of(network_eyes(network), sample.images, sample.groups, sample.labels)
     scorer = Scorer(measures, known, content, network)
-    return Measuring(model, sample, scorer, steps, solver, batch_of(model, batch_size), seed)
+    batch_size = batch_of(model, options["batch_size"])
+    return Measuring(model, sample, scorer, options["steps"], options["solver"], batch_size, options["seed"])
 
 
-def announce(work: Measuring, asked: list[Target], fit: FitMode, source: Path) -> dict[str, Any]:
-    """Say what is about to be done and what it costs; returns the settings."""
-    from nearfar.jobs.calibrate import settings_of
-
-    settings, sample = settings_of(work, fit, source), work.sample
-    for entry in sample.failed:
-        say("failed", f"{entry.name}: {entry.reason}")
-    say("model", model_line(work.model))
-    say("targets", "; ".join(map(str, asked)))
-    say("attacker", f"{settings['attacker']}, at the model's size")
+def about(work: Measuring, targets: list[Target], settings: dict[str, Any]) -> Lines:
+    """What is about to be done and what it costs."""
+    sample = work.sample
     people = f" of {settings['people']} people" if settings["people"] else ""
-    say("work", f"{len(sample.names)} images{people}, {len(sample.failed)} unusable")
-    say("cost", f"at most {work.cost(len(asked))} network calls for {work.batch_size} images each, and the features")
-    return settings
-
-
-def stepping(work: Measuring, asked: list[Target]) -> Any:
-    """Progress, and a sentence if memory does not suffice."""
-    from nearfar.cli.console import stepping as steps_of
-
-    total = work.cost(len(asked)) // work.solver.calls(work.steps) * work.steps
-    return steps_of("calibrate", total, work.batch_size)
+    cost = f"at most {work.cost(len(targets))} network calls for {work.batch_size} images each, and the features"
+    return [
+        ("model", model_line(work.model)),
+        ("targets", "; ".join(map(str, targets))),
+        ("attacker", f"{settings['attacker']}, at the model's size"),
+        ("work", f"{len(sample.names)} images{people}, {len(sample.failed)} unusable"),
+        ("cost", cost),
+    ]
 
 
 def keep(
-    work: Measuring, asked: list[Target], found: Any, settings: dict[str, Any], fit: FitMode, file: Path, page: Path
+    work: Measuring, targets: list[Target], found: Found, settings: dict[str, Any], file: Path, page: Path
 ) -> dict[str, Any]:
     """Write the calibration and its page; returns what is in them."""
     from nearfar.audit.calibration import CONFIDENCE, Calibration, save_calibration
     from nearfar.diffusion.level import Level, Sampling
+    from nearfar.io.fitting import FitMode
     from nearfar.jobs.calibrate import method_settings
     from nearfar.reports.calibration import verdict, write_calibration_report
 
-    method = method_settings(work.model, Sampling(Level(1.0), work.steps, work.solver), fit)
+    sampling = Sampling(Level(1.0), work.steps, work.solver)
+    method = method_settings(work.model, sampling, FitMode(settings["fit"]))
     rest = {name: value for name, value in settings.items() if name not in method}
     count = len(work.sample.names)
-    calibration = Calibration(method, rest, count, CONFIDENCE, tuple(asked), found)
+    calibration = Calibration(method, rest, count, CONFIDENCE, tuple(targets), found)
     save_calibration(calibration, file)
     failed = [{"name": entry.name, "reason": entry.reason} for entry in work.sample.failed]
     content = {
         "settings": settings,
-        "targets": [str(target) for target in asked],
+        "targets": [str(target) for target in targets],
         "images": count,
         "verdict": verdict(calibration),
         **asdict(found),
@@ -160,8 +172,3 @@ def keep(
     }
     write_calibration_report(page, calibration, content)
     return content | {"file": str(file), "report": str(page)}
-
-
-def lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """The outcome for people."""
-    return [("result", content["verdict"]), ("file", content["file"]), ("report", content["report"])]

@@ -1,17 +1,27 @@
-"""How a command carries out a job on a folder: say what is planned, run it, tell the outcome."""
+"""How a command carries out what it has settled: say what is planned, run it, tell the outcome, end."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nearfar.cli.console import DONE, SOME_FAILED, raise_on_signals
-from nearfar.cli.options import RunChoice
+from nearfar.cli.console import (
+    DONE,
+    SOME_FAILED,
+    Lines,
+    level_line,
+    model_line,
+    raise_on_signals,
+    say,
+    say_failed,
+    shown_progress,
+    tell,
+)
+from nearfar.cli.options import Folders, RunChoice
 
 if TYPE_CHECKING:
     from nearfar.io.progress import Progress
@@ -19,20 +29,64 @@ if TYPE_CHECKING:
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
+Outcome = tuple[dict[str, Any], Lines]
+"""What came of a command: for machines, with its `exit_code`, and for people."""
 
-def describe(model: FrozenModel, job: Job, plan: Plan, more: Sequence[str]) -> None:
-    """Say on stderr what is about to happen."""
+
+def carry_out(
+    announced: Lines, planned: dict[str, Any], how: RunChoice, work: Callable[[], Outcome], code: int | None = None
+) -> None:
+    """Say what is about to happen, do the work unless only the plan was asked for, show what came of it, end.
+
+    code: the exit code, where what came of it does not hold one.
+    """
+    for what, text in announced:
+        say(what, text)
+    if how.dry_run:
+        unusable = [("unusable", f"{entry['name']}: {entry['reason']}") for entry in planned.get("unusable", [])]
+        tell(planned, unusable, how.as_json)
+        return
+    raise_on_signals()
+    content, lines = work()
+    tell(content, lines, how.as_json)
+    raise typer.Exit(content["exit_code"] if code is None else code)
+
+
+def carry_out_job(
+    job: Job,
+    model: FrozenModel,
+    folders: Folders,
+    how: RunChoice,
+    *,
+    more: Callable[[Plan], Lines] = lambda _: (),
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {},
+) -> None:
+    """Carry out a job on a folder.
+
+    more: lines about the plan. before: done just before it begins. after: done when all images are, to be shown.
+    """
+    from nearfar.jobs.run import plan_run
+
+    plan = plan_run(job, folders.source, folders.out, how.resume)
+
+    def work() -> Outcome:
+        before()
+        done = run_shown(job, folders.out, plan)
+        return outcome(done, folders, job, after(plan, done))
+
+    carry_out([*about(model, job, plan), *more(plan)], planned(job, plan), how, work)
+
+
+def about(model: FrozenModel, job: Job, plan: Plan) -> Lines:
+    """What is about to happen."""
     settings = job.settings
-    license = model.provenance.license
-    lines = [
-        f"model     {model.provenance.source}, {job.image.size}x{job.image.size}, license {license}, on {model.device}",
-        f"level     strength {settings['strength']:.4g} = time {settings['time']:.4g} = sigma {settings['sigma']:.4g}",
-        *([f"privacy   {formal_bound(model, settings)}"] if settings["command"] == "anonymize" else []),
-        f"work      {len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "
-        f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} files that are no images",
-    ]
-    for line in [*lines, *more]:
-        typer.echo(line, err=True)
+    work = (
+        f"{len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "
+        f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} files that are no images"
+    )
+    privacy = [("privacy", formal_bound(model, settings))] if settings["command"] == "anonymize" else []
+    return [("model", model_line(model)), ("level", level_line(settings)), *privacy, ("work", work)]
 
 
 def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
@@ -41,92 +95,49 @@ def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
 
     if why := departure(settings):
         return f"no formal bound: {why}"
-    mu = (
-        0.0
-        if settings["strength"] == 1
-        else model.latent_space.span * prod(model.latent_shape) ** 0.5 / settings["sigma"]
-    )
+    span = model.latent_space.span * prod(model.latent_shape) ** 0.5
+    mu = 0.0 if settings["strength"] == 1 else span / settings["sigma"]
     if mu == float("inf"):
         return "no formal bound: an autoencoder's latents have no range"
     return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)"
 
 
-def show_plan(job: Job, plan: Plan, as_json: bool) -> None:
-    """The plan for machines; for people `describe` has said it."""
-    unusable = [{"name": entry.name, "reason": entry.reason} for entry in plan.listing.rejected]
-    content = {
+def planned(job: Job, plan: Plan) -> dict[str, Any]:
+    """The plan for machines."""
+    return {
         "settings": job.settings,
         "todo": len(plan.todo),
         "kept": len(plan.kept),
-        "unusable": unusable,
+        "unusable": [{"name": entry.name, "reason": entry.reason} for entry in plan.listing.rejected],
         "ignored": plan.listing.ignored,
         "batch_size": plan.batch_size,
     }
-    if as_json:
-        typer.echo(json.dumps(content))
-    else:
-        for entry in unusable:
-            typer.echo(f"unusable  {entry['name']}: {entry['reason']}")
-
-
-def carry_out(
-    job: Job,
-    model: FrozenModel,
-    source: Path,
-    out: Path,
-    how: RunChoice,
-    *,
-    before: Callable[[], None] = lambda: None,
-    say_more: Callable[[Plan], Sequence[str]] = lambda _: (),
-    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {},
-) -> None:
-    """Plan the job, say so, and run it unless only the plan was asked for.
-
-    before: done just before it begins. say_more: lines about the plan. after: done when all images are, to be shown.
-    """
-    from nearfar.jobs.run import plan_run
-
-    plan = plan_run(job, source, out, how.resume)
-    describe(model, job, plan, say_more(plan))
-    if how.dry_run:
-        show_plan(job, plan, how.as_json)
-    else:
-        before()
-        done = run_shown(job, out, plan)
-        finish(done, out, job, how.as_json, after(plan, done))
 
 
 def run_shown(job: Job, out: Path, plan: Plan) -> Progress:
     """Run the plan under a progress display."""
-    from nearfar.cli.console import shown_progress
     from nearfar.jobs.run import run
 
-    raise_on_signals()
     with shown_progress(job.settings["command"]) as report:
         return run(job, out, plan, report)
 
 
-def finish(progress: Progress, out: Path, job: Job, as_json: bool, more: dict[str, Any]) -> None:
-    """Show what came of a run, and end with its exit code."""
+def outcome(progress: Progress, folders: Folders, job: Job, more: dict[str, Any]) -> Outcome:
+    """What came of a run on a folder; what failed and what lost detail is said on stderr."""
     from nearfar.io.manifest import manifest_path
 
-    for record in progress.failed:
-        typer.echo(f"failed    {record.name}: {record.reason}", err=True)
+    say_failed(progress.failed)
     if progress.reduced:
-        size = f"{job.image.size} pixels"
         what = "images have regions that" if job.settings.get("regions") else "images"
-        typer.echo(f"note      {progress.reduced} {what} are larger than the model's {size}: detail is gone", err=True)
+        size = f"{job.image.size} pixels"
+        say("note", f"{progress.reduced} {what} are larger than the model's {size}: detail is gone")
+    manifest = manifest_path(folders.out)
+    places = {"out": str(folders.out), "manifest": str(manifest)}
     code = SOME_FAILED if progress.failed else DONE
-    manifest = manifest_path(out)
-    if as_json:
-        places = {"out": str(out), "manifest": str(manifest), **more, "exit_code": code}
-        typer.echo(json.dumps(summary(progress, job) | places))
-    else:
-        counts = f"{progress.done} done, {progress.kept} kept, {len(progress.failed)} failed"
-        typer.echo(f"{counts} in {progress.seconds:.1f} s; results in {out}, record in {manifest}")
-        for name, value in more.items():
-            typer.echo(f"{name:9} {value}")
-    raise typer.Exit(code)
+    counts = f"{progress.done} done, {progress.kept} kept, {len(progress.failed)} failed"
+    line = f"{counts} in {progress.seconds:.1f} s; results in {folders.out}, record in {manifest}"
+    lines = [("", line), *((name, str(value)) for name, value in more.items())]
+    return summary(progress, job) | places | more | {"exit_code": code}, lines
 
 
 def summary(progress: Progress, job: Job) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nearfar.errors import RunError, UsageError
+from nearfar.errors import ModelWarning, RunError, UsageError
 from nearfar.io.progress import Progress as RunProgress
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import OnStep
+    from nearfar.io.listing import Rejected
+    from nearfar.io.manifest import Record
     from nearfar.models.model import FrozenModel
 
 Report = Callable[[RunProgress], None]
@@ -30,9 +33,13 @@ Report = Callable[[RunProgress], None]
 SECONDS_BETWEEN_LINES = 10.0
 
 DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-
+"""Exit codes."""
 
 KEPT = "interrupted; what is finished is kept, and --resume goes on with it"
+NOTHING_WRITTEN = "interrupted; nothing was written"
+
+Lines = Sequence[tuple[str, str]]
+"""What is said, each line with a word before it that says of what."""
 
 
 def write_line(text: str) -> None:
@@ -123,7 +130,7 @@ def model_line(model: FrozenModel) -> str:
     return f"{model.provenance.source}, {size}, license {model.provenance.license}, on {model.device}"
 
 
-def level_line(level: dict[str, float]) -> str:
+def level_line(level: dict[str, Any]) -> str:
     return f"strength {level['strength']:.4g} = time {level['time']:.4g} = sigma {level['sigma']:.4g}"
 
 
@@ -132,13 +139,36 @@ def say(what: str, text: str) -> None:
     typer.echo(f"{what:9} {text}", err=True)
 
 
-def tell(content: dict[str, Any], lines: list[tuple[str, str]], as_json: bool) -> None:
-    """What came of it, on stdout."""
+def say_failed(entries: Sequence[Rejected | Record]) -> None:
+    """The images that cannot be used, on stderr."""
+    for entry in entries:
+        say("failed", f"{entry.name}: {entry.reason}")
+
+
+def tell(content: dict[str, Any], lines: Lines, as_json: bool) -> None:
+    """What came of it, on stdout; a line without a first word stands as it is."""
     if as_json:
         typer.echo(json.dumps(content))
     else:
         for what, text in lines:
-            typer.echo(f"{what:9} {text}")
+            typer.echo(f"{what:9} {text}" if what else text)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What nearfar warns of is said on stderr, at once and once; what libraries warn of is not."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            say("note", str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ModelWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

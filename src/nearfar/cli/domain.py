@@ -9,19 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nearfar.cli.carry_out import Outcome, carry_out
 from nearfar.cli.console import (
     DONE,
+    NOTHING_WRITTEN,
     SOME_FAILED,
     batch_of,
     level_line,
     model_line,
-    raise_on_signals,
-    reported_errors,
     say,
+    say_failed,
     stepping,
     tell,
 )
-from nearfar.cli.options import BatchSize, DomainFile, ModelChoice, fit_of, grouped, one_of, warnings_as_notes
+from nearfar.cli.options import (
+    BATCH_SIZE,
+    DOMAIN,
+    FIT,
+    SEED,
+    Fit,
+    ModelChoice,
+    RunChoice,
+    argument,
+    check_new_file,
+    command,
+    command_saying,
+    one_of,
+    option,
+)
 from nearfar.cli.sample import sample_domain
 from nearfar.errors import UsageError
 
@@ -31,156 +46,171 @@ if TYPE_CHECKING:
     from nearfar.io.stacks import Inputs
     from nearfar.models.model import FrozenModel
 
-NOTHING_WRITTEN = "interrupted; nothing was written"
 CONFIDENTIAL = "the fitted images can be had back from this file: it is as confidential as they are"
+SOURCE = "Folder of images of one domain; it is only read."
+JSON = "Print what came of it as JSON."
 
 domain = typer.Typer(no_args_is_help=True, help="Unseen domains: found in a few images, kept in a file, sampled.")
 
-Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images of one domain; it is only read.")]
-Seed = Annotated[int, typer.Option(help="Of all that is random.")]
-Json = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")]
-Page = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write a page, and JSON beside it.")]
+
+@dataclass(frozen=True)
+class Source:
+    """What is surveyed."""
+
+    source: Path = argument("IN", SOURCE)
 
 
 @dataclass(frozen=True)
-class FolderChoice:
+class Places(Source):
+    """What is fitted, and where the domain goes."""
+
+    file: Path = argument("FILE", DOMAIN)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """At which level, in how many steps, and what a copy is."""
+
+    strength: float | None = option(None, "The level of the latents. [default: 0.5]")
+    steps: int = option(20, "Steps to that level, and of samples on the way back.")
+    survey: bool = option(False, "Survey levels first, and take the one proposed.")
+    symmetry: str = option("none", "In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).")
+    pilot: bool = option(
+        True, "Make some samples, to find a way of mixing that does not copy.", option="pilot/--no-pilot"
+    )
+    seed: int = option(0, SEED)
+
+
+@dataclass(frozen=True)
+class Reading:
     """How files become images."""
 
-    fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
-    values: Annotated[
-        str | None, typer.Option(metavar="CURVE", help="Read arrays, not pictures: linear, log or asinh.")
-    ] = None
-    clip: Annotated[float, typer.Option(help="Share of the arrays' values cut off at either end.")] = 0.0
-    softening: Annotated[
-        list[float] | None, typer.Option(help="Of asinh, in physical units, once a channel. [default: the noise]")
-    ] = None
+    fit: Fit = option("pad", FIT)
+    values: str | None = option(None, "Read arrays, not pictures: linear, log or asinh.", metavar="CURVE")
+    clip: float = option(0.0, "Share of the arrays' values cut off at either end.")
+    softening: list[float] | None = option(None, "Of asinh, in physical units, once a channel. [default: the noise]")
 
     def read(self, source: Path, model: FrozenModel) -> Inputs:
         """The images; those that cannot be read are said on stderr."""
+        from nearfar.io.fitting import FitMode
         from nearfar.io.stacks import read_inputs
 
-        found = read_inputs(source, model.image, fit_of(self.fit), self.values, self.clip, self.softening or None)
-        for entry in found.failed:
-            say("failed", f"{entry.name}: {entry.reason}")
-        return found
+        inputs = read_inputs(source, model.image, FitMode(self.fit), self.values, self.clip, self.softening or None)
+        say_failed(inputs.failed)
+        return inputs
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Where the outcome is shown."""
+
+    report: Path | None = option(None, "Write a page, and JSON beside it.", metavar="FILE")
+    batch_size: int | None = option(None, BATCH_SIZE)
+    as_json: bool = option(False, JSON, option="json")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of the fitted images, and where."""
+
+    thumbnails: bool = option(False, "Keep the images in the file, to be shown.")
+    overwrite: bool = option(False, "Replace FILE if it is there.")
 
 
 @domain.command("fit")
-@grouped
+@command_saying(NOTHING_WRITTEN)
 def fit_domain(
-    source: Source,
-    file: DomainFile,
-    *,
-    strength: Annotated[float | None, typer.Option(help="The level of the latents. [default: 0.5]")] = None,
-    steps: Annotated[int, typer.Option(help="Steps to that level, and of samples on the way back.")] = 20,
-    survey: Annotated[bool, typer.Option("--survey", help="Survey levels first, and take the one proposed.")] = False,
-    symmetry: Annotated[
-        str, typer.Option(help="In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).")
-    ] = "none",
-    pilot: Annotated[
-        bool, typer.Option("--pilot/--no-pilot", help="Make some samples, to find a way of mixing that does not copy.")
-    ] = True,
-    seed: Seed = 0,
-    folder: FolderChoice,
-    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Keep the images in the file, to be shown.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it is there.")] = False,
-    report: Page = None,
-    batch_size: BatchSize = None,
-    as_json: Json = False,
-    choice: ModelChoice,
+    places: Places, *, level: Fitted, reading: Reading, keeping: Keeping, telling: Telling, choice: ModelChoice
 ) -> None:
     """Find a domain that the model never saw in a folder of its images, and keep it in FILE.
 
     FILE holds where they lie in the model's latent space: new images are made of it by `nearfar domain sample`, and the
     fitted ones could be had back, so it is as confidential as they are.
     """
-    with reported_errors(NOTHING_WRITTEN), warnings_as_notes():
-        from nearfar.domain.guards import SYMMETRIES
-        from nearfar.reports.domain import domain_lines
+    from nearfar.domain.guards import SYMMETRIES
+    from nearfar.reports.domain import domain_lines
 
-        check_fit(source, file, report, strength, steps, survey, overwrite)
-        one_of(symmetry, "symmetry", SYMMETRIES)
-        model = choice.load()
-        found = folder.read(source, model)
-        raise_on_signals()
-        fitting = Fitting(model, found, steps, seed, batch_of(model, batch_size))
-        surveyed = fitting.survey() if survey else None
-        fitted = fitting.domain(level_for(strength, surveyed), folder.fit, symmetry)
-        fitted = fitting.pilot(fitted) if pilot else fitted
-        content = keep(fitted, file, found, thumbnails, surveyed, report)
-        tell(content, domain_lines(content), as_json)
-        raise typer.Exit(content["exit_code"])
+    check_fit(places, level, keeping.overwrite, telling.report)
+    one_of(level.symmetry, "symmetry", SYMMETRIES)
+    model = choice.load()
+    inputs = reading.read(places.source, model)
+
+    def work() -> Outcome:
+        fitting = Fitting(model, inputs, level.steps, level.seed, batch_of(model, telling.batch_size))
+        surveyed = fitting.survey() if level.survey else None
+        fitted = fitting.domain(level_for(level.strength, surveyed), reading.fit, level.symmetry)
+        fitted = fitting.pilot(fitted) if level.pilot else fitted
+        content = keep(fitted, places.file, inputs, keeping.thumbnails, surveyed, telling.report)
+        return content, domain_lines(content)
+
+    carry_out([], {}, RunChoice(as_json=telling.as_json), work)
 
 
 @domain.command("survey")
-@grouped
+@command_saying(NOTHING_WRITTEN)
 def survey_domain(
-    source: Source,
+    places: Source,
     *,
     steps: Annotated[int, typer.Option(help="Steps to the last level.")] = 20,
-    seed: Seed = 0,
-    folder: FolderChoice,
-    report: Page = None,
-    batch_size: BatchSize = None,
-    as_json: Json = False,
+    seed: Annotated[int, typer.Option(help=SEED)] = 0,
+    reading: Reading,
+    telling: Telling,
     choice: ModelChoice,
 ) -> None:
     """Where the latents of a folder's images lie beside the model's own, level by level, and which level to work at."""
-    with reported_errors(NOTHING_WRITTEN), warnings_as_notes():
-        from nearfar.reports.domain import write_survey_report
-        from nearfar.reports.page import check_page
+    from nearfar.reports.domain import write_survey_report
+    from nearfar.reports.page import check_page
 
-        if report:
-            check_page(report, [source])
-        model = choice.load()
-        found = folder.read(source, model)
-        raise_on_signals()
-        surveyed = Fitting(model, found, steps, seed, batch_of(model, batch_size)).survey()
+    report = telling.report
+    if report:
+        check_page(report, [places.source])
+    model = choice.load()
+    inputs = reading.read(places.source, model)
+
+    def work() -> Outcome:
+        surveyed = Fitting(model, inputs, steps, seed, batch_of(model, telling.batch_size)).survey()
         if report:
             write_survey_report(report, surveyed)
-        tell(asdict(surveyed), [("report", str(report))] if report else [], as_json)
-        raise typer.Exit(SOME_FAILED if found.failed else DONE)
+        return asdict(surveyed), [("report", str(report))] if report else []
+
+    code = SOME_FAILED if inputs.failed else DONE
+    carry_out([], {}, RunChoice(as_json=telling.as_json), work, code)
 
 
 @domain.command("inspect")
+@command
 def inspect_domain(
-    file: DomainFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=DOMAIN)],
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Check that it was fitted with this one; 'faces' is bundled.")
     ] = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """What a domain file says: level, figures of the fit, thresholds of the guards. No model is needed."""
-    with reported_errors():
-        from nearfar.domain.file import load_domain, load_thumbnails
-        from nearfar.reports.domain import domain_content, domain_lines
+    from nearfar.domain.file import load_domain, load_thumbnails
+    from nearfar.reports.domain import domain_content, domain_lines
 
-        known = load_domain(file)
-        if model is not None:
-            known.check(ModelChoice(model=model).load())
-        content = domain_content(known, file, load_thumbnails(file) is not None)
-        tell(content, domain_lines(content), as_json)
-        say("note", CONFIDENTIAL)
+    fitted = load_domain(file)
+    if model is not None:
+        fitted.check(ModelChoice(model=model).load())
+    content = domain_content(fitted, file, load_thumbnails(file) is not None)
+    tell(content, domain_lines(content), as_json)
+    say("note", CONFIDENTIAL)
 
 
-def check_fit(
-    source: Path, file: Path, report: Path | None, strength: float | None, steps: int, survey: bool, overwrite: bool
-) -> None:
+def check_fit(places: Places, level: Fitted, overwrite: bool, report: Path | None) -> None:
     """Refuse what cannot be meant, before a model is loaded."""
     from nearfar.reports.page import check_page
 
-    if strength is not None and not 0 < strength <= 1:
-        raise UsageError(f"strength must be in (0, 1], got {strength:g}")
-    if strength is not None and survey:
+    if level.strength is not None and not 0 < level.strength <= 1:
+        raise UsageError(f"strength must be in (0, 1], got {level.strength:g}")
+    if level.strength is not None and level.survey:
         raise UsageError("give either --strength or --survey, got both")
-    if steps < 1:
-        raise UsageError(f"steps must be at least 1, got {steps}")
-    if file.is_dir() or source.resolve() in file.resolve().parents:
-        raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
-    if file.exists() and not overwrite:
-        raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
+    if level.steps < 1:
+        raise UsageError(f"steps must be at least 1, got {level.steps}")
+    check_new_file(places.file, places.source, overwrite)
     if report:
-        check_page(report, [source])
+        check_page(report, [places.source])
 
 
 @dataclass(frozen=True)
@@ -188,7 +218,7 @@ class Fitting:
     """What a survey and a fit have in common."""
 
     model: FrozenModel
-    found: Inputs
+    inputs: Inputs
     steps: int
     seed: int
     batch_size: int
@@ -198,7 +228,7 @@ class Fitting:
         from nearfar.domain.survey import STRENGTHS, segments, survey, survey_calls
         from nearfar.reports.survey import proposal
 
-        count = len(self.found.images)
+        count = len(self.inputs.images)
         climbs = sum(len(nodes) - 1 for nodes in segments(STRENGTHS, self.steps)) * self.batches(2 * count)
         say("survey", f"{count} images beside as many of the model's own, at {len(STRENGTHS)} levels")
         say("cost", f"at most {survey_calls(count, steps=self.steps, batch=self.batch_size)} network calls")
@@ -206,7 +236,7 @@ class Fitting:
         with stepping("survey", climbs, self.batch_size) as tick:
             surveyed = survey(
                 self.model,
-                self.found.images,
+                self.inputs.images,
                 own=own,
                 steps=self.steps,
                 seed=self.seed,
@@ -222,21 +252,21 @@ class Fitting:
         """The domain, told of on stderr."""
         from nearfar.domain.domain import OWN_SAMPLES, Domain, check_images
 
-        model, count = self.model, len(self.found.images)
-        check_images(model, self.found.images)
+        model, count = self.model, len(self.inputs.images)
+        check_images(model, self.inputs.images)
         self.announce(strength)
         own = own_of(model, OWN_SAMPLES, self.seed, self.batch_size)
         with stepping("fit", 2 * self.steps * self.batches(count), self.batch_size) as tick:
             return Domain.fit(
                 model,
-                self.found.images,
+                self.inputs.images,
                 strength=strength,
                 steps=self.steps,
                 own=own,
                 seed=self.seed,
                 batch_size=self.batch_size,
                 symmetry=symmetry,
-                preprocessing=preprocessing(self.found, fit),
+                preprocessing=preprocessing(self.inputs, fit),
                 on_step=tick,
             )
 
@@ -260,11 +290,11 @@ class Fitting:
         from nearfar.diffusion.level import STEPS, Level
         from nearfar.domain.domain import OWN_SAMPLES
 
-        count, batches = len(self.found.images), self.batches(len(self.found.images))
+        count, batches = len(self.inputs.images), self.batches(len(self.inputs.images))
         own = self.batches(OWN_SAMPLES) * STEPS
         say("model", model_line(self.model))
         say("level", level_line(Level(strength).describe(self.model.schedule)))
-        say("work", f"{count} images, {len(self.found.failed)} unusable, {self.found.ignored} other files ignored")
+        say("work", f"{count} images, {len(self.inputs.failed)} unusable, {self.inputs.ignored} other files ignored")
         say(
             "cost",
             f"about {5 * self.steps * batches + own} network calls for up to {self.batch_size} images each: "
@@ -296,24 +326,24 @@ def level_for(strength: float | None, surveyed: Survey | None) -> float:
     return surveyed.proposed
 
 
-def preprocessing(found: Inputs, fit: str) -> dict[str, Any]:
+def preprocessing(inputs: Inputs, fit: str) -> dict[str, Any]:
     """How files became images, for the domain's file."""
-    return {"fit": fit, "values": None if found.values is None else asdict(found.values)}
+    return {"fit": fit, "values": None if inputs.values is None else asdict(inputs.values)}
 
 
 def keep(
-    fitted: Domain, file: Path, found: Inputs, thumbnails: bool, surveyed: Survey | None, report: Path | None
+    fitted: Domain, file: Path, inputs: Inputs, thumbnails: bool, surveyed: Survey | None, report: Path | None
 ) -> dict[str, Any]:
     """Write the domain and its report; returns what is in them."""
     from nearfar.domain.file import save_domain
     from nearfar.io.fitting import to_8_bit
     from nearfar.reports.domain import domain_content, write_fit_report
 
-    save_domain(fitted, file, to_8_bit(found.images) if thumbnails else None)
-    failed = [{"name": entry.name, "reason": entry.reason} for entry in found.failed]
+    save_domain(fitted, file, to_8_bit(inputs.images) if thumbnails else None)
+    failed = [{"name": entry.name, "reason": entry.reason} for entry in inputs.failed]
     content = domain_content(fitted, file, thumbnails) | {
         "failed": failed,
-        "ignored": found.ignored,
+        "ignored": inputs.ignored,
         "survey": None if surveyed is None else asdict(surveyed),
         "exit_code": SOME_FAILED if failed else DONE,
     }

@@ -1,91 +1,94 @@
-"""Options that several commands share, as dataclasses: a command names the group, the shell sees its fields."""
+"""Options of the commands: dataclasses, most of them the library's own, whose fields the shell sees as options.
+
+A field's metadata says what the shell shows of it: `help`, and where they differ from the field's own `option` (its
+name), `metavar`, `shell` (the type that is typed) and `read` (what makes the field's value of that).
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from nearfar.errors import ModelWarning, UsageError
+from nearfar.cli.console import KEPT, reported_errors, warnings_as_notes
+from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import Solver
-    from nearfar.io.fitting import FitMode
     from nearfar.models.model import FrozenModel
 
-DomainFile = Annotated[Path, typer.Argument(metavar="FILE", help="The domain, one safetensors file.")]
 
-BatchSize = Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")]
+Fit = Literal["pad", "cover"]
 
-Source = Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results, with the same tree and names.")]
-KeepMetadata = Annotated[bool, typer.Option("--keep-metadata", help="Copy EXIF, XMP and resolution.")]
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of a group of options."""
+    return field(default=default, metadata={"help": help, **more})
+
+
+def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
+    """A field that is given by its place."""
+    return field(default=default, metadata={"help": help, "argument": metavar})
+
+
+SOLVER = "dpm++sde, ancestral, ddim, dpm++ or heun."
+STEPS = "Solver steps for each image."
+FIT = "Images that are not square: pad or cover."
+BATCH_SIZE = "Images in one network call. [default: automatic]"
+KEEP_METADATA = "Copy EXIF, XMP and resolution."
+SEED = "Of all that is random."
+DOMAIN = "The domain, one safetensors file."
+"""Help texts of options that several commands have."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where images are read and where results go."""
+
+    source: Path = argument("IN", "Folder of images; it is only read.")
+    out: Path = argument("OUT", "Folder for the results, with the same tree and names.")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is used."""
+    """Which model, and how it is used: the arguments of `load_model`."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="A diffusers folder, an original checkpoint (.pt, .ckpt), a hub name, or one that is bundled: faces, "
-            "faces64 or cells. [default: faces]",
-        ),
-    ] = None
-    prompt: Annotated[str | None, typer.Option(help="What a text model shall see, '' for nothing in particular.")] = (
-        None
+    model: str | None = option(
+        None,
+        "A diffusers folder, an original checkpoint (.pt, .ckpt), a hub name, or one that is bundled: faces, faces64 "
+        "or cells. [default: faces]",
+        metavar="MODEL",
     )
-    negative_prompt: Annotated[str, typer.Option(help="What it shall avoid, with guidance above 1.")] = ""
-    guidance: Annotated[float, typer.Option(help="How much the prompt is sharpened; 1 is the model's own.")] = 1.0
-    label: Annotated[int | None, typer.Option(help="The class, for class-conditional models.")] = None
-    size: Annotated[int | None, typer.Option(help="Pixels of a side. [default: the model's own]")] = None
-    sampled: Annotated[
-        bool, typer.Option("--sampled", help="Draw an autoencoder's latents instead of taking their mode.")
-    ] = False
-    revision: Annotated[str | None, typer.Option(metavar="COMMIT", help="Of a hub name, 40 digits.")] = None
-    download: Annotated[bool, typer.Option("--download", help="Fetch a hub name, at a --revision.")] = False
-    force: Annotated[bool, typer.Option("--force", help="Use a distilled few-step model all the same.")] = False
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto"
-    precision: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32"
+    prompt: str | None = option(None, "What a text model shall see, '' for nothing in particular.")
+    negative_prompt: str = option("", "What it shall avoid, with guidance above 1.")
+    guidance: float = option(1.0, "How much the prompt is sharpened; 1 is the model's own.")
+    label: int | None = option(None, "The class, for class-conditional models.")
+    size: int | None = option(None, "Pixels of a side. [default: the model's own]")
+    sampled: bool = option(False, "Draw an autoencoder's latents instead of taking their mode.")
+    revision: str | None = option(None, "Of a hub name, 40 digits.", metavar="COMMIT")
+    download: bool = option(False, "Fetch a hub name, at a --revision.")
+    force: bool = option(False, "Use a distilled few-step model all the same.")
+    device: str = option("auto", "cpu, cuda, cuda:1, ... or auto.")
+    precision: Literal["float32", "float16", "bfloat16"] = option(
+        "float32", "Of the network: float32, float16 or bfloat16."
+    )
 
     def load(self) -> FrozenModel:
-        """The model; what it warns of is said on stderr, and what libraries say besides is not."""
+        """The model; libraries that load it are told to say only errors."""
         quieten(bars=self.download)
         import torch
 
         from nearfar.models.loading import load_model
 
-        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        options = dict(vars(self))
         source, precision = options.pop("model"), options.pop("precision")
-        dtype = getattr(torch, one_of(precision, "precision", ["float32", "float16", "bfloat16"]))
-        with warnings_as_notes():
-            return load_model(source, dtype=dtype, **options)
-
-
-@contextmanager
-def warnings_as_notes() -> Iterator[None]:
-    """What nearfar warns of is said on stderr, at once and once; what libraries warn of is not."""
-    said: set[str] = set()
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        if str(message) not in said:
-            said.add(str(message))
-            typer.echo(f"note      {message}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ModelWarning)
-        warnings.showwarning = show
-        yield
+        return load_model(source, dtype=getattr(torch, precision), **options)
 
 
 def quieten(bars: bool) -> None:
@@ -97,43 +100,54 @@ def quieten(bars: bool) -> None:
 
 
 @dataclass(frozen=True)
-class TrajectoryChoice:
-    """How far to go, and how."""
+class RunChoice:
+    """How a run is carried out and told of."""
 
-    strength: Annotated[
-        float | None, typer.Option(help="Share of the way to pure noise, above 0 to 1. [default: see above]")
-    ] = None
-    sigma: Annotated[float | None, typer.Option(help="The same as noise to signal, instead of --strength.")] = None
-    steps: Annotated[int, typer.Option(help="Solver steps for each image.")] = 20
-    fit: Annotated[str, typer.Option(help="Images that are not square: pad or cover.")] = "pad"
-    batch_size: Annotated[int | None, typer.Option(help="Images in one network call. [default: automatic]")] = None
+    resume: bool = option(False, "Go on with an interrupted run.")
+    dry_run: bool = option(False, "Say what would be done, write nothing.")
+    as_json: bool = option(False, "Print the summary as JSON.", option="json")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How far to go, and in how many steps: the shell's words for `Sampling`, and how images are fitted."""
+
+    strength: float | None = option(None, "Share of the way to pure noise, above 0 to 1. [default: see above]")
+    sigma: float | None = option(None, "The same as noise to signal, instead of --strength.")
+    steps: int = option(20, STEPS)
+    fit: Fit = option("pad", FIT)
+    batch_size: int | None = option(None, BATCH_SIZE)
 
     def options(self, strength: float, solver: str, solvers: Mapping[str, Solver]) -> dict[str, Any]:
         """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
         from nearfar.diffusion.level import Level, Sampling
+        from nearfar.io.fitting import FitMode
 
         neither = self.strength is None and self.sigma is None
         level = Level(strength if neither else self.strength, self.sigma)
-        return {
-            "sampling": Sampling(level, self.steps, solvers[one_of(solver, "solver", solvers)]),
-            "fit": fit_of(self.fit),
-            "batch_size": self.batch_size,
-        }
+        sampling = Sampling(level, self.steps, solvers[one_of(solver, "solver", solvers)])
+        return {"sampling": sampling, "fit": FitMode(self.fit), "batch_size": self.batch_size}
 
 
-@dataclass(frozen=True)
-class RunChoice:
-    """How a run is carried out and told of."""
-
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
-
-
-def fit_of(name: str) -> FitMode:
+def job_options(group: Any) -> dict[str, Any]:
+    """The fields of a group as arguments of a job: the solver and the fit that were named."""
+    from nearfar.diffusion.schedule import check_steps
+    from nearfar.diffusion.solver import SOLVERS
     from nearfar.io.fitting import FitMode
 
-    return FitMode(one_of(name, "fit", [str(mode) for mode in FitMode]))
+    given = dict(vars(group))
+    check_steps(given["steps"])
+    if "fit" in given:
+        given["fit"] = FitMode(given["fit"])
+    return given | {"solver": SOLVERS[one_of(given["solver"], "solver", SOLVERS)]}
+
+
+def check_new_file(file: Path, source: Path, overwrite: bool) -> None:
+    """Refuse a file that would lie among the images, or replace another unasked."""
+    if file.is_dir() or source.resolve() in file.resolve().parents:
+        raise UsageError(f"{file} must be a file outside of {source}, which is only read: choose another place")
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file} is there already: give --overwrite to replace it, or choose another place")
 
 
 def one_of(value: str, name: str, allowed: Any) -> str:
@@ -142,31 +156,72 @@ def one_of(value: str, name: str, allowed: Any) -> str:
     return value
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of its dataclass parameters as parameters of its own."""
-    hints = get_type_hints(command, include_extras=True)
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as a command that says after Ctrl-C that what is finished is kept."""
+    return command_saying(KEPT)(function)
+
+
+def command_saying(interrupted: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command: fields of its dataclass parameters are options, errors end it with a sentence.
+
+    interrupted: what is said after Ctrl-C.
+    """
+    return partial(flattened, interrupted=interrupted)
+
+
+def flattened(function: Callable[..., None], interrupted: str) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters = [
         flat
-        for name, parameter in inspect.signature(command).parameters.items()
-        for flat in (fields_of(groups[name]) if name in groups else [named(name, parameter.default, hints[name])])
+        for name, parameter in inspect.signature(function).parameters.items()
+        for flat in (options_of(groups[name]) if name in groups else [named(name, parameter.default, hints[name])])
     ]
 
-    def flattened(**values: Any) -> None:
-        taken = {
-            name: kind(**{each.name: values.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
-        }
-        command(**values, **taken)
+    def flat_function(**given: Any) -> None:
+        with reported_errors(interrupted), warnings_as_notes():
+            taken = {name: filled(group, given) for name, group in groups.items()}
+            function(**given, **taken)
 
-    flattened.__name__, flattened.__doc__ = command.__name__, command.__doc__
-    flattened.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    flattened.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return flattened
+    flat_function.__name__, flat_function.__doc__ = function.__name__, function.__doc__
+    flat_function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    flat_function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return flat_function
 
 
-def fields_of(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [named(each.name, each.default, hints[each.name]) for each in fields(group)]
+def filled(group: Any, given: dict[str, Any]) -> Any:
+    """The dataclass of what was given for its fields, which are taken out of it."""
+    hints = get_type_hints(group, localns={"Tensor": Any})
+    return group(**{entry.name: value_of(entry, hints[entry.name], given.pop(entry.name)) for entry in fields(group)})
+
+
+def value_of(entry: Field[Any], kind: Any, typed: Any) -> Any:
+    """A field's value from what was typed. Raises UsageError for what is none of its choices."""
+    if get_origin(kind) is Literal:
+        one_of(typed, option_name(entry), get_args(kind))
+    return entry.metadata.get("read", lambda same: same)(typed)
+
+
+def options_of(group: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass as the shell's options."""
+    hints = get_type_hints(group, localns={"Tensor": Any})
+    return [option_of(entry, hints[entry.name]) for entry in fields(group)]
+
+
+def option_of(entry: Field[Any], kind: Any) -> inspect.Parameter:
+    about = entry.metadata
+    kind = about.get("shell", Path | None if Path in get_args(kind) else str if get_origin(kind) is Literal else kind)
+    names = [f"--{option_name(entry)}"] if kind is bool or "option" in about else []
+    shown: Any = typer.Option(*names, metavar=about.get("metavar"), help=about["help"])
+    if "argument" in about:
+        shown = typer.Argument(metavar=about["argument"], help=about["help"])
+    default = about.get("typed") if "shell" in about else entry.default
+    return named(entry.name, inspect.Parameter.empty if default in (MISSING, ...) else default, Annotated[kind, shown])
+
+
+def option_name(entry: Field[Any]) -> str:
+    name: str = entry.metadata.get("option", entry.name)
+    return name.replace("_", "-")
 
 
 def named(name: str, default: Any, annotation: Any) -> inspect.Parameter:

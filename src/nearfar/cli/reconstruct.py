@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.carry_out import carry_out
-from nearfar.cli.console import reported_errors
-from nearfar.cli.options import KeepMetadata, ModelChoice, Out, RunChoice, Source, TrajectoryChoice, grouped
+from nearfar.cli.carry_out import carry_out_job
+from nearfar.cli.console import shown_progress
+from nearfar.cli.options import KEEP_METADATA, Folders, ModelChoice, RunChoice, Trajectory, command, option
+from nearfar.io.progress import Progress
 
 if TYPE_CHECKING:
     from nearfar.diffusion.level import Sampling
-    from nearfar.io.progress import Progress
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
 
-@grouped
+@dataclass(frozen=True)
+class Verdict:
+    """The way back, and what its error is compared with."""
+
+    solver: str = option("fixed-point", "fixed-point, heun, ddim or bdia.")
+    report: Path | None = option(None, "The report's page, not in OUT. [default: OUT.report.html]", metavar="FILE")
+    own_samples: int = option(32, "Samples of the model's own to measure against; 0 for no verdict.")
+    keep_metadata: bool = option(False, KEEP_METADATA)
+
+
+@command
 def reconstruct(
-    source: Source,
-    out: Out,
-    *,
-    how: TrajectoryChoice,
-    solver: Annotated[str, typer.Option(help="fixed-point, heun, ddim or bdia.")] = "fixed-point",
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The report's page, not in OUT. [default: OUT.report.html]")
-    ] = None,
-    own_samples: Annotated[
-        int, typer.Option(help="Samples of the model's own to measure against; 0 for no verdict.")
-    ] = 32,
-    keep_metadata: KeepMetadata = False,
-    choice: ModelChoice,
-    progress: RunChoice,
+    folders: Folders, *, trajectory: Trajectory, verdict: Verdict, choice: ModelChoice, how: RunChoice
 ) -> None:
     """Measure how well the model represents your images.
 
@@ -43,58 +41,53 @@ def reconstruct(
     report beside it: error and cost of every image, a sheet, and a verdict measured on the model's own samples.
     --strength is 0.9 unless given.
     """
-    with reported_errors():
-        from nearfar.jobs.reconstruct import reconstruct_job
-        from nearfar.jobs.run import check_places
-        from nearfar.reports.reconstruct import check_report, cost, write_report_on
-        from nearfar.sampling.inversion import RECONSTRUCTORS
+    from nearfar.jobs.reconstruct import reconstruct_job
+    from nearfar.jobs.run import check_places
+    from nearfar.reports.reconstruct import check_report, cost, write_report_on
+    from nearfar.sampling.inversion import RECONSTRUCTORS
 
-        options = how.options(0.9, solver, RECONSTRUCTORS)
-        check_places(source, out, progress.resume)
-        page = check_report(report, source, out, own_samples)
-        model = choice.load()
-        job = reconstruct_job(model, keep_metadata=keep_metadata, **options)
+    options = trajectory.options(0.9, verdict.solver, RECONSTRUCTORS)
+    check_places(folders.source, folders.out, how.resume)
+    page = check_report(verdict.report, folders.source, folders.out, verdict.own_samples)
+    model = choice.load()
+    job = reconstruct_job(model, keep_metadata=verdict.keep_metadata, **options)
 
-        def report_on(plan: Plan, done: Progress) -> dict[str, Any]:
-            own = measure_own(model, own_samples, done.batch_size, options["sampling"])
-            return write_report_on(plan, job, source, out, page, own)
+    def report_on(plan: Plan, done: Progress) -> dict[str, Any]:
+        own = measure_own(model, verdict.own_samples, done.batch_size, options["sampling"])
+        return write_report_on(plan, job, folders.source, folders.out, page, own)
 
-        lines = partial(cost, sampling=options["sampling"], own=own_samples)
-        carry_out(job, model, source, out, progress, say_more=lines, after=report_on)
+    costs = partial(cost, sampling=options["sampling"], own=verdict.own_samples)
+    carry_out_job(job, model, folders, how, more=costs, after=report_on)
 
 
-@grouped
+@command
 def invert(
-    source: Source,
-    out: Out,
+    folders: Folders,
     *,
-    how: TrajectoryChoice,
+    trajectory: Trajectory,
     solver: Annotated[str, typer.Option(help="fixed-point, heun or ddim.")] = "fixed-point",
     choice: ModelChoice,
-    progress: RunChoice,
+    how: RunChoice,
 ) -> None:
     """Write every image's latents at a noise level, as float32 arrays: photo.jpg.npy.
 
     Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
     unless given.
     """
-    with reported_errors():
-        from nearfar.jobs.reconstruct import invert_job
-        from nearfar.jobs.run import check_places
-        from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
+    from nearfar.jobs.reconstruct import invert_job
+    from nearfar.jobs.run import check_places
+    from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
 
-        options = how.options(0.9, solver, RECONSTRUCTORS)
-        check_invertible(options["sampling"].solver)
-        check_places(source, out, progress.resume)
-        model = choice.load()
-        carry_out(invert_job(model, **options), model, source, out, progress)
+    options = trajectory.options(0.9, solver, RECONSTRUCTORS)
+    check_invertible(options["sampling"].solver)
+    check_places(folders.source, folders.out, how.resume)
+    model = choice.load()
+    carry_out_job(invert_job(model, **options), model, folders, how)
 
 
 def measure_own(model: FrozenModel, count: int, batch_size: int, sampling: Sampling) -> list[float]:
     """How well the model's own samples come back, under a progress display."""
-    from nearfar.cli.console import shown_progress
     from nearfar.diffusion.level import STEPS
-    from nearfar.io.progress import Progress
     from nearfar.sampling.representation import own_representation
 
     if not count:
@@ -106,7 +99,7 @@ def measure_own(model: FrozenModel, count: int, batch_size: int, sampling: Sampl
             progress.step = step
             report(progress)
 
-        found = own_representation(model, sampling, count=count, batch_size=batch_size, on_step=tick)
+        own = own_representation(model, sampling, count=count, batch_size=batch_size, on_step=tick)
         progress.done, progress.seconds = count, time.monotonic() - began
         report(progress)
-    return found
+    return own

@@ -7,14 +7,18 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from nearfar.data.labels import Labels
-from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import UsageError
+
+if TYPE_CHECKING:
+    from nearfar.data.labels import Labels
+    from nearfar.diffusion.noise import SecretKey
 
 Range = tuple[float, float]
 Select = Literal["all", "rarest", "hardest", "balance"]
+Check = Literal["", "drop", "flag"]
 
 STRENGTH = 0.3
 STRENGTH_TEXT = re.compile(r"(?:(?P<label>.+)=)?(?P<low>\d*\.?\d+)(?:-(?P<high>\d*\.?\d+))?")
@@ -43,6 +47,60 @@ class Strengths:
     def __str__(self) -> str:
         parts = {"": self.general, **self.by_class}
         return ", ".join(f"{label}={in_words(span)}" if label else in_words(span) for label, span in parts.items())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which copies are wanted; the shell shows the help texts, without loading torch.
+
+    copies: of each image, at most. strengths: how far they go. seed: equal ones give equal copies.
+    select, share: which images get copies, as `copies_of_each` has it. only: a pattern that their names match.
+    keep_originals: OUT holds these too, byte for byte.
+    check: whether copies that a classifier takes for another class are flagged or dropped. classifier: a folder of
+    transformers; otherwise one is trained on the originals' `features` (a name or folder of `feature_network`).
+    label_column: of metadata, where labels stand in another one than `label`.
+    """
+
+    copies: int = field(default=1, metadata={"help": "Of each image; with --select balance, at most."})
+    strengths: Strengths = field(
+        default_factory=Strengths,
+        metadata={
+            "help": "0.3, a range 0.2-0.4, or of a class: cat=0.3 (repeated). [default: 0.3]",
+            "option": "strength",
+            "metavar": "S",
+            "shell": list[str] | None,
+            "read": lambda texts: Strengths.parse(texts or []),
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Equal seeds give equal copies."})
+    select: Select = field(
+        default="all", metadata={"help": "Which images get copies: all, rarest, hardest or balance."}
+    )
+    share: float = field(default=0.4, metadata={"help": "Of the images, with --select rarest or hardest."})
+    only: str = field(
+        default="*", metadata={"help": "Only of images so named, such as 'train/*'.", "metavar": "PATTERN"}
+    )
+    keep_originals: bool = field(default=False, metadata={"help": "Copy the originals to OUT too."})
+    check: Check = field(
+        default="",
+        metadata={
+            "help": "drop or flag copies that a classifier takes for another class.",
+            "option": "check-labels",
+        },
+    )
+    classifier: Path | None = field(
+        default=None,
+        metadata={"help": "Of transformers. [default: trained on the originals]", "metavar": "FOLDER"},
+    )
+    features: str = field(
+        default="model", metadata={"help": "That it is trained on: model, efficientnet, pixels or a folder."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Of metadata. [default: label]"})
+
+    @property
+    def needs_all_images(self) -> bool:
+        """Whether what is made of one image depends on the others."""
+        return self.select != "all" or (self.check != "" and self.classifier is None)
 
 
 def in_words(span: Range) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Generator, Tensor
 
 from nearfar.domain.domain import Domain
+from nearfar.domain.recipe import FAMILY
 from nearfar.errors import UsageError
 from nearfar.latents.covariance import (
     Covariance,
@@ -45,7 +46,6 @@ MIXTURES = {
 }
 """Families that mix latents, and their options."""
 FAMILIES = (*MIXTURES, *SPREADS)
-FAMILY = "mosaic"
 ALIKE, FEWEST_ALIKE = 0.2, 8
 """The share of the fitted images that one of them may be mixed with in a mosaic, and how many at least."""
 MOST_ATTEMPTS = 10_000

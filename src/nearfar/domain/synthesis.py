@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nearfar.diffusion.solver import DDIM, OnStep
 from nearfar.domain.domain import Domain
-from nearfar.domain.draws import FAMILY, GEOMETRIES, Draw, Start, drawing, generator_of, steered
+from nearfar.domain.draws import GEOMETRIES, Draw, Start, drawing, generator_of, steered
+from nearfar.domain.recipe import FAMILY
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.own_samples import BATCH

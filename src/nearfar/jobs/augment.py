@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from nearfar.data.annotations import Annotations, read_annotations
 from nearfar.data.coco import check_shape
-from nearfar.data.copies import Select, Strengths, check_classes, copies_of_each
+from nearfar.data.copies import Wanted, check_classes, copies_of_each
 from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
 from nearfar.data.labels import Labels, Made
 from nearfar.diffusion.level import STEPS, Level, Sampling
@@ -30,38 +30,6 @@ from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one
 from nearfar.jobs.run import plan_run, run
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
-
-Check = Literal["", "flag", "drop"]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which copies are wanted.
-
-    copies: of each image, at most. strengths: how far they go. seed: equal ones give equal copies.
-    select, share: which images get copies, as `copy_choice.copies_of_each` has it. only: a pattern that their names
-    match. keep_originals: OUT holds these too, byte for byte.
-    check: whether copies that a classifier takes for another class are flagged or dropped. classifier: a folder of
-    transformers; otherwise one is trained on the originals' `features` (a name or folder of `feature_network`).
-    label_column: of metadata, where labels stand in another one than `label`.
-    """
-
-    copies: int = 1
-    strengths: Strengths = field(default_factory=Strengths)
-    seed: int = 0
-    select: Select = "all"
-    share: float = 0.4
-    only: str = "*"
-    keep_originals: bool = False
-    check: Check = ""
-    classifier: Path | None = None
-    features: str = "model"
-    label_column: str | None = None
-
-    @property
-    def needs_all_images(self) -> bool:
-        """Whether what is made of one image depends on the others."""
-        return self.select != "all" or (self.check != "" and self.classifier is None)
 
 
 @dataclass(frozen=True)

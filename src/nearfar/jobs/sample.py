@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,9 @@ from torch import Tensor
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
-from nearfar.domain.draws import FAMILY, Start, generator_of
+from nearfar.domain.draws import Start, generator_of
 from nearfar.domain.guards import Judgment
+from nearfar.domain.recipe import Recipe
 from nearfar.domain.synthesis import Synthesizer, synthesizer, varying
 from nearfar.errors import UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
@@ -42,38 +43,32 @@ AMOUNT = 0.5
 FIRST = 1
 """The number of `sample-0001`: `synthesize(..., first=1)` makes the same ones."""
 
+OPTIONS = ("family", "geometry", "pull", "eta", "seed", "parents")
+"""Of a recipe, those that `synthesize` takes, too."""
+
 FIGURES = ("nearest", "latent_copy", "feature_copy", "captured", "quality")
 """Of a judgment, those that the record keeps."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What samples are made of; the fields are those of `synthesize`, a pull of None is the domain's own.
+def synthesizer_of(recipe: Recipe, model: FrozenModel, domain: Domain) -> Synthesizer:
+    """How samples of a recipe are made; its image must be read and its eta known."""
+    options = {name: getattr(recipe, name) for name in OPTIONS}
+    if recipe.parents is None:
+        del options["parents"]
+    if not isinstance(recipe.near, Tensor):
+        return synthesizer(model, domain, **options)
+    return varying(model, domain, recipe.near, amount=amount_of(recipe), **options)
 
-    near, amount: an image that samples are variations of, and how far from it (`draws.steer`).
-    """
 
-    family: str = FAMILY
-    geometry: str = "free"
-    pull: float | None = None
-    eta: float = 0.0
-    seed: int = 0
-    parents: int | None = None
-    near: Tensor | None = None
-    amount: float = AMOUNT
+def amount_of(recipe: Recipe) -> float:
+    return AMOUNT if recipe.amount is None else recipe.amount
 
-    def synthesizer(self, model: FrozenModel, domain: Domain) -> Synthesizer:
-        names = ("family", "geometry", "pull", "eta", "seed", *(() if self.parents is None else ("parents",)))
-        how: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.near is None:
-            return synthesizer(model, domain, **how)
-        return varying(model, domain, self.near, amount=self.amount, **how)
 
-    def settings(self) -> dict[str, Any]:
-        """For a manifest's header: an image by its hash."""
-        near = None if self.near is None else hashlib.sha256(self.near.numpy().tobytes()).hexdigest()
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        return given | {"near": near, "amount": None if near is None else self.amount}
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """For a manifest's header: an image by its hash."""
+    near = hashlib.sha256(recipe.near.numpy().tobytes()).hexdigest() if isinstance(recipe.near, Tensor) else None
+    options = {name: getattr(recipe, name) for name in OPTIONS}
+    return options | {"near": near, "amount": None if near is None else amount_of(recipe)}
 
 
 def sample_job(
@@ -94,7 +89,7 @@ def sample_job(
     values = values_of(domain)
     check_format(suffix, dtype, values)
     recipe = replace(recipe, pull=domain.pull) if recipe.pull is None else recipe
-    making = recipe.synthesizer(model, domain)
+    making = synthesizer_of(recipe, model, domain)
     making.draw(generator_of(recipe.seed, FIRST))
     settings = {
         "command": "domain sample",
@@ -102,7 +97,7 @@ def sample_job(
         "model": model.provenance.sha256,
         "model_settings": model.settings,
         "domain": digest(domain),
-        **recipe.settings(),
+        **recipe_settings(recipe),
         "format": suffix,
         "dtype": None if values is None else dtype,
         "keep_all": keep_all,

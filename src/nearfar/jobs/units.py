@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nearfar.data.copies import Wanted
 from nearfar.data.parquet import pack_data_set, unpack_data_set
 from nearfar.data.shards import pack_shard, unpack_shard
 from nearfar.errors import UsageError
@@ -24,7 +25,7 @@ from nearfar.io.listing import PICTURES
 from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
 from nearfar.io.progress import Progress
 from nearfar.io.writing import write_whole, writing
-from nearfar.jobs.augment import Augmentation, Making, Wanted, augment_job, augmentation
+from nearfar.jobs.augment import Augmentation, Making, augment_job, augmentation
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
 from nearfar.models.model import FrozenModel

@@ -43,13 +43,13 @@ def check_report(report: Path | None, source: Path, out: Path, own_samples: int)
     return page_beside(report, out, source)
 
 
-def cost(plan: Plan, sampling: Sampling, own: int) -> list[str]:
-    """What the run will cost, in lines; own: the number of the model's own samples."""
+def cost(plan: Plan, sampling: Sampling, own: int) -> list[tuple[str, str]]:
+    """What the run will cost, in lines of a word and a text; own: the number of the model's own samples."""
     least, most = calls_of(sampling.solver, sampling.steps)
-    each = f"{least}" if least == most else f"{least} or more (at most {most})"
+    calls = f"{least}" if least == most else f"{least} or more (at most {most})"
     samples = -(-own // plan.batch_size)
-    lines = [f"cost      {each} network calls for each batch"]
-    extra = f"own       {own} samples of the model's own, in {samples} batches, {STEPS} calls more for each"
+    lines = [("cost", f"{calls} network calls for each batch")]
+    extra = ("own", f"{own} samples of the model's own, in {samples} batches, {STEPS} calls more for each")
     return [*lines, extra] if own else lines
 
 

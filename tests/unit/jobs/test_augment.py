@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from cli.folders import contents
-from nearfar.data.copies import Strengths
+from nearfar.data.copies import Strengths, Wanted
 from nearfar.errors import UsageError
 from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.jobs.augment import Wanted, augment_folder
+from nearfar.jobs.augment import augment_folder
 
 
 @pytest.fixture

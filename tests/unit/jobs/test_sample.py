@@ -9,13 +9,14 @@ from PIL import Image
 
 from nearfar.domain.guards import Guards, Judgment
 from nearfar.domain.pull import Gaussian
+from nearfar.domain.recipe import Recipe
 from nearfar.domain.synthesis import Synthesizer, synthesize, vary
 from nearfar.errors import UsageError
 from nearfar.io.arrays import read_array
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.run import run
-from nearfar.jobs.sample import Recipe, plan_samples, sample_job
+from nearfar.jobs.sample import plan_samples, sample_job
 from oracle_domains import fitted, oracle, own, unseen
 
 VALUES = ValueTransform("linear", (-2.0,) * 3, (500.0,) * 3, (1.0,) * 3)

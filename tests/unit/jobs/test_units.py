@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from cli.folders import contents
-from nearfar.data.copies import Strengths
+from nearfar.data.copies import Strengths, Wanted
 from nearfar.errors import UsageError
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs import units as record_sets
-from nearfar.jobs.augment import Wanted
 from nearfar.jobs.units import augment_units, units_of
 
 NAMES = ["cat", "dog"]

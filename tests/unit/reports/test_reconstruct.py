@@ -135,6 +135,6 @@ def test_a_report_does_not_replace_a_file_of_the_command(tmp_path):
 def test_the_cost_is_said_in_network_calls(solver, calls):
     plan = Plan([], [], [], Listing(), batch_size=16)
     sampling = Sampling(Level(0.9), 10, solver)
-    assert cost(plan, sampling, 0) == [f"cost      {calls} network calls for each batch"]
-    extra = "own       33 samples of the model's own, in 3 batches, 20 calls more for each"
+    assert cost(plan, sampling, 0) == [("cost", f"{calls} network calls for each batch")]
+    extra = ("own", "33 samples of the model's own, in 3 batches, 20 calls more for each")
     assert cost(plan, sampling, 33)[1] == extra
