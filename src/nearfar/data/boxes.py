@@ -54,14 +54,14 @@ def read_boxes(source: Path, names: Collection[str], path: Path | None = None, k
 
     kinds: names of classes; all of them unless given. Raises UsageError where there is no box to use.
     """
-    found = below(source, names) if path is None else of_file(path, source, names)
-    known = sorted({box.kind for each in found.values() for box in each})
+    boxes_of = below(source, names) if path is None else of_file(path, source, names)
+    known = sorted({box.kind for boxes in boxes_of.values() for box in boxes})
     if not known:
         place = f"{path} holds" if path else f"COCO and YOLO files below {source} hold"
         raise UsageError(f"{place} no boxes of these images: name a file with --boxes")
     if unknown := [kind for kind in kinds if kind not in known]:
         raise UsageError(f"no box is of class {unknown[0]!r}: choose from {', '.join(known)}")
-    return {name: [box for box in each if not kinds or box.kind in kinds] for name, each in found.items()}
+    return {name: [box for box in boxes if not kinds or box.kind in kinds] for name, boxes in boxes_of.items()}
 
 
 def digest(boxes: Boxes) -> str:
@@ -71,11 +71,11 @@ def digest(boxes: Boxes) -> str:
 
 
 def below(source: Path, names: Collection[str]) -> dict[str, list[Box]]:
-    found: dict[str, list[Box]] = {}
+    boxes_of: dict[str, list[Box]] = {}
     for layout in (*map(of_coco, read_coco(source, names)), *map(of_yolo, read_yolo(source, names))):
         for name, boxes in layout.items():
-            found.setdefault(name, []).extend(boxes)
-    return found
+            boxes_of.setdefault(name, []).extend(boxes)
+    return boxes_of
 
 
 def of_file(path: Path, source: Path, names: Collection[str]) -> dict[str, list[Box]]:
@@ -88,9 +88,9 @@ def of_file(path: Path, source: Path, names: Collection[str]) -> dict[str, list[
 
 
 def of_coco(coco: Coco) -> dict[str, list[Box]]:
-    kinds = {each["id"]: str(each["name"]) for each in coco.content.get("categories", [])}
+    kinds = {kind["id"]: str(kind["name"]) for kind in coco.content.get("categories", [])}
     return {
-        name: [coco_box(each, kinds, coco.path, shape_of(image)) for each in coco.annotations[image["id"]]]
+        name: [coco_box(annotation, kinds, coco.path, shape_of(image)) for annotation in coco.annotations[image["id"]]]
         for name, image in coco.images.items()
     }
 
@@ -107,7 +107,7 @@ def coco_box(annotation: dict[str, Any], kinds: dict[int, str], place: str, shap
 
 def of_yolo(yolo: Yolo) -> dict[str, list[Box]]:
     lines = {name: [line for line in text.splitlines() if line.strip()] for name, text in yolo.texts.items()}
-    return {name: [yolo_box(line, yolo.name_of(line)) for line in each] for name, each in lines.items()}
+    return {name: [yolo_box(line, yolo.name_of(line)) for line in some] for name, some in lines.items()}
 
 
 def yolo_box(line: str, kind: str) -> Box:

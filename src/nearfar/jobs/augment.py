@@ -56,12 +56,12 @@ class Augmentation:
             note(self.job, out, made, records, self.wanted.check == "drop")
             made, verdicts = self.outcome(made, out)
         self.annotations.write(out, made)
-        copies = sum(each.inherited for each in made)
+        copies = sum(image.inherited for image in made)
         return {"copies": copies, "originals": len(made) - copies, **verdicts}
 
     def outcome(self, made: Sequence[Made], out: Path) -> tuple[list[Made], dict[str, int]]:
         """The images that stay, and what the judge did in this run and before."""
-        agreeing = [each for each in made if each.marks.get("label_agrees", True)]
+        agreeing = [image for image in made if image.marks.get("label_agrees", True)]
         if self.wanted.check == "flag":
             return list(made), {"disagree": len(made) - len(agreeing)}
         records = read_manifest(manifest_path(out)).records.values()
@@ -186,25 +186,25 @@ def marks_of(item: Item) -> dict[str, Any]:
 
 def judged(judge: Judge, out: Path, made: Sequence[Made], labels: Labels) -> list[Made]:
     """The copies in `out` with what the judge says of them."""
-    origins = {each.name: each.origin for each in made if each.inherited}
-    found: dict[str, dict[str, Any]] = {}
+    origins = {image.name: image.origin for image in made if image.inherited}
+    verdicts: dict[str, dict[str, Any]] = {}
     for names, images in batches(out, list(origins), judge.size, judge.channels):
-        found |= zip(names, judge.verdicts(images, [origins[name] for name in names], labels), strict=True)
-    return [replace(each, marks=each.marks | found.get(each.name, {})) for each in made]
+        verdicts |= zip(names, judge.verdicts(images, [origins[name] for name in names], labels), strict=True)
+    return [replace(image, marks=image.marks | verdicts.get(image.name, {})) for image in made]
 
 
 def note(job: Job, out: Path, made: Sequence[Made], records: Mapping[str, Record], drop: bool) -> None:
     """Put verdicts into the manifest, and remove the copies that disagree where they are to be dropped."""
     with Manifest(manifest_path(out), job.header) as manifest:
-        for each in (each for each in made if each.inherited and "label_agrees" in each.marks):
-            agrees = each.marks["label_agrees"]
-            figures = {name: value for name, value in each.marks.items() if name != "label_agrees"}
-            record = replace(records[each.name], figures=figures, verdict="" if agrees else "label disagrees")
+        for image in (image for image in made if image.inherited and "label_agrees" in image.marks):
+            agrees = image.marks["label_agrees"]
+            figures = {name: value for name, value in image.marks.items() if name != "label_agrees"}
+            record = replace(records[image.name], figures=figures, verdict="" if agrees else "label disagrees")
             if drop and not agrees:
                 record = replace(record, status="dropped", reason="a classifier takes it for another class")
-                with writing(out / each.name):
-                    (out / each.name).unlink(missing_ok=True)
-            if record != records[each.name]:
+                with writing(out / image.name):
+                    (out / image.name).unlink(missing_ok=True)
+            if record != records[image.name]:
                 manifest.add(record)
 
 

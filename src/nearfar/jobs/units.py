@@ -115,12 +115,12 @@ def augment_units(
                 total.failed += failed
                 continue
             work = unpacked(model, unit, out, wanted, len(units) == 1, options)
-            found, made, records = augment_unit(work, unit, out, run_unit)
-            add(total, found, unit)
+            outcome, made, records = augment_unit(work, unit, out, run_unit)
+            add(total, outcome, unit)
             counts.update(made)
-            gone = [replace(each, status="dropped", reason="its shard or split was made anew") for each in failed]
-            for each in (*gone, *records, unit_record(unit, out, job, wanted, len(records))):
-                manifest.add(each)
+            gone = [replace(entry, status="dropped", reason="its shard or split was made anew") for entry in failed]
+            for entry in (*gone, *records, unit_record(unit, out, job, wanted, len(records))):
+                manifest.add(entry)
             manifest.commit()
             shutil.rmtree(work_folder(out), ignore_errors=True)
     if (source / "dataset_dict.json").is_file():
@@ -210,22 +210,22 @@ def failed_in(unit: Unit, earlier: Earlier) -> list[Record]:
 def content_hash(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder with their names."""
     digest = hashlib.sha256()
-    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if each.is_file():
-            digest.update(each.relative_to(path).as_posix().encode() + b"\0")
-            with each.open("rb") as file:
+    for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if entry.is_file():
+            digest.update(entry.relative_to(path).as_posix().encode() + b"\0")
+            with entry.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def add(total: Progress, found: Progress, unit: Unit) -> None:
+def add(total: Progress, outcome: Progress, unit: Unit) -> None:
     """Count a unit's outcome to that of all."""
-    total.done += found.done
-    total.kept += found.kept
-    total.ignored += found.ignored
-    total.reduced += found.reduced
-    total.batches += found.batches
-    total.batch_size = max(total.batch_size, found.batch_size)
-    total.seconds += found.seconds
-    total.network_seconds += found.network_seconds
-    total.failed += [replace(record, name=f"{unit.name}/{record.name}") for record in found.failed]
+    total.done += outcome.done
+    total.kept += outcome.kept
+    total.ignored += outcome.ignored
+    total.reduced += outcome.reduced
+    total.batches += outcome.batches
+    total.batch_size = max(total.batch_size, outcome.batch_size)
+    total.seconds += outcome.seconds
+    total.network_seconds += outcome.network_seconds
+    total.failed += [replace(record, name=f"{unit.name}/{record.name}") for record in outcome.failed]
