@@ -57,7 +57,7 @@ def verified(fresh: Measuring, target: Target, strength: float) -> dict[str, Any
     pairs = [(number, strength) for number in range(len(fresh.sample.names))]
     scores = [one for first in range(0, len(pairs), BATCH) for one in fresh.scores(pairs[first : first + BATCH], None)]
     values = np.array([one[target.measure] for one in scores])
-    point = estimate(strength, values, fresh.sample.groups.numpy(), target.kind.rate, 0.975)
+    point = estimate(strength, values, fresh.sample.groups.numpy(), target.kind.rate, 0.025)
     return {"value": point.value, "low": point.low, "high": point.high, "images": len(pairs)}
 
 
@@ -128,7 +128,7 @@ def main(
     first, second = (half(model, faces, images, set(some), weights, seed)
                      for seed, some in enumerate((order[:20], order[20:])))  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
-    found = calibrate(first, TARGETS, cache / "orl", settings={}, resume=True, halvings=3)
+    found = calibrate(first, TARGETS, cache / "orl", settings={}, resume=True, parts=8)
     curves = {name: described(curve) for name, curve in found.curves.items()}
     rows = [judged(target, found, second) for target in TARGETS]
     typer.echo("\n".join(map(str, rows)))

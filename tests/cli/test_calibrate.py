@@ -26,7 +26,7 @@ def calibrate(nearfar, source, model_folder):
 def test_anonymize_takes_the_strength_that_was_found(calibrate, anonymize, source, tmp_path):
     found = calibrate("--target", "similarity=0.7", "--json")
     assert found.exit_code == 0
-    assert "at most 18 network calls" in found.stderr  # 6 x 24 pairs in 5 batches, 4 halvings of 24, for 2 steps each
+    assert "at most 24 network calls" in found.stderr  # 6 x 24 pairs in 5 batches, 7 parts of 24, for 2 steps each
     content, file = json.loads(found.stdout), tmp_path / "c.json"
     assert 0 < content["strength"] < 1
     assert content["verdict"] in (tmp_path / "c.report.html").read_text("utf-8")

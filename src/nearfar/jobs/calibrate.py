@@ -19,7 +19,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nearfar.audit.calibration import GRID, HALVINGS, LEAST_IMAGES, Found, Target, search
+from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Target, search
 from nearfar.audit.scores import Numbers, Scorer
 from nearfar.data.labels import top_folders
 from nearfar.diffusion.level import Level, Sampling
@@ -75,7 +75,7 @@ class Measuring:
     def cost(self, targets: int) -> int:
         """The most network calls, each for a batch, that the search makes."""
         count, levels = len(self.sample.names), sum(strength > 0 for strength in GRID)
-        whole = math.ceil(count * levels / self.batch_size) + HALVINGS * targets * math.ceil(count / self.batch_size)
+        whole = math.ceil(count * levels / self.batch_size) + (PARTS - 1) * targets * math.ceil(count / self.batch_size)
         return whole * self.solver.calls(self.steps)
 
     def outputs(self, pairs: Sequence[Pair], on_step: OnStep | None) -> Images:
@@ -158,7 +158,7 @@ def calibrate(
     *,
     settings: dict[str, Any],
     resume: bool = False,
-    halvings: int = HALVINGS,
+    parts: int = PARTS,
     on_step: OnStep | None = None,
 ) -> Found:
     """Find the smallest strength that meets the targets.
@@ -174,7 +174,7 @@ def calibrate(
     known = {name: entry.figures for name, entry in earlier.records.items()}
     with Manifest(path, {"run": settings}) as manifest:
         scores_at = partial(measured, work, known, manifest, on_step)
-        found = search(scores_at, targets, work.sample.groups.numpy(), halvings=halvings)
+        found = search(scores_at, targets, work.sample.groups.numpy(), parts=parts)
     path.unlink()
     return found
 
