@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -16,6 +18,8 @@ RESAMPLES, SPLITS, LEAST = 1000, 8, 2 * (NEIGHBORS + 1)
 
 Vectors = Float64[Tensor, "_ numbers"]
 Values = Float64[Tensor, " outputs"]
+Distances = dict[str, tuple[float, float | None]]
+"""By name, a value and its standard error where there is one."""
 
 
 def fidelity(
@@ -85,12 +89,8 @@ def set_figures(
         return []
     against = "the reference" if reference is not None else f"the other half of the originals, {SPLITS} splits"
     measured = [(compare_sets(real, one), compare_sets(real, own)) for one, own, real in splits]
-    return [
-        set_figure(
-            name, [one[name] for one, _ in measured], [own[name] for _, own in measured], splits, network, against
-        )
-        for name in measured[0][0]
-    ]
+    note = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
+    return [set_figure(name, measured, len(splits[0][0]), network, note) for name in measured[0][0]]
 
 
 def halves(made: Vectors, originals: Vectors) -> list[tuple[Vectors, Vectors, Vectors]]:
@@ -101,8 +101,7 @@ def halves(made: Vectors, originals: Vectors) -> list[tuple[Vectors, Vectors, Ve
     return [(made[order[:half]], originals[order[:half]], originals[order[half:]]) for order in orders]
 
 
-def compare_sets(real: Vectors, other: Vectors) -> dict[str, tuple[float, float | None]]:
-    """Values, and a standard error where there is one."""
+def compare_sets(real: Vectors, other: Vectors) -> Distances:
     kernel, among = kernel_distance(real, other), precision_recall(real, other)
     return {
         "Fréchet distance": (frechet_distance(real, other), None),
@@ -113,16 +112,11 @@ def compare_sets(real: Vectors, other: Vectors) -> dict[str, tuple[float, float 
 
 
 def set_figure(
-    name: str,
-    values: list[tuple[float, float | None]],
-    floors: list[tuple[float, float | None]],
-    splits: list[tuple[Vectors, Vectors, Vectors]],
-    network: str,
-    against: str,
+    name: str, measured: Sequence[tuple[Distances, Distances]], count: int, network: str, note: str
 ) -> Figure:
-    value, chance = (sum(each for each, _ in some) / len(some) for some in (values, floors))
-    errors = [error for _, error in values if error is not None]
+    """The mean over splits of the outputs' distance; chance: that of originals. Interval: of the standard errors."""
+    value, chance = (sum(one[name][0] for one in side) / len(side) for side in zip(*measured, strict=True))
+    errors = [error for outputs, _ in measured if (error := outputs[name][1]) is not None]
     error = NORMAL * sum(errors) / len(errors) if errors else None
     low, high = (None, None) if error is None else (value - error, value + error)
-    counts = f"{len(splits[0][0])} outputs against {len(splits[0][2])} images of {against}"
-    return Figure(name, value, len(splits[0][0]), low, high, chance, network, note=counts)
+    return Figure(name, value, count, low, high, chance, network, note=note)

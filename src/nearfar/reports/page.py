@@ -47,10 +47,10 @@ class Report:
 
     def write(self, path: Path, content: dict[str, Any], mode: int = 0o666) -> None:
         """The page at `path`, and `content` beside it as .json, each whole or not at all; mode: the page's."""
-        numbers = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        whole, numbers = self.html(), json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         with writing(path):
             write_whole(path.with_suffix(".json"), numbers.encode())
-            write_whole(path, self.html().encode(), mode)
+            write_whole(path, whole.encode(), mode)
 
 
 def heading(text: str) -> str:
