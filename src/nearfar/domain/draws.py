@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -149,12 +149,11 @@ def gaussian_start(mean: Latent, covariance: Covariance, scale: float, generator
 def projected(drawn: Draw, domain: Domain) -> Draw:
     """Draws put onto the domain's shell, where they meet the paper's three tests in expectation (`Shell.project`)."""
     shell = Shell.fit(domain.latents)
+    return lambda generator: moved(drawn(generator), lambda latent: shell.project(latent[None])[0])
 
-    def project(generator: Generator) -> Start:
-        start = drawn(generator)
-        return Start(shell.project(start.latent[None])[0], start.parents, start.attempts)
 
-    return project
+def moved(start: Start, change: Callable[[Latent], Latent]) -> Start:
+    return replace(start, latent=change(start.latent))
 
 
 def tested(drawn: Draw, domain: Domain) -> Draw:
@@ -169,19 +168,14 @@ def tested(drawn: Draw, domain: Domain) -> Draw:
             start = drawn(generator)
             looks = domain.latents[picks(len(domain.latents), 1, generator)[0]]
             if accept(start.latent[None], looks, domain.targets, generator).accepted.item():
-                return Start(start.latent, start.parents, attempt)
+                return replace(start, attempts=attempt)
         raise UsageError(f"none of {MOST_ATTEMPTS:,} draws passed the three tests: use the projection or free draws")
 
     return repeat
 
 
-def untouched(drawn: Draw, domain: Domain) -> Draw:
-    """Draws as they are."""
-    return drawn
-
-
 GEOMETRIES: dict[str, Callable[[Draw, Domain], Draw]] = {
-    "free": untouched,
+    "free": lambda drawn, domain: drawn,
     "projected": projected,
     "tested": tested,
 }
@@ -198,12 +192,7 @@ def generator_of(seed: int, number: int) -> Generator:
 
 def steered(drawn: Draw, latent: Latent, mean: Latent, amount: float) -> Draw:
     """Draws of variations of one latent, by `steer`."""
-
-    def draw(generator: Generator) -> Start:
-        start = drawn(generator)
-        return Start(steer(latent, start.latent - mean, mean, amount), start.parents, start.attempts)
-
-    return draw
+    return lambda generator: moved(drawn(generator), lambda other: steer(latent, other - mean, mean, amount))
 
 
 def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Latent:

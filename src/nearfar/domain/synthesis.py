@@ -18,7 +18,7 @@ from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.own_samples import BATCH
 from nearfar.sampling.trajectory import ascend, decode, descend, encode, numbered_noise
-from nearfar.tensors import Images, Latents
+from nearfar.tensors import Images
 
 Image = Float[Tensor, "channel height width"]
 
@@ -54,7 +54,9 @@ class Synthesizer:
         """The outputs of these numbers. Cost: the domain's `steps` network calls for the batch."""
         starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
         latents = torch.stack([start.latent for start in starts])
-        return Synthesis(self.denoise(latents, numbers, on_step), starts, tuple(numbers))
+        noise = numbered_noise(self.model, "synthesis", numbers, self.seed)
+        clean = descend(self.model, latents, self.domain.sampling(DDIM(self.eta)), noise, on_step)
+        return Synthesis(decode(self.model, clean), starts, tuple(numbers))
 
     def make_all(self, numbers: Sequence[int], batch_size: int = BATCH, on_step: OnStep | None = None) -> Synthesis:
         """The same, a batch at a time."""
@@ -64,12 +66,6 @@ class Synthesizer:
         parts = [self.make(batch, on_step) for batch in batches]
         starts = tuple(start for part in parts for start in part.starts)
         return Synthesis(torch.cat([part.images for part in parts]), starts, tuple(numbers))
-
-    def denoise(self, latents: Latents, numbers: Sequence[int], on_step: OnStep | None = None) -> Images:
-        """The way down from latents at the domain's level."""
-        noise = numbered_noise(self.model, "synthesis", numbers, self.seed)
-        sampling = self.domain.sampling(DDIM(self.eta))
-        return decode(self.model, descend(self.model, latents, sampling, noise, on_step))
 
 
 def synthesizer(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from nearfar.diffusion.level import STEPS, Level, Sampling
@@ -30,15 +28,10 @@ def own_samples(
     Sample `i` depends on the model, the seed and `i`, not on `count`. Returns float32 images in [-1, 1] on the CPU.
     Cost: `solver.calls(steps)` network calls for each batch.
     """
-    sampling, parts = Sampling(Level(strength=1.0), steps, solver), torch.split(torch.arange(count), batch_size)
-    return torch.cat([sample_batch(model, part.tolist(), seed, sampling, on_step) for part in parts])
-
-
-def sample_batch(
-    model: FrozenModel, numbers: Sequence[int], seed: int, sampling: Sampling, on_step: OnStep | None
-) -> Images:
-    """The samples of these numbers."""
-    noise = numbered_noise(model, "own sample", numbers, seed)
-    times = sampling.level.times(model.schedule, len(numbers))
-    noisy = model.schedule.add_noise(torch.zeros_like(first := noise.draw()), times, first)
-    return decode(model, descend(model, noisy, sampling, noise, on_step))
+    sampling, images = Sampling(Level(strength=1.0), steps, solver), []
+    for numbers in torch.split(torch.arange(count), batch_size):
+        noise = numbered_noise(model, "own sample", numbers.tolist(), seed)
+        times, first = sampling.level.times(model.schedule, len(numbers)), noise.draw()
+        noisy = model.schedule.add_noise(torch.zeros_like(first), times, first)
+        images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))
+    return torch.cat(images)
