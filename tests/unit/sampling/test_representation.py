@@ -73,8 +73,8 @@ def test_images_come_back_as_from_reconstruct_with_their_figures(name):
     assert all(values.shape == (1,) and values.dtype == torch.float64 for values in found.figures.values())
 
 
-def test_the_models_own_samples_are_the_measure():
-    model, options = load_model(device="cpu"), {"strength": 0.5, "steps": 2}
+def test_the_models_own_samples_are_the_measure(model):
+    options = {"strength": 0.5, "steps": 2}
     own = own_representation(model, Sampling(Level(0.5), 2, INVERTER), count=2, seed=5, batch_size=1)
     samples = own_samples(model, 2, seed=5)
     assert own == pytest.approx(represent(model, samples, **options).figures["psnr"].tolist(), abs=0.05)
