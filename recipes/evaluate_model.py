@@ -32,7 +32,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from nearfar import FrozenModel, SecretKey, load_model, local_sample
 from nearfar.diffusion.solver import SOLVER
-from nearfar.reports.sheet import contact_sheet
+from nearfar.reports.page import contact_sheet
 from training_data import load_images
 
 BATCH = 32

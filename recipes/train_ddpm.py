@@ -24,7 +24,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from averages import Average, choose
-from nearfar.models.latent_space import PatchSpace
+from nearfar.models.model import PatchSpace
 from objective import Losses, Objective, Predict, stratified_times
 from training_data import Examples, load_examples, load_images, part
 

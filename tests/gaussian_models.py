@@ -3,8 +3,7 @@
 import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.models.latent_space import LatentSpace, PixelSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from nearfar.models.model import FrozenModel, ImageContract, LatentSpace, PixelSpace, Provenance
 from oracle import GaussianDenoiser
 
 SCHEDULE = NoiseSchedule.variance_preserving(

@@ -9,9 +9,8 @@ import torch
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.domain.domain import Domain
 from nearfar.errors import ModelWarning
-from nearfar.models.latent_space import PixelSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
-from nearfar.sampling.own_samples import own_samples
+from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.sampling.local_sampling import own_samples
 from oracle import GaussianDenoiser
 
 SIDE, COUNT, MEAN = 8, 16, 0.1

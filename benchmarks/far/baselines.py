@@ -19,18 +19,16 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from nearfar.diffusion.level import STEPS, Level
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import DDIM, solve
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import DDIM, STEPS, solve
 from nearfar.latents.covariance import Scalar, samples
-from nearfar.latents.geometry import slerp
 from nearfar.latents.mixtures import mix_mosaics, neighbors
-from nearfar.latents.shell import Target, Targets, accept, measure
+from nearfar.latents.shell import Target, Targets, accept, measure, slerp
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import denoise
-from nearfar.sampling.local_sampling import local_sample
-from nearfar.sampling.own_samples import own_samples
+from nearfar.sampling.local_sampling import local_sample, own_samples
 
 BATCH = 32
 PAPER_STEPS, SLERP_POINTS = 80, 20

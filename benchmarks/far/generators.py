@@ -17,16 +17,14 @@ from torch import Tensor
 
 from benchmarks.far.baselines import BATCH, Made, Make
 from benchmarks.support.domains import NO_UPRIGHT, symmetric_copies
-from nearfar.diffusion.level import STEPS
 from nearfar.diffusion.noise import SecretKey
-from nearfar.domain.domain import OWN_SAMPLES, STRENGTH, Domain
+from nearfar.diffusion.solver import STEPS
+from nearfar.domain.domain import OWN_SAMPLES, PULL, STRENGTH, Domain
 from nearfar.domain.draws import FAMILIES, FAMILY
 from nearfar.domain.pilot import COUNT, pilot
-from nearfar.domain.pull import PULL
 from nearfar.domain.synthesis import synthesize, synthesizer
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import local_sample
-from nearfar.sampling.own_samples import own_samples
+from nearfar.sampling.local_sampling import local_sample, own_samples
 
 RETURN, HIGH, MOST_TRIES = 0.15, 0.9, 20
 """Strength of the short return; of the level where the model has nearly no say; outputs judged for each one wanted."""

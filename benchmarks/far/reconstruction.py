@@ -23,14 +23,13 @@ from torch import Tensor
 from benchmarks.support.common import faces, write_result
 from benchmarks.support.domains import DOMAINS, as_tensor, choose
 from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import Level, Sampling
-from nearfar.diffusion.solver import DDIM, Heun, Solver
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import DDIM, Heun, Network, Sampling, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
-from nearfar.reports.sheet import contact_sheet
+from nearfar.reports.page import contact_sheet
 from nearfar.sampling.inversion import denoise, invert, reconstruct, traced_inversion
 
 STRENGTH, FACES = 0.9, 16

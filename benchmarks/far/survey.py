@@ -24,7 +24,7 @@ from nearfar.latents.normality import rotations
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 from nearfar.reports.survey import distances_figure, separation_figure, spectrum_figure
-from nearfar.sampling.own_samples import own_samples
+from nearfar.sampling.local_sampling import own_samples
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FIGURES = {"separation": separation_figure, "distances": distances_figure, "spectrum": spectrum_figure}

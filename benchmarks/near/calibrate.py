@@ -23,15 +23,14 @@ from torch import Tensor
 
 from benchmarks.near.faces import Faces, orl, squares
 from benchmarks.support.common import write_result
-from nearfar.audit.calibration import Curve, Found, Target, estimate, isotonic
-from nearfar.audit.scores import Known, Scorer, face_eyes
-from nearfar.diffusion.level import STEPS, Level, Sampling
+from nearfar.audit.calibration import Curve, Found, Known, Scorer, Target, estimate, face_eyes, isotonic
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVER
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import SOLVER, STEPS, Sampling
 from nearfar.io.listing import Item
+from nearfar.jobs.anonymize import Need, only_as_far, similarity
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate
 from nearfar.jobs.job import Results
-from nearfar.jobs.per_image import Need, only_as_far, similarity
 from nearfar.metrics import faces as recognition
 from nearfar.metrics.features import feature_network
 from nearfar.models.loading import load_model

@@ -40,14 +40,13 @@ from benchmarks.near.deep_image_prior import deep_image_prior
 from benchmarks.support.common import faces as lfw_faces
 from benchmarks.support.common import write_result
 from nearfar.cli.demo import ASTRONAUT_FACE
-from nearfar.diffusion.level import WARP
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.diffusion.schedule import WARP, NoiseSchedule
 from nearfar.metrics.features import efficientnet_features, perceptual_distance
 from nearfar.metrics.sets import kernel_distance
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
-from nearfar.reports.sheet import contact_sheet
+from nearfar.reports.page import contact_sheet
 from nearfar.sampling import tiling
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.enhancement import enhance, proposed_strength

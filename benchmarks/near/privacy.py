@@ -20,8 +20,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.support.common import faces, write_result
-from nearfar.diffusion.level import WARP
 from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
+from nearfar.diffusion.schedule import WARP
 from nearfar.diffusion.solver import DDIM, Heun, solve
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel

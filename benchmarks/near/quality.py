@@ -21,8 +21,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.support.common import faces, write_result
-from nearfar.diffusion.level import Level
-from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.diffusion.schedule import Level, NoiseSchedule
 from nearfar.diffusion.solver import SOLVERS, DPMSolverPP, DPMSolverPPSDE, Heun, Solver, solve
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from nearfar.data.near_dataset import NearDataset as NearDataset
     from nearfar.data.near_dataset import NearTransform as NearTransform
     from nearfar.diffusion.bdia import BDIA as BDIA
-    from nearfar.diffusion.denoiser import Denoiser as Denoiser
-    from nearfar.diffusion.denoiser import NetworkDenoiser as NetworkDenoiser
     from nearfar.diffusion.fixed_point import FixedPointDDIM as FixedPointDDIM
     from nearfar.diffusion.noise import NoiseStream as NoiseStream
     from nearfar.diffusion.noise import SecretKey as SecretKey
     from nearfar.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from nearfar.diffusion.solver import DDIM as DDIM
+    from nearfar.diffusion.solver import Denoiser as Denoiser
     from nearfar.diffusion.solver import DPMSolverPP as DPMSolverPP
     from nearfar.diffusion.solver import DPMSolverPPSDE as DPMSolverPPSDE
     from nearfar.diffusion.solver import Heun as Heun
+    from nearfar.diffusion.solver import NetworkDenoiser as NetworkDenoiser
     from nearfar.diffusion.solver import Solver as Solver
     from nearfar.diffusion.solver import solve as solve
     from nearfar.domain.domain import Domain as Domain
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from nearfar.jobs.anonymize import anonymize_folder as anonymize_folder
     from nearfar.jobs.augment import augment_folder as augment_folder
     from nearfar.jobs.enhance import enhance_folder as enhance_folder
-    from nearfar.models.latent_space import LatentSpace as LatentSpace
-    from nearfar.models.latent_space import PixelSpace as PixelSpace
     from nearfar.models.loading import load_model as load_model
     from nearfar.models.model import FrozenModel as FrozenModel
+    from nearfar.models.model import LatentSpace as LatentSpace
+    from nearfar.models.model import PixelSpace as PixelSpace
     from nearfar.sampling.enhancement import enhance as enhance
     from nearfar.sampling.inversion import denoise as denoise
     from nearfar.sampling.inversion import invert as invert
@@ -50,11 +50,19 @@ _HOMES = {
     "audit.audit": ("audit_folders",),
     "data.near_dataset": ("NearDataset", "NearTransform"),
     "diffusion.bdia": ("BDIA",),
-    "diffusion.denoiser": ("Denoiser", "NetworkDenoiser"),
     "diffusion.fixed_point": ("FixedPointDDIM",),
     "diffusion.noise": ("NoiseStream", "SecretKey"),
     "diffusion.schedule": ("NoiseSchedule",),
-    "diffusion.solver": ("DDIM", "DPMSolverPP", "DPMSolverPPSDE", "Heun", "Solver", "solve"),
+    "diffusion.solver": (
+        "DDIM",
+        "DPMSolverPP",
+        "DPMSolverPPSDE",
+        "Denoiser",
+        "Heun",
+        "NetworkDenoiser",
+        "Solver",
+        "solve",
+    ),
     "domain.domain": ("Domain",),
     "domain.file": ("load_domain", "save_domain"),
     "domain.synthesis": ("synthesize", "vary"),
@@ -62,9 +70,8 @@ _HOMES = {
     "jobs.anonymize": ("anonymize_folder",),
     "jobs.augment": ("augment_folder",),
     "jobs.enhance": ("enhance_folder",),
-    "models.latent_space": ("LatentSpace", "PixelSpace"),
     "models.loading": ("load_model",),
-    "models.model": ("FrozenModel",),
+    "models.model": ("FrozenModel", "LatentSpace", "PixelSpace"),
     "sampling.enhancement": ("enhance",),
     "sampling.inversion": ("denoise", "invert", "reconstruct"),
     "sampling.local_sampling": ("local_sample",),

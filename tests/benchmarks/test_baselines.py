@@ -5,8 +5,7 @@ import torch
 
 from benchmarks.far import baselines
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.models.latent_space import PixelSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from nearfar.io.writing import PART
+from nearfar.io.manifest import PART
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,8 +6,7 @@ import signal
 import pytest
 
 from folders import contents, finished
-from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.io.writing import has_content
+from nearfar.io.manifest import has_content, manifest_path, read_manifest
 from processes import Cold, Warm, wait_until
 
 

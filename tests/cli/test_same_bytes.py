@@ -177,11 +177,11 @@ def test_nothing_is_left_from_which_noise_could_be_rebuilt(
 
 
 def test_the_secrets_searched_for_are_the_ones_in_use(tmp_path, source, anonymize, model, key_file, monkeypatch):
-    from nearfar.sampling import trajectory
+    from nearfar.sampling import local_sampling
 
     used = []
-    stream = trajectory.NoiseStream
-    monkeypatch.setattr(trajectory, "NoiseStream", lambda keys, *rest: used.extend(keys) or stream(keys, *rest))
+    stream = local_sampling.NoiseStream
+    monkeypatch.setattr(local_sampling, "NoiseStream", lambda keys, *rest: used.extend(keys) or stream(keys, *rest))
     assert (
         anonymize(source, tmp_path / "out", "--strength", 0.5, "--key-file", key_file, "--batch-size", 30).exit_code
         == 0

@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 import tiny_models
 from nearfar.audit import fidelity
 from nearfar.diffusion import solver
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Sampling
 from nearfar.jobs import job as jobs
 from nearfar.jobs.run import plan_run, run
-from nearfar.models import schedulers
+from nearfar.models import networks
 from nearfar.models.loading import load_model
 from nearfar.sampling.inversion import reconstruct
 from nearfar.sampling.local_sampling import local_sample
@@ -92,8 +93,8 @@ def test_a_solver_is_added(model):
 
 
 def test_a_model_family_is_added(tmp_path, monkeypatch):
-    page = follow("family", schedulers, READERS={**schedulers.READERS})
-    monkeypatch.setattr(schedulers, "READERS", page.READERS)
+    page = follow("family", networks, READERS={**networks.READERS})
+    monkeypatch.setattr(networks, "READERS", page.READERS)
     tiny_models.edm(tmp_path / "model")
     tiny_models.rename_part(tmp_path / "model", "scheduler", "ListedSigmasScheduler")
     config = {"_class_name": "ListedSigmasScheduler", "sigmas": [0.1, 0.5, 2.0, 10.0]}

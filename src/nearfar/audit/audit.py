@@ -43,8 +43,7 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, Rejected
-from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.io.progress import Watch, unwatched
+from nearfar.io.manifest import Watch, manifest_path, read_manifest, unwatched
 from nearfar.metrics.faces import Faces
 from nearfar.metrics.features import FeatureNetwork, feature_network, pixel_features
 from nearfar.metrics.intervals import Figure

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from nearfar.audit.pairs import Pairs
 from nearfar.audit.view import Vectors, similarities
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import NoiseStream, SecretKey, fingerprint, noise_for
-from nearfar.diffusion.solver import Heun
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Heun, Sampling
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.listing import Item
+from nearfar.io.manifest import Watch
 from nearfar.io.pictures import read_picture
-from nearfar.io.progress import Watch
 from nearfar.metrics.intervals import NORMAL, Figure
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.trajectory import ascend, decode, encode, encode_all
+from nearfar.sampling.local_sampling import ascend, decode, encode, encode_all
 from nearfar.tensors import Images, per_image
 
 BATCH = 32

@@ -14,8 +14,8 @@ from torch import Tensor
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import fit
 from nearfar.io.listing import Item, Rejected, list_folder, original_name
+from nearfar.io.manifest import Watch, unwatched
 from nearfar.io.pictures import Picture, read_picture
-from nearfar.io.progress import Watch, unwatched
 from nearfar.metrics.features import BATCH, FeatureNetwork
 from nearfar.metrics.quality import psnr, ssim
 

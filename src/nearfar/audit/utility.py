@@ -16,8 +16,8 @@ from nearfar.audit.choices import SEEDS
 from nearfar.audit.pairs import read_images
 from nearfar.data.annotations import read_annotations
 from nearfar.errors import UsageError
-from nearfar.io.progress import Watch, unwatched
-from nearfar.metrics.classifier import logistic_pipeline
+from nearfar.io.manifest import Watch, unwatched
+from nearfar.metrics.features import logistic_pipeline
 from nearfar.metrics.intervals import Figure
 
 TRAINED = 0.8

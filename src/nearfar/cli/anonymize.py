@@ -26,7 +26,7 @@ from nearfar.errors import UsageError
 if TYPE_CHECKING:
     from nearfar.audit.calibration import Calibration
     from nearfar.diffusion.noise import SecretKey
-    from nearfar.io.progress import Progress
+    from nearfar.io.manifest import Progress
     from nearfar.jobs.job import Job
     from nearfar.jobs.regions import Search
     from nearfar.jobs.run import Plan
@@ -69,9 +69,8 @@ class CalibrationChoice:
 
     def job(self, model: FrozenModel, calibration: Calibration | None, **options: Any) -> Job:
         """The job at the strength of the calibration, or of the options where there is none."""
-        from nearfar.audit.scores import load_eyes
-        from nearfar.jobs.anonymize import anonymize_job
-        from nearfar.jobs.per_image import calibrated_job, need_of
+        from nearfar.audit.calibration import load_eyes
+        from nearfar.jobs.anonymize import anonymize_job, calibrated_job, need_of
 
         if calibration is None:
             return anonymize_job(model, **options)

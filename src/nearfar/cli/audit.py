@@ -14,7 +14,7 @@ from nearfar.cli.carry_out import Outcome, carry_out
 from nearfar.cli.console import DONE, NOTHING_WRITTEN, SOME_FAILED, Lines, say, say_failed, shown_progress
 from nearfar.cli.options import ModelChoice, RunChoice, command_saying
 from nearfar.errors import UsageError
-from nearfar.io.progress import Progress
+from nearfar.io.manifest import Progress
 
 if TYPE_CHECKING:
     from nearfar.audit.audit import Audit

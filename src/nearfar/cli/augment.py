@@ -26,7 +26,7 @@ from nearfar.cli.options import (
 from nearfar.data.copies import Wanted
 
 if TYPE_CHECKING:
-    from nearfar.io.progress import Progress
+    from nearfar.io.manifest import Progress
     from nearfar.jobs.augment import Augmentation
     from nearfar.jobs.run import Plan
     from nearfar.jobs.units import Unit

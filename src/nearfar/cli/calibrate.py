@@ -115,7 +115,7 @@ def measuring(
     model: FrozenModel, sample: Sample, networks: Networks, targets: list[Target], options: dict[str, Any]
 ) -> Measuring:
     """The originals, looked at, and how outputs will be made and scored."""
-    from nearfar.audit.scores import Known, Scorer, check_labels, load_eyes, network_eyes
+    from nearfar.audit.calibration import Known, Scorer, check_labels, load_eyes, network_eyes
     from nearfar.jobs.calibrate import Measuring
 
     measures = sorted({target.measure for target in targets})
@@ -149,7 +149,8 @@ def keep(
 ) -> dict[str, Any]:
     """Write the calibration and its page; returns what is in them."""
     from nearfar.audit.calibration import CONFIDENCE, Calibration, save_calibration
-    from nearfar.diffusion.level import Level, Sampling
+    from nearfar.diffusion.schedule import Level
+    from nearfar.diffusion.solver import Sampling
     from nearfar.io.fitting import FitMode
     from nearfar.jobs.calibrate import method_settings
     from nearfar.reports.calibration import verdict, write_calibration_report

@@ -24,7 +24,7 @@ from nearfar.cli.console import (
 from nearfar.cli.options import Folders, RunChoice
 
 if TYPE_CHECKING:
-    from nearfar.io.progress import Progress
+    from nearfar.io.manifest import Progress
     from nearfar.jobs.job import Job
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel

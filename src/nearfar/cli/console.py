@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nearfar.errors import ModelWarning, RunError, UsageError
-from nearfar.io.progress import Progress as RunProgress
+from nearfar.io.manifest import Progress as RunProgress
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import OnStep

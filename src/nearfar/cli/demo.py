@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from nearfar.cli.console import shown_progress, write_line
-from nearfar.diffusion.level import Level, Sampling
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Sampling
 from nearfar.errors import UsageError
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.run import plan_run, run
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
-from nearfar.reports.page import Report, linked, paragraph, table
-from nearfar.reports.sheet import contact_sheet
+from nearfar.reports.page import Report, contact_sheet, linked, paragraph, table
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
 SHOWN_FACES = 7

@@ -287,7 +287,8 @@ class Fitting:
 
     def announce(self, strength: float) -> None:
         """Say what is about to be done, and what it costs."""
-        from nearfar.diffusion.level import STEPS, Level
+        from nearfar.diffusion.schedule import Level
+        from nearfar.diffusion.solver import STEPS
         from nearfar.domain.domain import OWN_SAMPLES
 
         count, batches = len(self.inputs.images), self.batches(len(self.inputs.images))
@@ -307,8 +308,8 @@ class Fitting:
 
 def own_of(model: FrozenModel, count: int, seed: int, batch_size: int) -> Any:
     """Samples of the model's own domain, told of on stderr."""
-    from nearfar.diffusion.level import STEPS
-    from nearfar.sampling.own_samples import own_samples
+    from nearfar.diffusion.solver import STEPS
+    from nearfar.sampling.local_sampling import own_samples
 
     with stepping("own samples", math.ceil(count / batch_size) * STEPS, batch_size) as tick:
         return own_samples(model, count, seed=seed, batch_size=batch_size, on_step=tick)

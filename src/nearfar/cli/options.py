@@ -120,7 +120,8 @@ class Trajectory:
 
     def options(self, strength: float, solver: str, solvers: Mapping[str, Solver]) -> dict[str, Any]:
         """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
-        from nearfar.diffusion.level import Level, Sampling
+        from nearfar.diffusion.schedule import Level
+        from nearfar.diffusion.solver import Sampling
         from nearfar.io.fitting import FitMode
 
         neither = self.strength is None and self.sigma is None

@@ -13,10 +13,10 @@ import typer
 from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.console import shown_progress
 from nearfar.cli.options import KEEP_METADATA, Folders, ModelChoice, RunChoice, Trajectory, command, option
-from nearfar.io.progress import Progress
+from nearfar.io.manifest import Progress
 
 if TYPE_CHECKING:
-    from nearfar.diffusion.level import Sampling
+    from nearfar.diffusion.solver import Sampling
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
@@ -87,7 +87,7 @@ def invert(
 
 def measure_own(model: FrozenModel, count: int, batch_size: int, sampling: Sampling) -> list[float]:
     """How well the model's own samples come back, under a progress display."""
-    from nearfar.diffusion.level import STEPS
+    from nearfar.diffusion.solver import STEPS
     from nearfar.sampling.representation import own_representation
 
     if not count:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nearfar.domain.domain import Domain
-    from nearfar.io.progress import Progress
+    from nearfar.io.manifest import Progress
     from nearfar.jobs.job import Job
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel

@@ -27,7 +27,7 @@ from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, par
 from nearfar.data.yolo import read_yolo
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.listing import original_name
-from nearfar.io.writing import write_whole, writing
+from nearfar.io.manifest import write_whole, writing
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "images")
 LIST = "inherited.csv"

@@ -23,8 +23,7 @@ from nearfar.data.labels import Labels
 from nearfar.errors import ImageError, UsageError, first_line
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
-from nearfar.metrics.classifier import logistic_pipeline
-from nearfar.metrics.features import FeatureNetwork, processor_size, read_processor
+from nearfar.metrics.features import FeatureNetwork, logistic_pipeline, processor_size, read_processor
 from nearfar.tensors import Images
 
 BATCH, FOLDS = 32, 5

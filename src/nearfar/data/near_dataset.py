@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from nearfar.data.copies import STRENGTH, Range, fraction
-from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVER, Solver
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import SOLVER, STEPS, Sampling, Solver
 from nearfar.errors import UsageError
 from nearfar.io.fitting import fit, unfit
 from nearfar.io.pictures import Frame, Picture, encode, read_picture

@@ -11,9 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
-from nearfar.diffusion.solver import History, OnStep, explicit
+from nearfar.diffusion.solver import Denoiser, History, OnStep, explicit, predict
 from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image
 

@@ -1,4 +1,4 @@
-"""Noise schedules: time -> (alpha, sigma), with `x_t = alpha x_0 + sigma eps`.
+"""Noise schedules and levels: time -> (alpha, sigma), with `x_t = alpha x_0 + sigma eps`.
 
 Every family is the same table of times and levels; only the path that turns a level into coefficients differs:
 
@@ -12,7 +12,7 @@ Times are the model's own units. Between two table entries the level is interpol
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,12 @@ from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image
 
 Table = Float64[Tensor, " nodes"]
+
+Amount = float | Sequence[float] | Tensor
+"""One number for the whole batch, or one for each image."""
+
+WARP = 2.0
+"""How much denser the times of a `Sampling` are near the clean end, see `NoiseSchedule.grid`."""
 
 
 @dataclass(frozen=True)
@@ -183,3 +189,49 @@ def check_range(name: str, amounts: Tensor, largest: float) -> None:
 def check_steps(steps: int) -> None:
     if steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level, given as exactly one of strength and sigma: one number, or one for each image of a batch.
+
+    strength: share of the forward process, in [0, 1]. sigma: noise to signal, from 0 to the schedule's largest.
+    """
+
+    strength: Amount | None = None
+    sigma: Amount | None = None
+
+    def __post_init__(self) -> None:
+        if (self.strength is None) == (self.sigma is None):
+            raise UsageError("give either strength or sigma, got " + ("neither" if self.strength is None else "both"))
+        if self.strength is not None:
+            check_range("strength", torch.as_tensor(self.strength, dtype=torch.float64).cpu(), 1.0)
+
+    @property
+    def name(self) -> str:
+        """Which of the two is given."""
+        return "sigma" if self.strength is None else "strength"
+
+    def times(self, schedule: NoiseSchedule, count: int) -> Times:
+        """The time that each of `count` images is noised to."""
+        amounts = torch.as_tensor(getattr(self, self.name), dtype=torch.float64).cpu()
+        if amounts.ndim > 1 or (amounts.ndim == 1 and len(amounts) != count):
+            raise UsageError(
+                f"{self.name} must be one number or {count}, one per image, got shape {tuple(amounts.shape)}"
+            )
+        amounts = amounts.expand(count)
+        return schedule.time_of_sigma(amounts) if self.strength is None else schedule.time_of_strength(amounts)
+
+    def describe(self, schedule: NoiseSchedule) -> dict[str, float]:
+        """Strength, time and sigma of a level of one number."""
+        time = self.times(schedule, 1)
+        return {
+            "strength": schedule.strength_of_time(time).item(),
+            "time": time.item(),
+            "sigma": schedule.ratio(time).item(),
+        }
+
+    def check_noisy(self, schedule: NoiseSchedule) -> None:
+        """Refuse the clean end as the level of a job."""
+        if self.times(schedule, 1).item() <= schedule.clean_time:
+            raise UsageError(f"{self.name} must be above 0, got 0: the originals would be copied")

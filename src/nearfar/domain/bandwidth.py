@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nearfar.diffusion.level import Sampling
-from nearfar.diffusion.solver import DDIM
+from nearfar.diffusion.solver import DDIM, Sampling
 from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_latents
-from nearfar.sampling.own_samples import BATCH
-from nearfar.sampling.trajectory import decode, descend, numbered_noise
+from nearfar.sampling.local_sampling import BATCH, decode, descend, numbered_noise
 from nearfar.tensors import Images, Latents
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)

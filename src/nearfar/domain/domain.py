@@ -1,29 +1,82 @@
-"""An unseen domain, found in the latent space of one frozen model (arXiv 2310.09213)."""
+"""An unseen domain, found in the latent space of one frozen model (arXiv 2310.09213), and the pull toward it."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.diffusion.level import STEPS, Level, Sampling
-from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.diffusion.schedule import Level, NoiseSchedule
+from nearfar.diffusion.solver import STEPS, Denoiser, OnStep, Sampling, Solver
 from nearfar.domain.guards import Guards, distinct
-from nearfar.domain.pull import PULL, Gaussian, pulled
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.latents.covariance import LowRank, shrunk_mean
+from nearfar.latents.covariance import Covariance, Latent, LowRank, posterior_mean, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
+from nearfar.latents.spectral import Structured
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import INVERTER, traced_inversion
-from nearfar.sampling.own_samples import BATCH, own_samples
-from nearfar.sampling.trajectory import decode, descend, encode_all
-from nearfar.tensors import Images, Latents
+from nearfar.sampling.local_sampling import BATCH, decode, descend, encode_all, own_samples
+from nearfar.tensors import Images, Latents, Times
+
+PULL = 0.15
+"""Weight of the density ratio."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, covariance) over clean latents."""
+
+    mean: Latent
+    covariance: Covariance
+
+    @classmethod
+    def fit(cls, latents: Latents) -> Gaussian:
+        """Mean and structured covariance of clean latents, at least 2 different ones."""
+        return cls(latents.mean(0, dtype=torch.float64).to(latents.dtype), Structured.fit(latents))
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """A denoiser of `model x (domain / own)^weight` at each noise level, the last two taken for Gaussian.
+
+        D(x_t, t) = D_model(x_t, t) + weight (D_domain(x_t, t) - D_own(x_t, t))
+
+    D_domain and D_own are exact denoisers of Gaussians. Where the model is as sure of its own domain as D_own is, the
+    difference takes it to the new one; where both Gaussians agree (fine detail), the model works alone. Where the model
+    is the Gaussian `own`, weight 1 gives exactly the domain's denoiser; otherwise a product of noised densities is not
+    that of the clean ones, noised, as with all guidance.
+    weight: 0 is the model itself. Cost: one network call; the rest is linear.
+    """
+
+    denoiser: Denoiser
+    domain: Gaussian
+    own: Gaussian
+    weight: float
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Images, t: Times) -> Images:
+        alpha, sigma = self.schedule.coefficients(t)
+        ours, its_own = (
+            posterior_mean(one.mean.to(x_t), one.covariance, x_t, alpha, sigma) for one in (self.domain, self.own)
+        )
+        return self.denoiser(x_t, t) + self.weight * (ours - its_own)
+
+
+def pulled(denoiser: Denoiser, domain: Gaussian, own: Gaussian, weight: float) -> Denoiser:
+    """The denoiser with a pull of a weight in [0, 1], or as it is at weight 0."""
+    if not 0 <= weight <= 1:
+        raise UsageError(f"pull must be in [0, 1], got {weight:g}")
+    return Pulled(denoiser, domain, own, weight) if weight else denoiser
+
 
 STRENGTH = 0.5
 OWN_SAMPLES = 200
@@ -184,3 +237,7 @@ def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[st
         "mean_kept": shrunk_mean(latents)[1],
         "shrinkage": LowRank.fit(latents).shrinkage,
     }
+
+
+if TYPE_CHECKING:
+    from torch import Tensor

@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nearfar.domain.domain import Domain
+from nearfar.domain.domain import Domain, Gaussian
 from nearfar.domain.guards import Guards
-from nearfar.domain.pull import Gaussian
 from nearfar.errors import UsageError, first_line
-from nearfar.io.writing import write_whole, writing
+from nearfar.io.manifest import write_whole, writing
 from nearfar.latents.shell import Target, Targets
 from nearfar.latents.spectral import Spectral, Structured
 

@@ -12,7 +12,7 @@ from nearfar.domain.guards import rates
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.own_samples import BATCH
+from nearfar.sampling.local_sampling import BATCH
 
 COUNT, LIMIT = 96, 0.08
 CANDIDATES: tuple[Mapping[str, Any], ...] = (

@@ -17,17 +17,15 @@ from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import STEPS, WARP, Level
-from nearfar.diffusion.schedule import NoiseSchedule, check_steps
-from nearfar.diffusion.solver import SOLVER, OnStep, solve
+from nearfar.diffusion.schedule import WARP, Level, NoiseSchedule, check_steps
+from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, solve
 from nearfar.domain.guards import distinct
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.normality import Frames, Gaussianity, gaussianity, rotations
 from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, geometry, gram_matrix, radial_spectrum
 from nearfar.latents.two_sample import Separation, separation
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.own_samples import BATCH, own_samples
-from nearfar.sampling.trajectory import encode_all
+from nearfar.sampling.local_sampling import BATCH, encode_all, own_samples
 from nearfar.tensors import Images, Latents
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

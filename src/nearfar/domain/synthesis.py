@@ -16,8 +16,7 @@ from nearfar.domain.draws import GEOMETRIES, Draw, Start, drawing, generator_of,
 from nearfar.domain.recipe import FAMILY
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.own_samples import BATCH
-from nearfar.sampling.trajectory import ascend, decode, descend, encode, numbered_noise
+from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, encode, numbered_noise
 from nearfar.tensors import Images
 
 Image = Float[Tensor, "channel height width"]

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit_plane, unfit_plane
+from nearfar.io.manifest import write_whole, writing
 from nearfar.io.pictures import MAX_PIXELS, decoding, open_regular_file, printable
 from nearfar.io.values import check_finite
-from nearfar.io.writing import write_whole, writing
 
 CHANNELS = (1, 3, 4)
 PALETTE = 3

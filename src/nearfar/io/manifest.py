@@ -1,21 +1,108 @@
 """The record of a run, JSON lines beside the output folder: first its settings, then one line per image.
 
-It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags.
+It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags. Files are
+written whole or not at all, and what a run has done so far is its `Progress`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from filelock import lock_descriptor
 
-from nearfar.errors import UsageError
-from nearfar.io.writing import writing
+from nearfar.errors import RunError, UsageError
+
+Watch = Callable[[str, int, int], None]
+"""Called with `(stage, done, total)` as a stage of the work goes on."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; at its end, the summary. `reduced`: images larger than the model's, which lost detail.
+
+    dropped: outputs that guards refused. network_seconds: spent in the transform, added up over the workers.
+    step, steps: how far a batch has come. stopping: batches under way are given up at their next step.
+    """
+
+    total: int
+    kept: int = 0
+    done: int = 0
+    ignored: int = 0
+    reduced: int = 0
+    failed: list[Record] = field(default_factory=list)
+    dropped: list[Record] = field(default_factory=list)
+    batches: int = 0
+    batch_size: int = 0
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+    step: int = 0
+    steps: int = 0
+    stopping: bool = False
+
+    def count(self, record: Record) -> None:
+        if record.status == "done":
+            self.done += 1
+        else:
+            (self.dropped if record.status == "dropped" else self.failed).append(record)
+
+
+def unwatched(stage: str, done: int, total: int) -> None:
+    """A `Watch` that does nothing."""
+
+
+PART = ".nearfar-part"
+
+
+def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
+    """Write to a part file, flush it to the disk, rename it into place; returns the content's SHA-256.
+
+    Whatever happens in between, `target` is absent, its old self, or complete. mode: who may read it, umask permitting.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16] + PART)
+    try:
+        part.unlink(missing_ok=True)
+        with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `RunError` that names the path and the way on."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}): mend that, then go on with --resume") from None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed run left unfinished."""
+    for part in folder.rglob("*" + PART):
+        part.unlink()
+
+
+def has_content(path: Path, sha256: str) -> bool:
+    """Whether the file is there with exactly this content."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
 
 Status = Literal["done", "dropped", "failed"]
 SPARSE = ("figures", "verdict", "parents")

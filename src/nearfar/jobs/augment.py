@@ -16,16 +16,14 @@ from nearfar.data.coco import check_shape
 from nearfar.data.copies import Wanted, check_classes, copies_of_each
 from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
 from nearfar.data.labels import Labels, Made
-from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVER, Solver
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import SOLVER, STEPS, Sampling, Solver
 from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, copy_name, list_folder
-from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
+from nearfar.io.manifest import Manifest, Progress, Record, manifest_path, read_manifest, writing
 from nearfar.io.pictures import read_picture
-from nearfar.io.progress import Progress
-from nearfar.io.writing import writing
 from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one_square, trajectory_settings, unchanged
 from nearfar.jobs.run import plan_run, run
 from nearfar.metrics.features import feature_network

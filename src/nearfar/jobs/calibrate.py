@@ -19,12 +19,11 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Target, search
-from nearfar.audit.scores import Numbers, Scorer
+from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Numbers, Scorer, Target, search
 from nearfar.data.labels import top_folders
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import OnStep, Solver
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import OnStep, Sampling, Solver
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Rejected, list_folder
@@ -32,7 +31,7 @@ from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
 from nearfar.jobs.job import read_square, trajectory_settings
 from nearfar.jobs.run import check_same_settings
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.trajectory import decode, noised_and_denoised
+from nearfar.sampling.local_sampling import decode, noised_and_denoised
 from nearfar.tensors import Images
 
 Pair = tuple[int, float]

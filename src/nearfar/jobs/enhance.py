@@ -19,8 +19,8 @@ from nearfar.diffusion.solver import OnStep
 from nearfar.errors import ImageError
 from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
+from nearfar.io.manifest import Progress
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
-from nearfar.io.progress import Progress
 from nearfar.jobs.job import Job, Reading, Results, make_job, own_figures, trajectory_settings
 from nearfar.jobs.run import is_out_of_memory, plan_run, run
 from nearfar.models.model import FrozenModel

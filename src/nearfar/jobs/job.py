@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.level import WARP, Level, Sampling
 from nearfar.diffusion.noise import SecretKey, fingerprint
-from nearfar.diffusion.solver import OnStep
+from nearfar.diffusion.schedule import WARP, Level
+from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Frame, encode, read_picture

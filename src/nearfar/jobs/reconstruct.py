@@ -9,15 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from nearfar.diffusion.bdia import BDIA
-from nearfar.diffusion.level import Sampling
-from nearfar.diffusion.solver import OnStep
+from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
 from nearfar.jobs.job import Job, Reading, Results, as_picture, make_job, one_square, trajectory_settings
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_invertible
+from nearfar.sampling.local_sampling import ascend, encode
 from nearfar.sampling.representation import represented
-from nearfar.sampling.trajectory import ascend, encode
 from nearfar.tensors import Images
 
 

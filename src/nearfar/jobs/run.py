@@ -23,9 +23,18 @@ from torch import Tensor
 
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.listing import Item, Listing, list_folder
-from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
-from nearfar.io.progress import Progress
-from nearfar.io.writing import has_content, remove_parts, write_whole, writing
+from nearfar.io.manifest import (
+    Earlier,
+    Manifest,
+    Progress,
+    Record,
+    has_content,
+    manifest_path,
+    read_manifest,
+    remove_parts,
+    write_whole,
+    writing,
+)
 from nearfar.jobs.job import Job, Reading, Results, Verdict
 
 A = TypeVar("A")

@@ -22,9 +22,7 @@ from nearfar.data.parquet import pack_data_set, unpack_data_set
 from nearfar.data.shards import pack_shard, unpack_shard
 from nearfar.errors import UsageError
 from nearfar.io.listing import PICTURES
-from nearfar.io.manifest import Earlier, Manifest, Record, manifest_path, read_manifest
-from nearfar.io.progress import Progress
-from nearfar.io.writing import write_whole, writing
+from nearfar.io.manifest import Earlier, Manifest, Progress, Record, manifest_path, read_manifest, write_whole, writing
 from nearfar.jobs.augment import Augmentation, Making, augment_job, augmentation
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run

@@ -19,7 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from nearfar.errors import UsageError
 from nearfar.latents.covariance import Latent
-from nearfar.latents.geometry import slerp
+from nearfar.latents.shell import slerp
 from nearfar.latents.spectral import cosine_basis
 from nearfar.tensors import Latents, per_image
 

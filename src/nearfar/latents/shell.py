@@ -17,9 +17,31 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Generator, Tensor
 
 from nearfar.latents.covariance import Latent, Scalar, checked
-from nearfar.latents.geometry import norms
 from nearfar.latents.statistics import gram_matrix, products
-from nearfar.tensors import Latents, per_image
+from nearfar.tensors import Images, Latents, per_image
+
+PerImage = Float[Tensor, " batch"]
+
+
+def norms(x: Images) -> PerImage:
+    """Euclidean norm of each image."""
+    return x.flatten(1).square().sum(dim=1).sqrt()
+
+
+def angles(x: Images, y: Images) -> PerImage:
+    """Angle at the origin between the images of each pair, in radians, stable for small and for opposite angles."""
+    u, v = (a / per_image(norms(a), a) for a in (x, y))
+    return 2 * torch.atan2(norms(u - v), norms(u + v))
+
+
+def slerp(x: Images, y: Images, share: PerImage) -> Images:
+    """Spherical interpolation of directions, linear interpolation of norms; `share` 0 gives x, 1 gives y."""
+    angle = angles(x, y).clamp(min=1e-12)
+    weights = [((1 - share) * angle).sin(), (share * angle).sin()]
+    u, v = (per_image(w / norms(a), a) * a for w, a in zip(weights, (x, y), strict=True))
+    length = torch.lerp(norms(x), norms(y), share)
+    return per_image(length / angle.sin(), x) * (u + v)
+
 
 LOOKS = 10
 """References that a candidate is held against, as in the paper's code: drawn anew for each one."""

@@ -26,8 +26,8 @@ from torch import Tensor
 from nearfar.errors import ImageError, UsageError, first_line
 from nearfar.io.fitting import rgb_of
 from nearfar.io.listing import Item
+from nearfar.io.manifest import Watch
 from nearfar.io.pictures import read_picture
-from nearfar.io.progress import Watch
 from nearfar.io.regions import similarity
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]

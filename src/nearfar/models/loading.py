@@ -16,17 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.denoiser import Network, NetworkDenoiser
+from nearfar.diffusion.solver import Network, NetworkDenoiser
 from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
-from nearfar.models.folder import DiffusersFolder, Part, folder_digest, load_part, open_folder, read_license, reading
-from nearfar.models.hub import BUNDLED, find_model
-from nearfar.models.latent_space import Autoencoder, LatentSpace, PatchSpace, PixelSpace, UnitRange
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
-from nearfar.models.networks import unconditional
+from nearfar.models.folder import (
+    BUNDLED,
+    DiffusersFolder,
+    Part,
+    find_model,
+    folder_digest,
+    load_part,
+    open_folder,
+    read_license,
+    reading,
+)
+from nearfar.models.model import (
+    Autoencoder,
+    FrozenModel,
+    ImageContract,
+    LatentSpace,
+    PatchSpace,
+    PixelSpace,
+    Provenance,
+    UnitRange,
+)
+from nearfar.models.networks import Conventions, read_scheduler, unconditional
 from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_prompt, text_family
-from nearfar.models.schedulers import Conventions, read_scheduler
 
 FLUX_SIDE = 128
 """Latents along one side of the 1024 pixels that FLUX was trained on; its config does not say."""

@@ -11,8 +11,7 @@ import torch
 from matplotlib.figure import Figure as Drawing
 
 from nearfar.audit.view import View, nearest_originals, similarities
-from nearfar.reports.page import Report, heading, paragraph, picture, plot, section, table
-from nearfar.reports.sheet import groups
+from nearfar.reports.page import Report, groups, heading, paragraph, picture, plot, section, table
 
 if TYPE_CHECKING:
     from nearfar.audit.audit import Audit

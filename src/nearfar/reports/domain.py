@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from nearfar.domain.capture import RELIABLE
 from nearfar.domain.domain import Domain
-from nearfar.domain.guards import SURE, apart, turns_of
+from nearfar.domain.guards import RELIABLE, SURE, apart, turns_of
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
@@ -30,9 +29,7 @@ from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.sample import FIRST, values_of
 from nearfar.models.model import FrozenModel
-from nearfar.reports.page import Report, heading, paragraph, picture, plot, shown, table
-from nearfar.reports.records import records_of
-from nearfar.reports.sheet import groups
+from nearfar.reports.page import Report, groups, heading, paragraph, picture, plot, records_of, shown, table
 from nearfar.reports.survey import survey_sections
 
 SHOWN, ABREAST = 64, 8

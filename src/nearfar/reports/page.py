@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, tables, pictures and plots, with nothing to fetch beside it.
+"""One self-contained HTML page: text, tables, sheets of pictures and plots, with nothing to fetch beside it.
 
 `Report(title).add(heading(...), paragraph(...)).write(path, content)`. Parts are HTML, as the functions here return it;
 what is not HTML yet (titles, sentences, cells, descriptions) is escaped.
@@ -11,17 +11,77 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from nearfar.errors import UsageError
-from nearfar.io.writing import write_whole, writing
+from nearfar.io.fitting import to_integer
+from nearfar.io.manifest import Record, manifest_path, read_manifest, write_whole, writing
+from nearfar.jobs.run import Plan
 from nearfar.metrics.intervals import Figure as Measured
 from nearfar.metrics.intervals import grouped
+
+MARGIN, CAPTION = 4, 18
+
+CELL, ABREAST = 96, 4
+"""Pixels of a side of a small image, and groups in each row at most, unless told otherwise."""
+
+
+def groups(
+    cells: Sequence[Sequence[Tensor]], captions: Sequence[str], abreast: int | None = None, cell: int = CELL
+) -> Image.Image:
+    """Groups of images (1 or 3, height, width) in [-1, 1], several in each row, the last row filled up with white.
+
+    captions: of the images of a group. abreast: groups in a row, as many as there are and 4 at most unless given.
+    """
+    abreast = abreast or max(1, min(ABREAST, len(cells)))
+    blank = [Image.new("RGB", (1, 1), "white")] * len(captions)
+    pictures = [[to_pil(image) for image in group] for group in cells]
+    pictures += [blank] * (-len(pictures) % abreast)
+    rows = [list(chain(*pictures[first : first + abreast])) for first in range(0, len(pictures), abreast)]
+    return contact_sheet(rows, [*captions] * abreast, cell)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], cell: int = CELL) -> Image.Image:
+    """One row of images a line, one caption above each column; every image is shown `cell` pixels high and wide."""
+    step = cell + MARGIN
+    width, height = MARGIN + step * len(captions), CAPTION + MARGIN + step * len(rows)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, caption in enumerate(captions):
+        left = MARGIN + column * step
+        draw.text((left + cell / 2, CAPTION / 2 + 1), caption, "black", ImageFont.load_default(12), anchor="mm")
+        for line, row in enumerate(rows):
+            small = row[column].convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left, CAPTION + MARGIN + line * step))
+    return sheet
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """From (1 or 3, height, width) in [-1, 1]."""
+    return Image.fromarray(to_integer(image.permute(1, 2, 0).numpy(), 8).squeeze())
+
+
+def names_of(plan: Plan) -> list[str]:
+    """The images of a run, those that were made before it among them."""
+    return [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
+
+
+def records_of(out: Path, names: Iterable[str]) -> list[Record]:
+    """The records of those of the named outputs that have one."""
+    records = read_manifest(manifest_path(out)).records
+    return [records[name] for name in names if name in records]
+
+
+def failures(records: Sequence[Record]) -> list[dict[str, str]]:
+    return [{"name": record.name, "reason": record.reason} for record in records if record.status == "failed"]
+
 
 STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 img, svg { max-width: 100%; height: auto; display: block; margin: 1rem 0 } img { image-rendering: pixelated }

@@ -15,16 +15,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from nearfar.diffusion.level import STEPS, Sampling
+from nearfar.diffusion.solver import STEPS, Sampling
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan
 from nearfar.models.model import ImageContract
-from nearfar.reports.page import Report, heading, page_beside, paragraph, picture, plot, shown, table
-from nearfar.reports.records import failures, names_of, records_of
-from nearfar.reports.sheet import CELL, groups
+from nearfar.reports.page import (
+    CELL,
+    Report,
+    failures,
+    groups,
+    heading,
+    names_of,
+    page_beside,
+    paragraph,
+    picture,
+    plot,
+    records_of,
+    shown,
+    table,
+)
 from nearfar.sampling.representation import ALLOWANCE, QUANTILE, calls_of, threshold
 
 SHOWN, ABREAST, LISTED, AMPLIFIED = 24, 3, 200, 8

@@ -28,9 +28,18 @@ from nearfar.jobs.run import Plan
 from nearfar.metrics.faces import FaceRecognizer
 from nearfar.metrics.intervals import Figure, wilson
 from nearfar.metrics.quality import psnr
-from nearfar.reports.page import Report, heading, paragraph, picture, section, table
-from nearfar.reports.records import failures, names_of, records_of
-from nearfar.reports.sheet import groups
+from nearfar.reports.page import (
+    Report,
+    failures,
+    groups,
+    heading,
+    names_of,
+    paragraph,
+    picture,
+    records_of,
+    section,
+    table,
+)
 
 SHOWN, AUDITED, SIZE, AROUND = 60, 500, 112, 0.4
 """Regions on the sheet, those that are attacked, their size in pixels, and what is shown around them."""

@@ -12,17 +12,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nearfar.diffusion.denoiser import Denoiser
-from nearfar.diffusion.level import STEPS, Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver
+from nearfar.diffusion.schedule import Level, NoiseSchedule
+from nearfar.diffusion.solver import SOLVER, STEPS, Denoiser, OnStep, Sampling, Solver
 from nearfar.errors import UsageError
-from nearfar.models.latent_space import LatentSpace
-from nearfar.models.model import FrozenModel
+from nearfar.models.model import FrozenModel, LatentSpace
 from nearfar.sampling.back_projection import AreaDownsampling
+from nearfar.sampling.local_sampling import noised_and_denoised
 from nearfar.sampling.tiling import TiledDenoiser, tile_count
-from nearfar.sampling.trajectory import noised_and_denoised
 from nearfar.tensors import Images, Times
 
 Large = Float[Tensor, "batch channel rows columns"]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nearfar.diffusion.bdia import BDIA, PAIR, toward_clean, toward_noise
 from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
-from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
-from nearfar.diffusion.solver import DDIM, SOLVERS, Heun, OnStep, Solver
+from nearfar.diffusion.schedule import Amount, Level
+from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, OnStep, Sampling, Solver
 from nearfar.errors import UsageError
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.trajectory import ascend, decode, descend, encode
+from nearfar.sampling.local_sampling import ascend, decode, descend, encode
 from nearfar.tensors import Images, Latents
 
 INVERTER = FixedPointDDIM()

@@ -1,15 +1,76 @@
-"""Local sampling ("Boomerang", Luzi et al., arXiv 2210.12100): noise an image part of the way, then denoise it."""
+"""Local sampling ("Boomerang", Luzi et al., arXiv 2210.12100): noise an image part of the way, then denoise it.
+
+Also the passes of a frozen model that everything is put together from (encode, ascend, descend, decode), and samples of
+the model's own domain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
-from nearfar.diffusion.noise import SecretKey, noise_for
-from nearfar.diffusion.solver import SOLVER, OnStep, Solver
+import torch
+
+from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
+from nearfar.diffusion.schedule import Amount, Level
+from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling, Solver, solve
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.trajectory import decode, noised_and_denoised
-from nearfar.tensors import Images
+from nearfar.tensors import Images, Latents
+
+
+def encode(model: FrozenModel, images: Images, noise: NoiseStream | None = None) -> Latents:
+    """Clean latents of images in [-1, 1], float32 on the model's device. noise: for autoencoders that sample."""
+    return model.latent_space.encode(images.to(model.device, torch.float32), noise)
+
+
+def encode_all(model: FrozenModel, images: Images, batch_size: int) -> Latents:
+    """Clean latents of many images, float32 on the CPU, a batch at a time."""
+    return torch.cat([encode(model, part).float().cpu() for part in torch.split(images, batch_size)])
+
+
+def ascend(model: FrozenModel, latents: Latents, sampling: Sampling, on_step: OnStep | None = None) -> Latents:
+    """Clean latents along their deterministic trajectory to the level of `sampling`, whose solver is invertible."""
+    grid = sampling.grid(model.schedule, len(latents)).flip(1)
+    return solve(model.denoiser, latents, grid, sampling.solver, on_step=on_step)
+
+
+def descend(
+    model: FrozenModel,
+    latents: Latents,
+    sampling: Sampling,
+    noise: NoiseStream | None = None,
+    on_step: OnStep | None = None,
+) -> Latents:
+    """Clean latents from those at the level of `sampling`. noise: for stochastic solvers, one draw a step.
+
+    Cost: `solver.calls(steps)` network calls, each for the whole batch.
+    """
+    grid = sampling.grid(model.schedule, len(latents))
+    return solve(model.denoiser, latents.to(model.device, torch.float32), grid, sampling.solver, noise, on_step)
+
+
+def decode(model: FrozenModel, latents: Latents) -> Images:
+    """Images of clean latents, float32 in [-1, 1] on the CPU."""
+    return model.latent_space.decode(latents).clamp(-1, 1).cpu()
+
+
+def noised_and_denoised(
+    model: FrozenModel, images: Images, sampling: Sampling, streams: Sequence[bytes], on_step: OnStep | None = None
+) -> Latents:
+    """Clean latents near those of images: noised to a level, then denoised. streams: the noise key of each image.
+
+    Draws of a stream, in order: the encoder's where it samples, the noise of the level, one a step.
+    """
+    noise = NoiseStream(streams, model.latent_shape, model.device)
+    latents, grid = encode(model, images, noise), sampling.grid(model.schedule, len(images))
+    noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
+    return solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
+
+
+def numbered_noise(model: FrozenModel, purpose: str, numbers: Sequence[int], seed: int) -> NoiseStream:
+    """Noise of numbered outputs: that of one depends on the seed, the purpose and its number."""
+    key = SecretKey.from_seed(seed)
+    streams = [bytes.fromhex(key.tag(f"{purpose} {number}")) for number in numbers]
+    return NoiseStream(streams, model.latent_shape, model.device)
 
 
 def local_sample(
@@ -52,3 +113,30 @@ def sample_near(
     model.image.check(images)
     streams = noise_for(images, sampling.level.times(model.schedule, len(images)), key, variant)
     return decode(model, noised_and_denoised(model, images, sampling, streams, on_step))
+
+
+BATCH = 32
+
+
+def own_samples(
+    model: FrozenModel,
+    count: int,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    solver: Solver = SOLVER,
+    batch_size: int = BATCH,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Images that the model makes from pure noise.
+
+    Sample `i` depends on the model, the seed and `i`, not on `count`. Returns float32 images in [-1, 1] on the CPU.
+    Cost: `solver.calls(steps)` network calls for each batch.
+    """
+    sampling, images = Sampling(Level(strength=1.0), steps, solver), []
+    for numbers in torch.split(torch.arange(count), batch_size):
+        noise = numbered_noise(model, "own sample", numbers.tolist(), seed)
+        times, first = sampling.level.times(model.schedule, len(numbers)), noise.draw()
+        noisy = model.schedule.add_noise(torch.zeros_like(first), times, first)
+        images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))
+    return torch.cat(images)

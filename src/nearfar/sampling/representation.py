@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import STEPS, Amount, Level, Sampling
-from nearfar.diffusion.solver import Heun, OnStep, Solver
+from nearfar.diffusion.schedule import Amount, Level
+from nearfar.diffusion.solver import STEPS, Heun, OnStep, Sampling, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import INVERTER, there_and_back, traced_inversion
-from nearfar.sampling.own_samples import BATCH, own_samples
-from nearfar.sampling.trajectory import decode, descend
+from nearfar.sampling.local_sampling import BATCH, decode, descend, own_samples
 from nearfar.tensors import Images
 
 OWN_SAMPLES = 32

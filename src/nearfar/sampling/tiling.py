@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.diffusion.solver import Denoiser
 from nearfar.errors import UsageError
-from nearfar.models.tiles import OVERLAP
+from nearfar.models.model import OVERLAP
 from nearfar.tensors import Images, Times
 
 Tiles = Float[Tensor, "tiles channel rows columns"]

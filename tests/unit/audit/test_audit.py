@@ -21,7 +21,7 @@ from nearfar.jobs.anonymize import anonymize_folder
 from nearfar.metrics.features import feature_network
 from nearfar.reports import audit as report
 from nearfar.reports.audit import write_audit
-from nearfar.reports.sheet import groups
+from nearfar.reports.page import groups
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,24 @@ from sklearn.isotonic import IsotonicRegression
 
 from nearfar.audit.calibration import (
     Calibration,
+    Eyes,
     Found,
+    Known,
     Point,
+    Scorer,
     Target,
+    check_labels,
     crossing,
     isotonic,
+    label,
     load_calibration,
+    network_eyes,
     parse_target,
+    rank1,
     save_calibration,
     search,
     smallest,
 )
-from nearfar.audit.scores import Eyes, Known, Scorer, check_labels, label, network_eyes, rank1
 from nearfar.audit.view import unit
 from nearfar.diffusion.solver import SOLVER
 from nearfar.errors import UsageError

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nearfar.diffusion.denoiser import PREDICTIONS, NetworkDenoiser, from_epsilon, predict
 from nearfar.diffusion.schedule import NoiseSchedule
+from nearfar.diffusion.solver import PREDICTIONS, NetworkDenoiser, from_epsilon, predict
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
@@ -13,7 +13,7 @@ SCHEDULES = {
     "variance exploding": NoiseSchedule.variance_exploding(torch.logspace(-2, 1.7, 1000)),
     "flow": NoiseSchedule.flow(),
 }
-# What a perfect network answers, from the definitions in the papers that `nearfar.diffusion.denoiser` names.
+# What a perfect network answers, from the definitions in the papers that `nearfar.diffusion.solver` names.
 ANSWERS = {
     "epsilon": lambda x_0, eps, alpha, sigma: eps,
     "sample": lambda x_0, eps, alpha, sigma: x_0,

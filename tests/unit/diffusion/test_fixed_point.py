@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import WARP, Level, Sampling
-from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import DDIM, solve
+from nearfar.diffusion.schedule import WARP, Level, NoiseSchedule
+from nearfar.diffusion.solver import DDIM, Sampling, solve
 from nearfar.models.loading import load_model
 from nearfar.sampling.inversion import denoise, invert, traced_inversion
 from oracle import GaussianDenoiser

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nearfar.diffusion.level import Level, Sampling
-from nearfar.diffusion.solver import DDIM
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import DDIM, Sampling
 from nearfar.domain.bandwidth import ETAS, bandwidth, denoised
 from nearfar.domain.guards import Guards
 from nearfar.errors import ModelWarning, UsageError

@@ -5,15 +5,15 @@ import warnings
 import pytest
 import torch
 
-from nearfar.diffusion.level import Level, Sampling
-from nearfar.domain.domain import Domain
-from nearfar.domain.pull import Gaussian
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Sampling
+from nearfar.domain.domain import Domain, Gaussian
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.shell import measure
 from nearfar.metrics.quality import psnr
-from nearfar.models.latent_space import PatchSpace
+from nearfar.models.model import PatchSpace
 from nearfar.sampling.inversion import INVERTER, denoise, invert, reconstruct, traced_inversion
-from nearfar.sampling.own_samples import own_samples
+from nearfar.sampling.local_sampling import own_samples
 from oracle_domains import COUNT, SCHEDULE, SIDE, fit, fitted, oracle, own, unseen
 
 

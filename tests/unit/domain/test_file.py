@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nearfar.domain.domain import Gaussian
 from nearfar.domain.file import load_domain, load_thumbnails, save_domain
 from nearfar.domain.guards import Guards
-from nearfar.domain.pull import Gaussian
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import RunError, UsageError
 from nearfar.latents.covariance import posterior_mean

@@ -7,16 +7,14 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from nearfar.diffusion.denoiser import predict
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.domain.capture import Capture, recolored
-from nearfar.domain.guards import Guards, Quality, distinct, rates
+from nearfar.diffusion.solver import predict
+from nearfar.domain.guards import Capture, Guards, Quality, distinct, rates, recolored
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.spectral import inverse_cosines
-from nearfar.metrics.model_features import LONGEST, features_of, middle, outputs_of, shortened, way_down
-from nearfar.models.latent_space import PixelSpace
+from nearfar.metrics.features import LONGEST, features_of, middle, outputs_of, shortened, way_down
 from nearfar.models.loading import load_model
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))

@@ -6,7 +6,7 @@ import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, DPMSolverPPSDE, Heun, solve
-from nearfar.domain.pull import Gaussian, Pulled, pulled
+from nearfar.domain.domain import Gaussian, Pulled, pulled
 from nearfar.latents.covariance import Diagonal, posterior_mean
 from nearfar.latents.spectral import Structured
 from oracle import GaussianDenoiser

@@ -12,9 +12,8 @@ from nearfar.diffusion.solver import solve
 from nearfar.domain import survey as module
 from nearfar.domain.survey import climb, propose, segments, survey, survey_calls
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.models.latent_space import PixelSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
-from nearfar.sampling.own_samples import own_samples
+from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.sampling.local_sampling import own_samples
 from oracle import GaussianDenoiser
 
 COUNT, SIDE, MEAN = 24, 8, 0.1

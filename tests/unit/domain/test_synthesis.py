@@ -10,8 +10,8 @@ import jaxtyping
 import pytest
 import torch
 
-from nearfar.diffusion.level import WARP
 from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.diffusion.schedule import WARP
 from nearfar.diffusion.solver import SOLVERS, solve
 from nearfar.domain import draws as starting
 from nearfar.domain.draws import FAMILIES, GEOMETRIES, MIXTURES, drawing, generator_of, projected, steer

@@ -17,12 +17,11 @@ from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.arrays import read_array, unfit_square, write_array
 from nearfar.io.fitting import FitMode, fit, unfit
+from nearfar.io.manifest import write_whole
 from nearfar.io.pictures import Frame, encode, read_picture
 from nearfar.io.stacks import read_inputs, write_arrays
 from nearfar.io.values import fit_values
-from nearfar.io.writing import write_whole
-from nearfar.models.latent_space import PixelSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
+from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
 from nearfar.sampling.inversion import reconstruct
 from oracle import GaussianDenoiser
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from nearfar.io.writing import PART, has_content, remove_parts, write_whole
+from nearfar.io.manifest import PART, has_content, remove_parts, write_whole
 
 KILLED_IN = """
 import os, signal, sys
 from pathlib import Path
-from nearfar.io import writing as sinks
+from nearfar.io import manifest as sinks
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -5,17 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from nearfar.audit.calibration import Calibration, Found, Point, Target
-from nearfar.audit.scores import Eyes, network_eyes
+from nearfar.audit.calibration import Calibration, Eyes, Found, Point, Target, network_eyes
 from nearfar.audit.view import unit
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVER
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import SOLVER, Sampling
 from nearfar.errors import UsageError
 from nearfar.io.fitting import as_written
 from nearfar.io.listing import Item
+from nearfar.jobs.anonymize import HALVINGS, Need, need_of, objection, only_as_far, similarity, told
 from nearfar.jobs.job import Results
-from nearfar.jobs.per_image import HALVINGS, Need, need_of, objection, only_as_far, similarity, told
 from nearfar.metrics.features import FeatureNetwork, Look, pixel_features
 from nearfar.sampling.local_sampling import local_sample
 from oracle_domains import MEAN, SIDE, oracle, own

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nearfar.diffusion.level import Level, Sampling
 from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Sampling
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
-from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.io.writing import PART
+from nearfar.io.manifest import PART, manifest_path, read_manifest
 from nearfar.jobs import job as jobs_module
 from nearfar.jobs import run as run_module
 from nearfar.jobs.anonymize import anonymize_job

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from nearfar.domain.domain import Gaussian
 from nearfar.domain.guards import Guards, Judgment
-from nearfar.domain.pull import Gaussian
 from nearfar.domain.recipe import Recipe
 from nearfar.domain.synthesis import Synthesizer, synthesize, vary
 from nearfar.errors import UsageError

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nearfar.latents.geometry import angles, norms, slerp
+from nearfar.latents.shell import angles, norms, slerp
 
 SHAPE = (3, 16, 32)
 COUNT = math.prod(SHAPE)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nearfar.errors import UsageError
-from nearfar.latents.geometry import slerp
 from nearfar.latents.mixtures import combine, mix, mix_on_sphere
+from nearfar.latents.shell import slerp
 
 SHAPE = (3, 4, 6)
 COUNT = math.prod(SHAPE)

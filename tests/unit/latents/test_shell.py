@@ -11,9 +11,8 @@ import torch
 
 from nearfar.errors import UsageError
 from nearfar.latents.covariance import shrunk_mean
-from nearfar.latents.geometry import norms, slerp
 from nearfar.latents.mixtures import combine
-from nearfar.latents.shell import Shell, accept, measure, statistics
+from nearfar.latents.shell import Shell, accept, measure, norms, slerp, statistics
 from nearfar.latents.statistics import gram_matrix, products
 
 SHAPE = (3, 32, 32)

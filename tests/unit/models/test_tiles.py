@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nearfar.models.tiles import OVERLAP, starts, tiled
+from nearfar.models.model import OVERLAP, starts, tiled
 
 TOLERANCE = 1e-6  # float32 rounding of a weighted mean of values in [-1, 1]
 

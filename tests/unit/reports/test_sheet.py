@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nearfar.reports.sheet import CAPTION, MARGIN, contact_sheet
+from nearfar.reports.page import CAPTION, MARGIN, contact_sheet
 
 COLORS = [["red", "lime", "blue"], ["black", "gray", "yellow"]]
 

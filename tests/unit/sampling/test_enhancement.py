@@ -9,8 +9,8 @@ from gaussian_models import MEAN, SCHEDULE, VARIANCE, gaussian
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import Heun
 from nearfar.errors import UsageError
-from nearfar.models.latent_space import PatchSpace, PixelSpace, UnitRange
 from nearfar.models.loading import load_model
+from nearfar.models.model import PatchSpace, PixelSpace, UnitRange
 from nearfar.sampling import enhancement
 from nearfar.sampling.back_projection import AreaDownsampling, enlargement
 from nearfar.sampling.enhancement import ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of

@@ -10,11 +10,11 @@ import re
 import pytest
 import torch
 
-from nearfar.diffusion.level import Level
 from nearfar.diffusion.noise import SecretKey
+from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVERS
 from nearfar.errors import UsageError
-from nearfar.sampling import local_sampling, trajectory
+from nearfar.sampling import local_sampling
 from nearfar.sampling.local_sampling import local_sample
 
 KEY = SecretKey.from_seed(3)
@@ -54,7 +54,7 @@ def test_the_first_state_is_the_forward_jump_to_exactly_that_level(model, images
         states.append((x, times))
         return x
 
-    monkeypatch.setattr(trajectory, "solve", first_state)
+    monkeypatch.setattr(local_sampling, "solve", first_state)
     local_sample(model, images, strength=0.5, key=KEY)
     ((state, times),) = states
     # Half of the way from -1 to 999. The noise is standard normal: its mean square over 4608 values is 1 +- 0.021.

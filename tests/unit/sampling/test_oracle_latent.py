@@ -13,9 +13,8 @@ import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, SOLVERS, Heun
-from nearfar.models.latent_space import LatentSpace, PatchSpace
-from nearfar.models.model import FrozenModel, ImageContract, Provenance
-from nearfar.sampling import trajectory
+from nearfar.models.model import FrozenModel, ImageContract, LatentSpace, PatchSpace, Provenance
+from nearfar.sampling import local_sampling
 from nearfar.sampling.inversion import denoise, invert, reconstruct
 from nearfar.sampling.local_sampling import local_sample
 from oracle import GaussianDenoiser
@@ -183,7 +182,7 @@ def returned(case, schedule, solver, steps, monkeypatch):
     """Mean and variance of a patch's pixels after a local sample, (strength, pixels) each."""
     draws = steps + 1 if solver.stochastic else 1
     side = int((draws * case.channels) ** 0.5) + 1
-    monkeypatch.setattr(trajectory, "NoiseStream", lambda keys, shape, device: Impulses(tuple(shape)))
+    monkeypatch.setattr(local_sampling, "NoiseStream", lambda keys, shape, device: Impulses(tuple(shape)))
     model = model_of(case, schedule, side)
     out = local_sample(model, pictures(case, side), strength=STRENGTHS, steps=steps, solver=solver)
     assert out.abs().max() < 1  # nothing was clipped

@@ -9,11 +9,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.level import Level, Sampling
+from nearfar.diffusion.schedule import Level
+from nearfar.diffusion.solver import Sampling
 from nearfar.metrics.quality import EXACT, psnr, ssim
 from nearfar.models.loading import load_model
 from nearfar.sampling.inversion import INVERTER, INVERTERS, reconstruct
-from nearfar.sampling.own_samples import own_samples
+from nearfar.sampling.local_sampling import own_samples
 from nearfar.sampling.representation import calls_of, own_representation, represent, threshold
 
 
