@@ -1,7 +1,7 @@
 """The record of a run, JSON lines beside the output folder: first its settings, then one line per image.
 
-It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags. Files are
-written whole or not at all, and what a run has done so far is its `Progress`.
+It never holds the key, nor a plain hash of an original (which would confirm a suspected one), only keyed tags. Files
+are written whole or not at all, and what a run has done so far is its `Progress`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The first pixel models on the hub (google/ddpm-...) keep the network and the scheduler flat beside the index; diffusers
 takes a part from the root when it has no folder of its own, and so does this. Weights are read from safetensors; those
-that an old repository has as a pickle only are read as weights alone, and nothing in it is run. A name is looked for as a
-path, then among the bundled models, then in the local cache of the hub.
+that an old repository has as a pickle only are read as weights alone, and nothing in it is run. A name is looked for
+as a path, then among the bundled models, then in the local cache of the hub.
 """
 
 from __future__ import annotations
