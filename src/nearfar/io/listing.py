@@ -7,12 +7,12 @@ import posixpath
 import re
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearfar.errors import UsageError
-from nearfar.io.pictures import SUFFIXES, printable
+from nearfar.io.pictures import FORMATS, SUFFIXES, disguised, printable
 
 COPY = re.compile(r"(?<=[^/])~[0-9]+$")
 
@@ -23,14 +23,25 @@ class Kind:
 
     suffixes: theirs, in lower case. others: suffixes of files that a user expects to be inputs too; they are refused,
     since passing them over in silence would be fail-open. formats: what is read, in words.
+    hidden: the format of a file that is an input by its content and not by its name, which is refused as well.
     """
 
     suffixes: Collection[str]
     others: Collection[str]
     formats: str
+    hidden: Callable[[Path], str] = lambda _: ""
 
 
-PICTURES = Kind(SUFFIXES, (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl"), "PNG, JPEG, WebP, TIFF or BMP")
+UNREAD = """
+gif heic heif hif avif avifs jp2 j2k jpf jpx jpm jpc j2c jxl jxr wdp hdp apng flif bpg mng jng
+ppm pgm pbm pnm pam pfm tga icb vda vst dib rle ico cur icns pcx sgi rgb bw ras sun xbm xpm dds ktx hdr exr qoi iff lbm
+psd psb xcf kra ora clip ai eps svg svgz wmf emf
+dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef ptx srw x3f erf kdc dcr mrw 3fr fff iiq mef mos rwl gpr raw
+dcm dicom fits fit fts nd2 czi lif lsm svs ndpi mrxs vsi oib oif scn
+"""
+"""Suffixes that a user expects to be read: of the web, of paint programs and games, of cameras, of instruments."""
+
+PICTURES = Kind(SUFFIXES, tuple(f".{suffix}" for suffix in UNREAD.split()), "PNG, JPEG, WebP, TIFF or BMP", disguised)
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,8 @@ def objection(path: Path, name: str, kind: Kind) -> str | None:
     if suffix in kind.others:
         return f"{suffix} files are not read: convert it to {kind.formats}"
     if suffix not in kind.suffixes:
-        return None
+        form = kind.hidden(path)
+        return f"holds {form} data: rename it to {printable(path.name)}{FORMATS[form].suffixes[0]}" if form else None
     if not storable(name):
         return "the file name is not valid UTF-8 or has control characters: rename it"
     try:

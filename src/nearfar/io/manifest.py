@@ -6,6 +6,7 @@ are written whole or not at all, and what a run has done so far is its `Progress
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -59,6 +60,11 @@ def unwatched(stage: str, done: int, total: int) -> None:
 
 PART = ".nearfar-part"
 
+OF_ITS_NAME = frozenset(
+    {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+)
+"""Errors that are one file's own: its name is too long or not allowed, or a folder or file stands in its way."""
+
 
 def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
     """Write to a part file, flush it to the disk, rename it into place; returns the content's SHA-256.
@@ -78,6 +84,11 @@ def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
         part.unlink(missing_ok=True)
         raise
     return hashlib.sha256(content).hexdigest()
+
+
+def unwritable(error: OSError) -> str:
+    """Why a file cannot be written under its name, for errors of this file alone."""
+    return f"cannot be written under this name ({error.strerror}): give it a shorter or simpler one"
 
 
 @contextmanager
@@ -189,9 +200,16 @@ class Manifest:
         self._write(json.dumps({"image": content}, ensure_ascii=False) + "\n")
 
     def commit(self) -> None:
+        """Onto the disk; RunError where the file is no longer there, or another one is."""
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
+            stands = self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        if not stands:
+            raise RunError(
+                f"{self._path}, the record of this run, was removed or replaced while it ran: what it made cannot be "
+                "resumed; keep other programs away and begin again in another output"
+            )
 
     def _write(self, text: str) -> None:
         with writing(self._path):

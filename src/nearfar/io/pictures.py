@@ -67,7 +67,12 @@ class Format:
 
 FORMATS = {
     "PNG": Format(rb"\x89PNG\r\n\x1a\n", (".png",), PngImageFile, {"compress_level": 3}),
-    "JPEG": Format(rb"\xff\xd8\xff", (".jpg", ".jpeg"), JpegImageFile, {"quality": 95, "subsampling": "4:4:4"}),
+    "JPEG": Format(
+        rb"\xff\xd8\xff",
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+        JpegImageFile,
+        {"quality": 95, "subsampling": "4:4:4"},
+    ),
     "WEBP": Format(rb"RIFF....WEBP", (".webp",), WebPImageFile, {"quality": 95}),
     "TIFF": Format(rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff"), TiffImageFile, {"compression": "tiff_adobe_deflate"}),
     "BMP": Format(rb"BM", (".bmp",), BmpImageFile, {"dpi": (0, 0)}),
@@ -171,6 +176,18 @@ def identify(file: BinaryIO, path: Path) -> str:
     if SUFFIXES.get(path.suffix.lower()) != name:
         raise ImageError(f"holds {name} data: rename it to {printable(path.stem)}{FORMATS[name].suffixes[0]}")
     return name
+
+
+def disguised(path: Path) -> str:
+    """The format of a picture whose name does not say that it is one; empty for everything else."""
+    try:
+        with open_regular_file(path) as file:
+            start = file.read(16)
+    except ImageError:
+        return ""
+    found = (name for name, form in FORMATS.items() if re.match(form.signature, start, re.DOTALL))
+    # Text may begin with BM, too; in a bitmap's header four zeros follow.
+    return next((name for name in found if name != "BMP" or start[6:10] == bytes(4)), "")
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from torch import Tensor
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.listing import Item, Listing, list_folder
 from nearfar.io.manifest import (
+    OF_ITS_NAME,
+    PART,
     Earlier,
     Manifest,
     Progress,
@@ -32,47 +35,15 @@ from nearfar.io.manifest import (
     manifest_path,
     read_manifest,
     remove_parts,
+    unwritable,
     write_whole,
     writing,
 )
-from nearfar.jobs.job import Job, Reading, Results, Verdict
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-WAITING = 1 << 28
-"""Bytes of squares that may wait for the network before reading pauses."""
+from nearfar.jobs.job import Job, Results, Verdict
+from nearfar.jobs.pipeline import Batch, Loaded, Square, ahead, whole, worker_pool
 
 NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """What was read for an item, and what tells whether its source has changed."""
-
-    item: Item
-    reading: Reading
-    source_tag: str
-
-
-Square = tuple[Loaded, Tensor]
-"""One of the squares of an item that was read."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Transformed squares with a result for each, the shape of the batch, network calls and seconds."""
-
-    group: list[Square]
-    results: list[Results]
-    shape: int
-    calls: int
-    seconds: float
-
-
-Finished = tuple[Loaded, Results, int]
-"""An item all of whose squares are transformed, and the shape of the batch that the last of them was in."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +93,7 @@ def check_out(out: Path, resume: bool) -> None:
     for path in (out, *out.absolute().parents):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} must be a folder, got a file: choose another output")
+    check_writable(out.resolve().parent)
     manifest = manifest_path(out)
     has_files = out.is_dir() and any(out.iterdir())
     if has_files and not resume:
@@ -130,6 +102,19 @@ def check_out(out: Path, resume: bool) -> None:
         raise UsageError(f"{out} has no manifest ({manifest.name}), so nothing can be resumed: choose another output")
     if manifest.exists() and not resume:
         raise UsageError(f"{manifest} is the record of an earlier run: give --resume, or remove it")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a place in which neither the output folder nor the record beside it can be made. Leaves nothing there."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there) if there == folder else TemporaryDirectory(dir=there, prefix=PART):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{there} cannot be written ({error.strerror}), so neither the output nor its record can be made there: "
+            "choose an output elsewhere, or give yourself the right to write"
+        ) from None
 
 
 def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
@@ -179,10 +164,27 @@ def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = la
     progress.ignored, progress.batch_size, progress.steps = plan.listing.ignored, plan.batch_size, job.steps
     with Manifest(manifest_path(out), job.header) as manifest:
         work = Run(job, out, plan.batch_size, progress, manifest, report)
-        work.prepare(plan)
-        work.note(Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected)
-        work.carry_out(plan.todo)
+        unwritable = work.prepare(plan)
+        work.note([Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected] + unwritable)
+        failed = {record.name for record in unwritable}
+        work.carry_out([item for item in plan.todo if item.name not in failed])
+        work.note([])
+        check_standing(job, out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
     return progress
+
+
+def check_standing(job: Job, out: Path, names: Collection[str]) -> None:
+    """RunError unless every output of these that the manifest calls done stands in `out`, as it was written."""
+    earlier = read_manifest(manifest_path(out))
+    records = earlier.records if earlier.header else {}
+    done = [record for name, record in records.items() if name in names and record.status == "done"]
+    gone = [one.name for one in done if not has_content(job.target(out, one.name), one.target_sha256)]
+    lost = [*gone, *(name for name in names if name not in records)]
+    if lost:
+        raise RunError(
+            f"{len(lost)} of {len(names)} images in {out}, such as {lost[0]}, or what the record tells of them, were "
+            "removed or changed while the run went on: keep other programs away and make them again with --resume"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,15 +199,21 @@ class Run:
     report: Callable[[Progress], None]
     began: float = field(default_factory=time.monotonic)
 
-    def prepare(self, plan: Plan) -> None:
-        """Make the folder; remove unfinished files, outputs about to be redone, and those whose source is gone."""
+    def prepare(self, plan: Plan) -> list[Record]:
+        """Make the folder; remove unfinished files, outputs about to be redone, and those whose source is gone.
+
+        Returns the records of what can have no file of its name.
+        """
+        failed = []
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_parts(self.out)
             for name in [*(item.name for item in plan.todo), *plan.outdated]:
-                self.job.target(self.out, name).unlink(missing_ok=True)
+                if reason := not_free(self.job.target(self.out, name)):
+                    failed.append(Record(name, "failed", reason))
         except OSError as error:
             raise RunError(f"cannot write to {self.out} ({error.strerror}): choose another output") from None
+        return failed
 
     def note(self, records: Iterable[Record]) -> None:
         """Put records onto the disk."""
@@ -328,51 +336,23 @@ class Run:
             return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
         target = job.target(self.out, name)
         with writing(target):
-            return replace(record, status="done", target_sha256=write_whole(target, content))
+            try:
+                return replace(record, status="done", target_sha256=write_whole(target, content))
+            except OSError as error:
+                if error.errno not in OF_ITS_NAME:
+                    raise
+                return Record(name, "failed", unwritable(error))
 
 
-@contextmanager
-def worker_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Workers among which torch's threads are divided: one each, or all for a single worker."""
-    before = torch.get_num_threads()
-    threads = max(1, before // workers)
+def not_free(target: Path) -> str:
+    """Remove what an earlier run left there; why nothing can be written under this name, where that is so."""
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
-
-
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[A], B], inputs: Iterable[A], depth: int, weigh: bool = False
-) -> Iterator[B]:
-    """`map` in threads, in order, never more than `depth` inputs before the consumer, or `WAITING` bytes of files."""
-    pending: deque[Future[B]] = deque()
-    for one in inputs:
-        pending.append(pool.submit(function, one))
-        while len(pending) >= depth or (weigh and heavy(pending)):
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def heavy(pending: Iterable[Future[Any]]) -> bool:
-    """Whether all files but the last two, which the readers may be at, weigh too much; it waits for them."""
-    read = (future.result() for future in list(pending)[:-2])
-    return sum(one.reading.squares.nbytes for one in read if isinstance(one, Loaded)) > WAITING
-
-
-def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:
-    """Each batch, and the items whose last square was in it."""
-    rows: list[Results] = []
-    for batch in batches:
-        finished = []
-        for (loaded, _), row in zip(batch.group, batch.results, strict=True):
-            rows.append(row)
-            if len(rows) == len(loaded.reading.squares):
-                finished.append((loaded, Results.joined(rows), batch.shape))
-                rows = []
-        yield batch, finished
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno not in OF_ITS_NAME:
+            raise
+        return unwritable(error)
+    return ""
 
 
 def why(error: Exception, out_of_memory: str) -> str:
