@@ -21,6 +21,7 @@ from nearfar.cli.options import (
     one_of,
     option,
 )
+from nearfar.data.lines import FORMATS
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
-OF_KIND = {"faces": {"detector", "recognizer", "least_score"}, "boxes": {"boxes", "box_classes"}}
+OF_KIND = {
+    "faces": {"detector", "recognizer", "least_score"},
+    "boxes": {"boxes", "box_classes", "boxes_format", "boxes_upright"},
+}
 """Options that go with one kind of regions only."""
 OF_ANY = {"margin", "keep_unmatched", "report"}
 
@@ -95,6 +99,10 @@ class RegionChoice:
     least_score: float | None = option(None, "For faces: what the detector must give one, in [0, 1]. [default: 0.6]")
     boxes: Path | None = option(None, "For boxes: a COCO file. [default: COCO and YOLO files in IN]", metavar="FILE")
     box_classes: str | None = option(None, "For boxes: only of these classes: cat,dog.")
+    boxes_format: str | None = option(
+        None, "For boxes: what YOLO's lines are: detect, pose, segment or obb. [default: as data.yaml says]"
+    )
+    boxes_upright: bool = option(False, "For boxes: of pictures with an EXIF turn they are of the turned picture.")
     margin: float | None = option(
         None, "What the model sees around a region, as a share of it. [default: faces 0, boxes 0.25]"
     )
@@ -107,7 +115,7 @@ class RegionChoice:
         self.check(fit)
         if self.regions is None:
             return None
-        from nearfar.data.boxes import read_boxes
+        from nearfar.data.boxes import Told, read_boxes
         from nearfar.io.listing import list_folder
         from nearfar.jobs.regions import BOX_MARGIN, FACE_MARGIN, box_search, face_search
 
@@ -116,7 +124,8 @@ class RegionChoice:
             return face_search(self.detector, self.score, margin, self.keep_unmatched)
         names = {item.name for item in list_folder(source).items}
         kinds = [kind.strip() for kind in self.box_classes.split(",")] if self.box_classes else []
-        return box_search(read_boxes(source, names, self.boxes, kinds), margin, self.keep_unmatched)
+        told = Told(kinds, self.boxes_format or "", self.boxes_upright, self.keep_unmatched)
+        return box_search(read_boxes(source, names, self.boxes, told), margin, self.keep_unmatched)
 
     @property
     def score(self) -> float:
@@ -130,6 +139,8 @@ class RegionChoice:
         if self.regions is not None:
             one_of(self.regions, "regions", OF_KIND)
         self.check_foreign()
+        if self.boxes_format is not None:
+            one_of(self.boxes_format, "boxes format", FORMATS)
         if self.regions == "faces" and self.detector is None:
             raise UsageError("--regions faces needs --detector: name a YuNet ONNX file from OpenCV's model zoo")
         if not 0 <= self.score <= 1:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.data.coco import Coco, read_coco, shape_of
-from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, parsed_json, read_text
+from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, parsed_json, read_text, relative_name
 from nearfar.data.yolo import read_yolo
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.listing import original_name
@@ -144,7 +144,9 @@ def rows_by_image(source: Path, place: str, names: Collection[str]) -> dict[str,
     for number, row in enumerate(parsed_rows(source / place, place), 1):
         if not isinstance(row.get("file_name"), str):
             raise UsageError(f"{place} row {number} has no file_name: every row must name its image")
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(place), row["file_name"]))
+        given = relative_name(row["file_name"], source, names, f"{place} row {number}")
+        folder = posixpath.dirname(place) if given in (row["file_name"], row["file_name"].replace("\\", "/")) else ""
+        name = posixpath.normpath(posixpath.join(folder, given))
         check_there(source, name, names, f"{place} row {number}")
         if name in rows:
             raise UsageError(f"{place} row {number} names {row['file_name']} again: give each image one row")

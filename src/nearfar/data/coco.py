@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nearfar.data.labels import Labels, Made, check_there, parsed_json, read_text
+from nearfar.data.labels import Labels, Made, check_there, parsed_json, read_text, relative_name
 from nearfar.errors import ImageError, UsageError
 
 KINDS: dict[str, tuple[Any, str]] = {
@@ -56,16 +57,27 @@ class Coco:
         for each in (each for each in made if each.origin in self.images):
             image = self.images[each.origin]
             own = self.annotations[image["id"]]
+            name = written_name(image["file_name"], each.name)
             if each.inherited:
-                name = posixpath.join(posixpath.dirname(image["file_name"]), posixpath.basename(each.name))
                 image_id += 1
-                image = {**image, "id": image_id, "file_name": name, "inherited_from": image["file_name"], **each.marks}
+                image = {
+                    **image,
+                    "id": image_id,
+                    "inherited_from": written_name(image["file_name"], each.origin),
+                    **each.marks,
+                }
                 own = [{**one, "id": annotation_id + n, "image_id": image_id} for n, one in enumerate(own, 1)]
                 annotation_id += len(own)
-            images.append(image)
+            images.append({**image, "file_name": name})
             annotations += own
         content = {**self.content, "images": images, "annotations": annotations}
         return {self.path: json.dumps(content, ensure_ascii=False).encode()}
+
+
+def written_name(file_name: str, name: str) -> str:
+    """How an image of OUT is named in the way of IN's file; absolute paths would name IN's images, and are not kept."""
+    plain = not file_name.startswith(("/", "file:")) and "\\" not in file_name and ":/" not in file_name
+    return posixpath.join(posixpath.dirname(file_name), posixpath.basename(name)) if plain else name
 
 
 def read_coco(source: Path, names: Collection[str]) -> Iterator[Coco]:
@@ -151,11 +163,15 @@ def place_of(file_name: str, place: str, source: Path, names: Collection[str]) -
 
     Of several, the one in a folder that the file is named after: `train2017` for `instances_train2017.json`.
     """
-    near = [posixpath.normpath(posixpath.join(folder, file_name)) for folder in (posixpath.dirname(place), "")]
+    given = relative_name(file_name, source, names, place)
+    absolute = given not in (file_name, file_name.replace("\\", "/"))
+    folders = ("", "") if absolute else (posixpath.dirname(place), "")
+    near = [posixpath.normpath(posixpath.join(folder, given)) for folder in folders]
     if found := next((name for name in near if name in names), None):
         return found
-    ends = [name for name in names if name.endswith(f"/{file_name}")]
-    meant = ends if len(ends) == 1 else [name for name in ends if name.split("/")[0] in posixpath.basename(place)]
+    ends = [name for name in names if name.endswith(f"/{given}")] if not absolute else []
+    words = re.split(r"[^0-9A-Za-z]", posixpath.basename(place))
+    meant = ends if len(ends) == 1 else [name for name in ends if name.split("/")[0] in words]
     if ends and len(meant) != 1:
         raise UsageError(f"{place} names {file_name}, which may be {ends[0]} or {ends[1]}: name its folder too")
     if not meant:

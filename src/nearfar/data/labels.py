@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
 from nearfar.errors import UsageError, first_line
 
@@ -71,6 +73,23 @@ def csv_file(rows: Sequence[dict[str, Any]], first: Sequence[str]) -> bytes:
     for row in rows:
         writer.writerow({name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()})
     return text.getvalue().encode()
+
+
+def relative_name(file_name: str, source: Path, names: Collection[str], place: str) -> str:
+    """The name that an annotation gives an image, relative: of an absolute path what lies below `source`.
+
+    UsageError for a path elsewhere: an image that ends alike may be another one.
+    """
+    path = unquote(urlsplit(file_name).path) if file_name.startswith("file:") else file_name
+    path = path if path in names else path.replace("\\", "/")
+    if not (path.startswith("/") or PureWindowsPath(path).is_absolute()):
+        return path
+    whole = Path(os.path.normpath(path))
+    for each in (whole, whole.parent.resolve() / whole.name):
+        for folder in (Path(os.path.normpath(source.absolute())), source.resolve()):
+            if each.is_relative_to(folder):
+                return each.relative_to(folder).as_posix()
+    raise UsageError(f"{place} names {file_name}, which is not in {source}: name images relative to that folder")
 
 
 def check_there(source: Path, name: str, names: Collection[str], place: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nearfar.data.labels import Labels, Made, read_text
 from nearfar.errors import UsageError, first_line
@@ -17,11 +18,15 @@ NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 
 @dataclass(frozen=True)
 class Yolo:
-    """config: `data.yaml` for OUT, where there is one. classes: their names. texts: image -> content of its labels."""
+    """config: `data.yaml` for OUT, where there is one. classes: their names. texts: image -> content of its labels.
+
+    told: what `data.yaml` says that lines mean, as `Meaning.of` reads it.
+    """
 
     config: dict[str, bytes]
     classes: dict[int, str]
     texts: dict[str, str]
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> Labels:
@@ -53,7 +58,7 @@ def read_yolo(source: Path, names: Collection[str]) -> Iterator[Yolo]:
     if texts:
         # Without `path` the folders are looked for beside the file, which in OUT is where they are.
         kept = {CONFIG: re.sub(r"(?m)^path:.*\n?", "", config).encode()} if config else {}
-        yield Yolo(kept, class_names(config), texts)
+        yield Yolo(kept, class_names(config), texts, told_by(config))
 
 
 def check_lines(text: str, place: str) -> None:
@@ -64,6 +69,14 @@ def check_lines(text: str, place: str) -> None:
         if len(values) in (4, 5) and not (all(0 <= value <= 1 for value in values[:2]) and min(values[2:4]) > 0):
             rule = "must have its center in [0, 1] and a width and height above 0, as shares of the image"
             raise UsageError(f"{place} line {number} {rule}, got {line[:40]!r}: mend or remove it")
+
+
+def told_by(config: str) -> dict[str, Any]:
+    """What a readable `data.yaml` says that the numbers of a line mean."""
+    import yaml
+
+    content = yaml.safe_load(config) or {}
+    return {name: content[name] for name in ("kpt_shape", "task") if content.get(name) is not None}
 
 
 def class_names(config: str) -> dict[int, str]:

@@ -95,6 +95,9 @@ DESCRIPTIVE_EXIF = frozenset({270, 271, 272, 305, 306, 315, 316, 18246, 33432, 4
 DROPPED_EXIF = frozenset({37500, 40962, 40963, 40965})
 """Maker note (may hold a preview), width and height (wrong after turning), interoperability."""
 
+TURNED = "orientation before it was turned upright"
+"""Where `decode` leaves that in Pillow's `info`."""
+
 LONGEST_TAG = 1000
 """Characters of a tag's value as Python shows it: room for a comment, none for a picture."""
 
@@ -109,7 +112,8 @@ class Frame:
     """All of a picture but its colors; small, unless there is an alpha channel.
 
     channels: 1 (gray) or 3 (sRGB). depth: bits of a channel, 8, or 16 for gray only. alpha: uint8 (height, width).
-    format: a key of `FORMATS`. metadata: Pillow's save options for `keep_metadata`.
+    format: a key of `FORMATS`. metadata: Pillow's save options for `keep_metadata`. orientation: by which EXIF data
+    turned it upright, 1 to 8, where 1 is not at all and 5 and more swap height and width.
     """
 
     height: int
@@ -119,6 +123,7 @@ class Frame:
     alpha: NDArray[np.uint8] | None
     format: str
     metadata: dict[str, Any]
+    orientation: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +218,7 @@ def decode(file: BinaryIO, form: str, max_pixels: int) -> ImageFile:
     image = FORMATS[form].reader(file)
     image.load()
     with suppress(Exception):
-        image.getexif()
+        image.info[TURNED] = image.getexif().get(ExifTags.Base.Orientation, 1)
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
@@ -249,7 +254,9 @@ def to_picture(image: ImageFile, form: str) -> Picture:
     pixels = pixels.reshape(image.height, image.width, -1)
     height, width, channels = pixels.shape
     opacity, metadata = np.array(alpha) if alpha else None, kept_metadata(image, form)
-    return Picture(pixels, Frame(height, width, channels, 16 if deep else 8, opacity, form, metadata))
+    orientation = image.info.get(TURNED, 1)
+    frame = Frame(height, width, channels, 16 if deep else 8, opacity, form, metadata, orientation)
+    return Picture(pixels, frame)
 
 
 def deep_gray_pixels(image: ImageFile) -> NDArray[np.uint16]:

@@ -96,12 +96,17 @@ def face_landmarks(region: Region) -> Landmarks:
     return np.stack([places.real, places.imag], axis=1)
 
 
-def box_region(left: float, top: float, width: float, height: float, margin: float, kind: str = "") -> Region:
-    """The square around a box; the whole box is replaced. margin: on each side of its long side, as a share of that."""
+def box_region(
+    left: float, top: float, width: float, height: float, margin: float, kind: str = "", tilt: float = 0.0
+) -> Region:
+    """The square around a box, turned about its center; the whole box is replaced.
+
+    margin: on each side of its long side, as a share of that. tilt: radians, clockwise.
+    """
     if not margin > 0:
         raise UsageError(f"margin must be above 0, got {margin:g}: the mask needs room to fade")
     longest = max(width, height)
-    box = Region(left + width / 2, top + height / 2, longest, width / longest, height / longest, kind=kind)
+    box = Region(left + width / 2, top + height / 2, longest, width / longest, height / longest, tilt=tilt, kind=kind)
     return widen(box, margin)
 
 
@@ -178,6 +183,14 @@ def coverage(region: Region, within: Places) -> Weights:
     room = 0.5 - max(region.width, region.height) / 2 - region.radius
     share: Tensor = (1 - distance / room).clamp(0, 1)
     return share.square() * (3 - 2 * share)
+
+
+def changed_share(before: Pixels, after: Pixels, region: Region) -> float:
+    """Which share of the pixels that are wholly replaced, of those in the picture, is another than before."""
+    rows, columns = extent(region, *before.shape[:2])
+    inside = coverage(region, in_region(region, rows, columns)).numpy()
+    differs = (before[rows, columns] != after[rows, columns]).any(axis=2)
+    return float(differs[inside == inside.max()].mean()) if inside.size else 0.0
 
 
 def extent(region: Region, height: int, width: int) -> tuple[slice, slice]:

@@ -98,7 +98,7 @@ Objection = Callable[[Tensor, Results], str]
 """(squares, their results) -> why the results must not be written; empty when they may."""
 
 Measure = Callable[[Results, Reading], dict[str, float]]
-"""(results, what they were made of) -> figures of this file for the record."""
+"""(results, what they were made of) -> figures of this file for the record; called after `encode`."""
 
 UNCHANGED = 1 / 255
 """Root mean square change, in [-1, 1], below which an output counts as its input: half a gray level."""

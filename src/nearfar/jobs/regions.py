@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from nearfar.errors import ImageError
 from nearfar.io.fitting import as_rgb, rgb_of
 from nearfar.io.listing import Item
 from nearfar.io.pictures import Picture, Pixels, encode, read_picture
-from nearfar.io.regions import Region, box_region, crop, face_region, match_colors, paste, widen
+from nearfar.io.regions import Region, box_region, changed_share, crop, face_region, match_colors, paste, widen
 from nearfar.jobs.job import Job, Reading, Results
 from nearfar.metrics.faces import FaceDetector
 from nearfar.models.model import ImageContract
 
 FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
 """What a region's square has more on each side: faces fill it as the bundled model knows them, boxes need a border."""
+
+LEAST_CHANGED = 0.5
+"""The share of a region's pixels that must be others than before: where less changed, the region stayed."""
 
 EXPECTED = 8
 """Regions of an image for which the batch is made large enough, if there are few images."""
@@ -59,11 +62,15 @@ class Search:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the regions of a picture are; the picture itself, of this checksum, is read again when they are pasted."""
+    """Where the regions of a picture are; the picture itself, of this checksum, is read again when they are pasted.
+
+    changed: then it gets the share of each region that is another than before.
+    """
 
     item: Item
     regions: Sequence[Region]
     checksum: int
+    changed: list[float] = field(default_factory=list)
 
 
 def face_search(
@@ -108,9 +115,10 @@ def box_search(boxes: Boxes, margin: float = BOX_MARGIN, keep_unmatched: bool = 
     """The boxes of annotations."""
 
     def find(item: Item, picture: Picture) -> list[Region]:
-        frame = picture.frame
+        shape = picture.frame.height, picture.frame.width, picture.frame.orientation
         return [
-            box_region(*box.within(frame.height, frame.width), margin, box.kind) for box in boxes.get(item.name, ())
+            box_region(*box.within(*shape), margin, box.kind, math.radians(box.turn))
+            for box in boxes.get(item.name, ())
         ]
 
     settings = {"regions": "boxes", "boxes": digest(boxes), "margin": margin, "keep_unmatched": keep_unmatched}
@@ -150,7 +158,17 @@ def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool) -> byte
     pixels = picture.pixels
     for square, output, region in zip(reading.squares, outputs, reading.context.regions, strict=True):
         pixels = paste(pixels, match_colors(output.cpu().float(), square, region), region)
+    reading.context.changed[:] = [share_of(picture.pixels, pixels, region) for region in reading.context.regions]
     return encode(Picture(pixels, picture.frame), keep_metadata)
+
+
+def share_of(before: Pixels, after: Pixels, region: Region) -> float:
+    """Which share of a region changed. Raises ImageError where its inside stayed."""
+    share = changed_share(before, after, region)
+    if share < LEAST_CHANGED:
+        place = f"the region around ({region.x:.4g}, {region.y:.4g}) stayed: {share:.0%} of it changed"
+        raise ImageError(f"{place}, at least {LEAST_CHANGED:.0%} must, so it is not written: raise the strength")
+    return share
 
 
 def read_again(reading: Reading) -> Picture:
@@ -166,7 +184,7 @@ def read_again(reading: Reading) -> Picture:
 
 
 def figures(results: Results, reading: Reading) -> dict[str, float]:
-    """Number of regions, how many of them were enlarged for the model, least side and score, and PSNR in dB."""
+    """Number of regions, how many of them were enlarged for the model, least side, score and share, PSNR in dB."""
     regions = reading.context.regions
     if not regions:
         return {"regions": 0.0}
@@ -176,5 +194,6 @@ def figures(results: Results, reading: Reading) -> dict[str, float]:
         "enlarged": float(sum(region.side < reading.squares.shape[-1] for region in regions)),
         "least_side": min(region.side for region in regions),
         "least_score": min(region.score for region in regions),
+        "least_changed": min(reading.context.changed),
         "psnr": 10 * math.log10(4 / max(error, 1e-12)),
     }

@@ -328,12 +328,12 @@ class Run:
         record = Record(name, "dropped", verdict.reason, shape, "", loaded.source_tag)
         record = replace(record, verdict=verdict.word, parents=verdict.parents)
         try:
+            content = b"" if verdict.dropped else job.encode(results.images, reading)
             record = replace(record, figures=job.measure(results, reading))
-            if verdict.dropped:
-                return record
-            content = job.encode(results.images, reading)
         except (ImageError, RuntimeError, MemoryError) as error:
             return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
+        if verdict.dropped:
+            return record
         target = job.target(self.out, name)
         with writing(target):
             try:

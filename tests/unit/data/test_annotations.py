@@ -114,6 +114,24 @@ def test_yolo_copies_have_their_originals_lines(tmp_path):
     assert written == {"train": "images/train", "names": ["cat", "dog"]}
 
 
+def test_absolute_paths_are_carried_over_relative_to_out(tmp_path):
+    names = ["images/a.png", "images/b.png"]
+    write(tmp_path, dict.fromkeys(names, "") | {"metadata.csv": f"file_name,label\n{tmp_path}/images/a.png,cat\n"})
+    images = [{"id": 7, "file_name": f"{tmp_path}/images/a.png"}, {"id": 2, "file_name": r"images\b.png"}]
+    write(tmp_path, {"annotations/coco.json": coco(images=images)})
+    found = read_annotations(tmp_path, names)
+    assert [layout.labels["images/a.png"] for layout in found.layouts] == [("cat",), ("cat",)]
+    found.write(tmp_path / "out", moved(MADE, "images"))
+    written = json.loads((tmp_path / "out" / "annotations" / "coco.json").read_text())
+    assert [(each["file_name"], each.get("inherited_from")) for each in written["images"]] == [
+        ("images/a.png", None), ("images/a~1.png", "images/a.png"), ("images/a~2.png", "images/a.png"),
+    ]  # fmt: skip
+    for path in (r"C:\data\a.png", "/data/a.png", "file:///data/a.png"):
+        write(tmp_path, {"metadata.csv": f"file_name,label\n{path},cat\n"})
+        with pytest.raises(UsageError, match=r"metadata\.csv row 1 names .*, which is not in"):
+            read_annotations(tmp_path, names)
+
+
 BROKEN = {
     "metadata.jsonl": [
         ('{"file_name": "a.png"', "line 1 is not valid JSON"),
