@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from nearfar.errors import UsageError, first_line
+from nearfar.errors import ImageError, UsageError, first_line
+from nearfar.io.listing import Rejected
 from nearfar.io.pictures import FORMATS
 
 COLUMNS = {"inherited_from": "string", "label_inherited": "bool", "strength": "float64"}
@@ -54,21 +55,31 @@ def image_column(rows: Any, path: Path) -> str:
     return "image" if "image" in images else str(images[0])
 
 
-def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> None:
-    """The images of a data set as files 00000000.png, ..., and `metadata.jsonl` with their labels."""
+def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> list[Rejected]:
+    """The images of a data set as files 00000000.png, ..., and `metadata.jsonl` with their labels.
+
+    Returns the rows that have no image. Raises UsageError where none has.
+    """
     rows = open_data_set(path)
     image, label = image_column(rows, path), column or "label"
     named, none = getattr(rows.features.get(label), "int2str", str), (None, -1)  # -1: a ClassLabel's unknown
     if column and column not in rows.features:
         raise UsageError(f"{path} has no column {column}: it has {', '.join(rows.features)[:200]}")
-    lines = []
+    lines, failed = [], []
     for number, row in enumerate(rows):
-        content = stored(row[image], path, number)
+        given = row.get(label)
+        try:
+            content, text = stored(row[image], path, number), {} if given in none else {label: named(given)}
+        except (ImageError, ValueError) as error:
+            failed.append(Rejected(f"{number:08}", str(error)))
+            continue
         name = f"{number:08}{suffix_of(content)}"
         (folder / name).write_bytes(content)
-        given = row.get(label)
-        lines.append({"file_name": name} | ({} if given in none else {label: named(given)}))
+        lines.append({"file_name": name} | text)
+    if not lines:
+        raise UsageError(f"{path} has no row that can be used: {failed[0].reason if failed else 'it is empty'}")
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return failed
 
 
 def stored(value: Mapping[str, Any] | None, path: Path, number: int) -> bytes:
@@ -77,7 +88,7 @@ def stored(value: Mapping[str, Any] | None, path: Path, number: int) -> bytes:
         return bytes(value["bytes"])
     if value and value.get("path") and Path(value["path"]).is_file():
         return Path(value["path"]).read_bytes()
-    raise UsageError(f"{path} has no image in row {number}: remove the row, or save the data set with its images")
+    raise ImageError(f"{path} has no image in row {number}: remove the row, or save the data set with its images")
 
 
 def suffix_of(content: bytes) -> str:

@@ -201,15 +201,19 @@ class Manifest:
 
     def commit(self) -> None:
         """Onto the disk; RunError where the file is no longer there, or another one is."""
+        self._flush()
         with writing(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
             stands = self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
         if not stands:
             raise RunError(
                 f"{self._path}, the record of this run, was removed or replaced while it ran: what it made cannot be "
                 "resumed; keep other programs away and begin again in another output"
             )
+
+    def _flush(self) -> None:
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _write(self, text: str) -> None:
         with writing(self._path):
@@ -219,8 +223,8 @@ class Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing(self._path), self._file:
-            self.commit()
+        with self._file:
+            self._flush()
 
 
 def is_cut(file: IO[bytes]) -> bool:

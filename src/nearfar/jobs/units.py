@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.data.copies import Wanted
-from nearfar.data.parquet import pack_data_set, unpack_data_set
-from nearfar.data.shards import pack_shard, unpack_shard
-from nearfar.errors import UsageError
-from nearfar.io.listing import PICTURES
+from nearfar.data.parquet import image_column, open_data_set, pack_data_set, unpack_data_set
+from nearfar.data.shards import is_image, pack_shard, records, unpack_shard
+from nearfar.errors import ModelWarning, RunError, UsageError, printable
+from nearfar.io.listing import PICTURES, Rejected
 from nearfar.io.manifest import Earlier, Manifest, Progress, Record, manifest_path, read_manifest, write_whole, writing
 from nearfar.jobs.augment import Augmentation, Making, augment_job, augmentation
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
 from nearfar.models.model import FrozenModel
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 
 Rows = Sequence[Mapping[str, Any]]
 RunUnit = Callable[[Augmentation, Path, Plan], Progress]
@@ -39,16 +42,25 @@ class Unit:
     path: Path
     name: str
 
-    def unpack(self, folder: Path, column: str | None) -> None:
-        """Its images as files, with their labels in `metadata.jsonl`."""
+    def unpack(self, folder: Path, column: str | None) -> list[Rejected]:
+        """Its images as files, with their labels in `metadata.jsonl`; returns the records that cannot be used."""
         if self.path.suffix == ".tar":
-            unpack_shard(self.path, folder)
-        else:
-            unpack_data_set(self.path, folder, column)
+            return unpack_shard(self.path, folder)
+        return unpack_data_set(self.path, folder, column)
 
     def pack(self, made: Path, rows: Rows, target: Path) -> None:
         """These images in what the unit was."""
         (pack_shard if self.path.suffix == ".tar" else pack_data_set)(self.path, made, rows, target)
+
+    def images(self, packed: Path) -> int:
+        """How many records with an image stand in the unit, or in what was packed of it; 0 where it is none."""
+        try:
+            if self.path.suffix == ".tar":
+                return sum(any(is_image(field) for field in record) for _, record in records(packed))
+            rows = open_data_set(packed)
+            return len(rows) if image_column(rows, packed) else 0
+        except UsageError:
+            return 0
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,32 @@ def units_of(source: Path) -> list[Unit]:
         return [Unit(source, ".")]
     if (source / "dataset_dict.json").is_file():
         return [Unit(path.parent, path.parent.name) for path in sorted(source.glob("*/state.json"))]
-    files = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in PICTURES.suffixes]
-    shards = [] if files else [*source.rglob("*.tar"), *source.rglob("*.parquet")]
-    return [Unit(path, path.relative_to(source).as_posix()) for path in sorted(shards)]
+    files = [path for path in (source, *sorted(source.rglob("*"))) if not path.is_dir()]
+    shards = [Unit(path, path.relative_to(source).as_posix()) for path in files if is_data_set(path)]
+    pictures = [path for path in files if path.suffix.lower() in PICTURES.suffixes]
+    if packed := [path.name for path in files if path.name.endswith(COMPRESSED)]:
+        if not pictures and not shards:
+            raise UsageError(f"{packed[0]} is compressed, which is not read: unpack it to a .tar first (gunzip)")
+        note(len(packed), "compressed files", packed[0])
+    if not pictures or not shards:
+        return shards
+    # What there is more of is what was meant: a thumbnail beside a data set, or an old archive beside pictures.
+    if sum(shard.images(shard.path) for shard in shards) >= len(pictures):
+        note(len(pictures), "pictures beside the data set", pictures[0].relative_to(source).as_posix())
+        return shards
+    note(len(shards), "data sets beside the pictures", shards[0].name)
+    return []
+
+
+def is_data_set(path: Path) -> bool:
+    """Whether this may be a shard or a Parquet file of images; macOS leaves shadow files beside them."""
+    return path.suffix in (".tar", ".parquet") and path.stem != "metadata" and not path.name.startswith("._")
+
+
+def note(count: int, what: str, first: str) -> None:
+    """Tell what lies in IN and is not done."""
+    text = f"{count} {what} such as {printable(first)} are left out: give nearfar their folder by itself"
+    warnings.warn(text, ModelWarning, stacklevel=2)
 
 
 def check_wishes(units: Sequence[Unit], wanted: Wanted) -> None:
@@ -102,30 +137,59 @@ def augment_units(
     check_wishes(units, wanted)
     check_places(source, out, resume)
     job, total = augment_job(model, wanted, {}, {}, out, Making(**options)), Progress(0)
-    earlier, counts = read_manifest(manifest_path(out)), Counter[str]()
+    earlier, counts, standing = read_manifest(manifest_path(out)), Counter[str](), list[Record]()
     check_same_run(job, out, earlier)
-    with Manifest(manifest_path(out), job.header) as manifest, nothing_left_of_a_refusal(out, earlier):
+    with nothing_left_of_a_refusal(out, earlier), Manifest(manifest_path(out), job.header) as manifest:
         for unit in units:
             record = earlier.records.get(unit.name)
             failed = failed_in(unit, earlier)
             if record and is_done(record, unit, out, job, wanted):
                 total.kept += int(record.figures["images"]) - len(failed)
                 total.failed += failed
+                standing.append(record)
                 continue
-            work = unpacked(model, unit, out, wanted, len(units) == 1, options)
-            outcome, made, records = augment_unit(work, unit, out, run_unit)
+            try:
+                unusable = unpacked(unit, out, wanted)
+            except UsageError as error:
+                if len(units) == 1:
+                    raise
+                manifest.add(refused := Record(unit.name, "failed", str(error)))
+                total.failed.append(refused)
+                continue
+            images, made = work_folder(out) / "in", work_folder(out) / "out"
+            work = augmentation(model, images, made, wanted, whole=len(units) == 1, **options)
+            outcome, new, records = augment_unit(work, unit, out, run_unit, unusable)
             add(total, outcome, unit)
-            counts.update(made)
+            counts.update(new)
             gone = [replace(entry, status="dropped", reason="its shard or split was made anew") for entry in failed]
-            for entry in (*gone, *records, unit_record(unit, out, job, wanted, len(records))):
+            standing.append(unit_record(unit, out, job, wanted, len(records)))
+            for entry in (*gone, *records, standing[-1]):
                 manifest.add(entry)
             manifest.commit()
             shutil.rmtree(work_folder(out), ignore_errors=True)
+        manifest.commit()
+        check_standing(out, standing)
+    shutil.rmtree(work_folder(out), ignore_errors=True)
+    copy_list_of_splits(source, out)
+    total.total = total.done + total.kept + len(total.failed)
+    return Outcome(total, job, counts)
+
+
+def copy_list_of_splits(source: Path, out: Path) -> None:
+    """What makes several splits one data set."""
     if (source / "dataset_dict.json").is_file():
         with writing(out):
             write_whole(out / "dataset_dict.json", (source / "dataset_dict.json").read_bytes())
-    total.total = total.done + total.kept + len(total.failed)
-    return Outcome(total, job, counts)
+
+
+def check_standing(out: Path, units: Sequence[Record]) -> None:
+    """RunError unless every unit that counts as done stands in `out`, as it was packed."""
+    gone = [unit.name for unit in units if content_hash(out / unit.name) != unit.target_sha256]
+    if gone:
+        raise RunError(
+            f"{len(gone)} of {len(units)} shards or splits in {out}, such as {gone[0]}, were removed or changed while "
+            "the run went on: keep other programs away and make them again with --resume"
+        )
 
 
 @contextmanager
@@ -140,35 +204,38 @@ def nothing_left_of_a_refusal(out: Path, earlier: Earlier) -> Iterator[None]:
         raise
 
 
-def unpacked(
-    model: FrozenModel, unit: Unit, out: Path, wanted: Wanted, whole: bool, options: dict[str, Any]
-) -> Augmentation:
-    """Unpack a unit, unless that has been done, and settle what is made of it."""
+def unpacked(unit: Unit, out: Path, wanted: Wanted) -> list[Rejected]:
+    """Unpack a unit, unless that has been done; what of it cannot be used."""
     work = work_folder(out)
     images, mark = work / "in", work / "unpacked"
     tag = f"{unit.name} {content_hash(unit.path)} {wanted.label_column}"
-    if not mark.is_file() or mark.read_text("utf-8") != tag:
+    told = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
+    if told.get("of") != tag:
         shutil.rmtree(work, ignore_errors=True)
         with writing(images):
             images.mkdir(parents=True)
-            unit.unpack(images, wanted.label_column)
-            mark.write_text(tag, "utf-8")
-    return augmentation(model, images, work / "out", wanted, whole=whole, **options)
+            failed = unit.unpack(images, wanted.label_column)
+            told = {"of": tag, "failed": [[entry.name, entry.reason] for entry in failed]}
+            mark.write_text(json.dumps(told), "utf-8")
+    return [Rejected(*entry) for entry in told["failed"]]
 
 
 def augment_unit(
-    augmented: Augmentation, unit: Unit, out: Path, run_unit: RunUnit
+    augmented: Augmentation, unit: Unit, out: Path, run_unit: RunUnit, unusable: Sequence[Rejected] = ()
 ) -> tuple[Progress, dict[str, int], list[Record]]:
     """Augment and pack one unit; what came of it, counts, and the records of its images."""
     work = work_folder(out)
     images, made = work / "in", work / "out"
     plan = plan_run(augmented.job, images, made, manifest_path(made).is_file())
     progress = run_unit(augmented, made, plan)
+    progress.failed += [Record(entry.name, "failed", entry.reason) for entry in unusable]
     counts = augmented.finish(images, made)
     rows = [json.loads(line) for line in (made / "metadata.jsonl").read_text("utf-8").split("\n") if line]
     packed, target = work / f"packed{unit.path.suffix}", out / unit.name
     with writing(target):
         unit.pack(made, rows, packed)
+        if (count := unit.images(packed)) != (expected := counts["copies"] + counts["originals"]):
+            raise RunError(f"{target} would hold {count} of {expected} images: please report this, with the input")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and any(target.iterdir()):
             raise UsageError(
@@ -176,7 +243,8 @@ def augment_unit(
                 "move it away or choose another OUT"
             )
         packed.replace(target)
-    records = read_manifest(manifest_path(made)).records.values()
+    bad = {record.name: record for record in progress.failed}
+    records = {**read_manifest(manifest_path(made)).records, **bad}.values()
     return progress, counts, [replace(record, name=f"{unit.name}/{record.name}") for record in records]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cli.folders import contents
 from nearfar.data.copies import Strengths, Wanted
-from nearfar.errors import UsageError
+from nearfar.errors import ModelWarning, RunError, UsageError
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs import units as record_sets
 from nearfar.jobs.units import augment_units, units_of
@@ -33,6 +33,14 @@ def png(picture):
     file = BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
 
 
 @pytest.fixture
@@ -151,17 +159,19 @@ def test_what_another_judge_dropped_is_not_gone_on_with(augment, shards):
         ({"a.cls": b"1"}, "record a must have one image such as a.jpg, got cls"),
         ({"a.png": b"", "a.jpg": b""}, "record a must have one image"),
         ({"../a.png": b""}, r"has the key '\.\./a', which is no safe file name"),
-        ({"a.png": b"", "b.png": b"", "a.cls": b""}, "record a must have one image"),
-        ({"a.png": b"", "b.png": b"", "a.jpg": b""}, "has the key a twice: keys must differ"),
+        ({"a.png": b"", "b.png": b"", "a.cls": b""}, r"members of record a in several places.* --sort=name"),
+        ({"a.png": b"", "b.png": b"", "a.jpg": b""}, r"members of record a in several places.* --sort=name"),
+        (
+            {"22.05.png": b"", "22.06.png": b"", "22.06.cls": b""},
+            r"several dots such as 22\.05\.png: .* like 22_05\.png",
+        ),
+        ({"s/a.v1.0.jpg": b"", "s/a.v1.1.jpg": b""}, r"several dots such as a\.v1\.0\.jpg: .* like a_v1_0\.jpg"),
+        ({}, "has no record that can be used: it has no members that are files"),
         ({"a.png": b"", "a.json": b"{"}, "record a has a label that cannot be read"),
     ],
 )
 def test_a_shard_that_cannot_be_carried_over_is_refused(augment, tmp_path, members, sentence):
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, BytesIO(content))
+    write_tar(tmp_path / "one.tar", members)
     with pytest.raises(UsageError, match=sentence):
         augment(tmp_path / "one.tar")
     assert [path.name for path in tmp_path.iterdir()] == ["one.tar"]
@@ -171,7 +181,7 @@ def test_a_cut_shard_is_refused(augment, shards):
     path = shards / "s-0.tar"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UsageError, match="is no whole tar file"):
-        augment(shards)
+        augment(path)
 
 
 def test_choices_that_need_all_images_are_not_for_shards(augment, shards):
@@ -248,5 +258,96 @@ def test_data_sets_without_usable_images_are_refused(augment, data_set, tmp_path
 def test_a_folder_of_images_is_no_record_set(tmp_path, smooth):
     smooth(0).save(tmp_path / "a.png")
     (tmp_path / "old.tar").write_bytes(b"")
-    assert units_of(tmp_path) == []
+    with pytest.warns(ModelWarning, match=r"1 data sets beside the pictures such as old\.tar are left out"):
+        assert units_of(tmp_path) == []
     assert json.dumps([unit.name for unit in units_of(tmp_path / "old.tar")]) == '["old.tar"]'
+
+
+def test_what_lies_beside_a_data_set_is_named(tmp_path, smooth):
+    write_tar(tmp_path / "s.tar", {f"{n}.png": png(smooth(n)) for n in range(3)})
+    smooth(9).save(tmp_path / "thumbnail.png")
+    (tmp_path / "old.tar.gz").touch()
+    with pytest.warns(ModelWarning) as told:
+        assert [unit.name for unit in units_of(tmp_path)] == ["s.tar"]
+    assert [str(one.message).split(" are left out")[0] for one in told] == [
+        "1 compressed files such as old.tar.gz",
+        "1 pictures beside the data set such as thumbnail.png",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "x/a.tar.zst", "a.zip"])
+def test_compressed_shards_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UsageError, match=r"a\..* is compressed, which is not read: unpack it"):
+            units_of(source)
+
+
+@pytest.mark.parametrize("prefix", ["./", "./sub/", "sub//", ""])
+def test_members_of_a_tar_of_a_folder_are_read_and_written(augment, tmp_path, smooth, prefix):
+    members = {
+        f"{prefix}{n}.{field}": png(smooth(n)) if field == "png" else b"1" for n in range(3) for field in ("cls", "png")
+    }
+    write_tar(tmp_path / "a.tar", members)
+    found, out = augment(tmp_path / "a.tar")
+    with tarfile.open(out / "a.tar") as tar:
+        folder = prefix.replace("./", "").replace("//", "/")
+        assert [name for name in tar.getnames() if name.endswith("png")] == [f"{folder}{n}~1.png" for n in range(3)]
+    assert found.progress.done == 3
+
+
+def test_broken_members_rows_and_shards_fail_alone_and_resume_passes_them(augment, tmp_path, smooth):
+    (tmp_path / "in").mkdir()
+    good = {"a.png": png(smooth(1)), "a.cls": b"1"}
+    broken = {
+        "b.json": b"{}",
+        "c.png": png(smooth(2)),
+        "c.json": b"{",
+        "x" * 252 + ".png": png(smooth(3)),
+        "../d.png": b"",
+    }
+    write_tar(tmp_path / "in" / "0.tar", good | broken)
+    (tmp_path / "in" / "1.tar").write_bytes(b"no tar")
+    write_tar(tmp_path / "in" / "2.tar", good)
+    for resume in (False, True):
+        found, out = augment(tmp_path / "in", resume=resume)
+        names = sorted(record.name for record in found.progress.failed)
+        assert names == ["0.tar/../d", "0.tar/b", "0.tar/c", "0.tar/" + "x" * 60, "1.tar"]
+        assert found.progress.done + found.progress.kept == 2
+    assert sorted(path.name for path in out.iterdir()) == ["0.tar", "2.tar"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_rows_without_an_image_fail_alone(augment, data_set, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{**row, "image": None if number in (1, 3) else row["image"]} for number, row in enumerate(data_set)]
+    datasets.Dataset.from_list(rows, data_set.features).to_parquet(tmp_path / "a.parquet")
+    for resume in (False, True):
+        found, out = augment(tmp_path / "a.parquet", resume=resume)
+        assert [record.name for record in found.progress.failed] == ["a.parquet/00000001", "a.parquet/00000003"]
+    assert datasets.Dataset.from_parquet(str(out / "a.parquet"))["inherited_from"] == ["00000000.png", "00000002.png"]
+
+
+def test_a_shard_that_loses_images_while_it_is_packed_is_no_success(augment, shards, monkeypatch):
+    pack = record_sets.pack_shard
+    monkeypatch.setattr(
+        record_sets, "pack_shard", lambda shard, made, rows, target: pack(shard, made, rows[1:], target)
+    )
+    with pytest.raises(RunError, match=r"s-0\.tar would hold 1 of 2 images"):
+        augment(shards)
+
+
+def test_a_finished_shard_that_goes_while_the_others_are_made_is_an_error(augment, shards, monkeypatch):
+    pack = record_sets.pack_shard
+
+    def harmful(shard, *rest):
+        for path in shard.parent.with_name("out").glob("*.tar"):
+            path.unlink()
+        pack(shard, *rest)
+
+    monkeypatch.setattr(record_sets, "pack_shard", harmful)
+    with pytest.raises(RunError, match=r"1 of 2 shards or splits in .*, such as s-0\.tar, were removed"):
+        augment(shards)
+    monkeypatch.undo()
+    assert augment(shards, resume=True)[0].progress.total == 4
