@@ -31,7 +31,7 @@ from nearfar.audit.choices import Networks
 from nearfar.audit.view import hits, unit
 from nearfar.errors import UsageError
 from nearfar.io.fitting import as_rgb, as_written
-from nearfar.io.manifest import write_whole, writing
+from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
 from nearfar.metrics.faces import Faces, Pixels, Points, largest
 from nearfar.metrics.features import FeatureNetwork, feature_network, perceptual_distance
 from nearfar.metrics.intervals import Groups, Scores, mean_bounds, rate_bounds
@@ -245,12 +245,12 @@ class Calibration:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write it, whole or not at all."""
+    """Write it, whole or not at all, readable by the user only."""
     content = {"format": FORMAT, **asdict(calibration)}
     content["targets"] = [f"{target.measure}={target.value!r}" for target in calibration.targets]
     del content["digest"]
     with writing(path):
-        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode(), CONFIDENTIAL)
 
 
 def load_calibration(path: Path) -> Calibration:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nearfar.domain.domain import Domain, Gaussian
 from nearfar.domain.guards import Guards
 from nearfar.errors import UsageError, first_line
-from nearfar.io.manifest import write_whole, writing
+from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
 from nearfar.latents.shell import Target, Targets
 from nearfar.latents.spectral import Spectral, Structured
 
@@ -26,7 +26,7 @@ WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing
 
 
 def save_domain(domain: Domain, path: Path, thumbnails: Tensor | None = None) -> str:
-    """Write a domain, whole or not at all; returns the content's SHA-256.
+    """Write a domain, whole or not at all and readable by the user only; returns the content's SHA-256.
 
     thumbnails: uint8 `(count, channel, height, width)`, for those who may see the fitted images; none unless given.
     Two latents of two bytes a number for each fitted image: 9.4 MiB for 200 images of 3x64x64 numbers, and little more
@@ -40,7 +40,7 @@ def save_domain(domain: Domain, path: Path, thumbnails: Tensor | None = None) ->
     header = {KEY: json.dumps({"format": FORMAT, **about})}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
     with writing(path):
-        return write_whole(path, content)
+        return write_whole(path, content, CONFIDENTIAL)
 
 
 def load_domain(path: Path) -> Domain:

@@ -59,6 +59,8 @@ def unwatched(stage: str, done: int, total: int) -> None:
 
 
 PART = ".nearfar-part"
+CONFIDENTIAL = 0o600
+"""Mode of files that show or describe originals, whatever the umask: theirs only, from the first byte on."""
 
 OF_ITS_NAME = frozenset(
     {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
@@ -69,13 +71,16 @@ OF_ITS_NAME = frozenset(
 def write_whole(target: Path, content: bytes, mode: int = 0o666) -> str:
     """Write to a part file, flush it to the disk, rename it into place; returns the content's SHA-256.
 
-    Whatever happens in between, `target` is absent, its old self, or complete. mode: who may read it, umask permitting.
+    Whatever happens in between, `target` is absent, its old self, or complete. mode: who may read it, umask permitting;
+    `CONFIDENTIAL` whatever the umask.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16] + PART)
     try:
         part.unlink(missing_ok=True)
-        with open(part, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            if mode == CONFIDENTIAL:
+                part.chmod(mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -154,6 +159,11 @@ def manifest_path(out: Path) -> Path:
     return whole.with_name(whole.name + ".manifest.jsonl")
 
 
+def salt_path(out: Path) -> Path:
+    """Where the salt of a run without a key file lies until the run is complete."""
+    return manifest_path(out).with_suffix(".salt")
+
+
 def read_manifest(path: Path) -> Earlier:
     """What a manifest says; lines that a killed run left incomplete are passed over."""
     header: dict[str, Any] = {}
@@ -190,7 +200,7 @@ class Manifest:
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            self._file: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, CONFIDENTIAL), "a+b")
             lock(self._file, path)
             self._write("\n" if is_cut(self._file) else "")
             self._write(json.dumps(header, ensure_ascii=False) + "\n")

@@ -185,7 +185,8 @@ class Job:
     squares: how many inputs of the transform a file is expected to give.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
     when memory runs out.
-    repeatable: whether the key outlives the run, so that its outputs can be made again.
+    repeatable: whether the key outlives the run, so that its outputs can be made again. salt: of the tags of sources
+    where it does not.
     workers: batches that are transformed at the same time.
     """
 
@@ -208,6 +209,7 @@ class Job:
     neighbors: Callable[[list[Item]], list[Item]] = list
     capacity: Callable[[Sequence[int], int], int] | None = None
     numbered: bool = False
+    salt: SecretKey = field(default_factory=SecretKey.random)
 
     def target(self, out: Path, name: str) -> Path:
         """Where the result of the image of this name goes."""
@@ -219,15 +221,13 @@ class Job:
         return {"run": self.settings, "key": fingerprint(self.key) if self.repeatable else ""}
 
     def source_tag(self, path: Path) -> str:
-        """Tells whether a source has changed: a keyed hash, or size and time where the key will be gone."""
+        """Tells whether a source has changed: a keyed hash, whose key is forgotten like the run's own."""
         try:
             if self.numbered:
                 return ""
-            if not self.repeatable:
-                status = path.stat()
-                return f"{status.st_size}-{status.st_mtime_ns}"
             with path.open("rb") as file:
-                return self.key.tag("source", hashlib.file_digest(file, "sha256").digest())
+                key = self.key if self.repeatable else self.salt
+                return key.tag("source", hashlib.file_digest(file, "sha256").digest())
         except OSError:
             return ""
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.diffusion.noise import SecretKey
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.listing import Item, Listing, list_folder
 from nearfar.io.manifest import (
@@ -41,6 +42,7 @@ from nearfar.io.manifest import (
 )
 from nearfar.jobs.job import Job, Results, Verdict
 from nearfar.jobs.pipeline import Batch, Loaded, Square, ahead, whole, worker_pool
+from nearfar.jobs.sources import salt_kept, still_good, with_salt
 
 NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
@@ -55,6 +57,7 @@ class Plan:
     outdated: list[str]
     listing: Listing
     batch_size: int
+    salt: SecretKey
 
 
 def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
@@ -71,13 +74,15 @@ def plan_items(job: Job, listing: Listing, out: Path, resume: bool) -> Plan:
     """The same for whatever is listed. Raises UsageError when `out` was begun with other settings or another key."""
     earlier = read_manifest(manifest_path(out)) if resume else Earlier()
     check_same_run(job, out, earlier)
+    job = with_salt(job, out, resume)
     items = job.expand(listing.items)
     kept = {item.name: record for item in items if (record := still_good(job, item, out, earlier.records))}
     todo = [item for item in items if item.name not in kept]
     done = [name for name, record in earlier.records.items() if record.status == "done" and not job.numbered]
     inside = [name for name in done if not Path(name).is_absolute() and ".." not in Path(name).parts]
     outdated = [name for name in inside if name not in kept]
-    return Plan(todo, list(kept.values()), outdated, listing, choose_batch_size(job, todo, list(kept.values())))
+    batch_size = choose_batch_size(job, todo, list(kept.values()))
+    return Plan(todo, list(kept.values()), outdated, listing, batch_size, job.salt)
 
 
 def check_places(source: Path, out: Path, resume: bool) -> None:
@@ -93,6 +98,8 @@ def check_out(out: Path, resume: bool) -> None:
     for path in (out, *out.absolute().parents):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} must be a folder, got a file: choose another output")
+        if path.is_symlink() and not path.exists():
+            raise UsageError(f"{path} is a link to nothing: make the folder that it names, or choose another output")
     check_writable(out.resolve().parent)
     manifest = manifest_path(out)
     has_files = out.is_dir() and any(out.iterdir())
@@ -139,15 +146,6 @@ def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value)[:20]
 
 
-def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> Record | None:
-    """The record of what still stands, its source unchanged: done and its file intact, or dropped."""
-    record = records.get(item.name)
-    if record is None or record.status == "failed" or record.source_tag != job.source_tag(item.path):
-        return None
-    stands = record.status == "dropped" or has_content(job.target(out, item.name), record.target_sha256)
-    return record if stands else None
-
-
 def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
     """The job's own, unless it may shrink: then as before the interruption, or what the images are likely to need."""
     if not job.shrinkable:
@@ -162,7 +160,8 @@ def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = la
     """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
     progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
     progress.ignored, progress.batch_size, progress.steps = plan.listing.ignored, plan.batch_size, job.steps
-    with Manifest(manifest_path(out), job.header) as manifest:
+    job = replace(job, salt=plan.salt)
+    with Manifest(manifest_path(out), job.header) as manifest, salt_kept(job, out, manifest, plan.kept):
         work = Run(job, out, plan.batch_size, progress, manifest, report)
         unwritable = work.prepare(plan)
         work.note([Record(entry.name, "failed", entry.reason) for entry in plan.listing.rejected] + unwritable)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nearfar.errors import UsageError
 from nearfar.io.fitting import to_integer
-from nearfar.io.manifest import Record, manifest_path, read_manifest, write_whole, writing
+from nearfar.io.manifest import CONFIDENTIAL, Record, manifest_path, read_manifest, write_whole, writing
 from nearfar.jobs.run import Plan
 from nearfar.metrics.intervals import Figure as Measured
 from nearfar.metrics.intervals import grouped
@@ -105,12 +105,12 @@ class Report:
         body = "\n".join(self._parts)
         return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
-    def write(self, path: Path, content: dict[str, Any], mode: int = 0o666) -> None:
-        """The page at `path`, and `content` beside it as .json, each whole or not at all; mode: the page's."""
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """The page at `path`, and `content` beside it as .json, each whole or not at all, readable by the user only."""
         whole, numbers = self.html(), json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         with writing(path):
-            write_whole(path.with_suffix(".json"), numbers.encode())
-            write_whole(path, whole.encode(), mode)
+            write_whole(path.with_suffix(".json"), numbers.encode(), CONFIDENTIAL)
+            write_whole(path, whole.encode(), CONFIDENTIAL)
 
 
 def heading(text: str) -> str:

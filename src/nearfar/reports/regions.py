@@ -75,7 +75,7 @@ def write_region_report(
         "images": [{"name": record.name, **record.figures} for record in known if record.status == "done"],
         "failed": failures(known),
     }
-    report(content, found, some).write(path, content, 0o600)
+    report(content, found, some).write(path, content)
     secret = f"{path.name} shows originals: keep it with them"
     return {"regions": content["regions"], "report": str(path), "note": secret}
 

@@ -85,6 +85,7 @@ def test_light_and_dark_are_learned_from_outputs_too(found):
 
 def test_the_page_and_its_json_say_the_same_and_pass_no_verdict(found, tmp_path):
     write_audit(tmp_path / "page.html", found)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("page.*")} == {0o600}
     page = (tmp_path / "page.html").read_text("utf-8")
     content = json.loads((tmp_path / "page.json").read_text("utf-8"))
     assert "anonymous" not in page.lower() + json.dumps(content).lower()

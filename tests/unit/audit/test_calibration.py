@@ -293,6 +293,7 @@ def a_calibration(**changes):
 def test_a_calibration_is_what_it_was_when_it_is_read_back(tmp_path):
     path = tmp_path / "c.json"
     save_calibration(a_calibration(), path)
+    assert path.stat().st_mode & 0o777 == 0o600
     read = load_calibration(path)
     assert read == a_calibration(digest=read.digest)
     assert read.strength_for(METHOD) == 0.2

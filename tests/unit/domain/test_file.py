@@ -32,6 +32,7 @@ def domain():
 def file(domain, tmp_path):
     path = tmp_path / "unseen.safetensors"
     save_domain(domain, path)
+    assert path.stat().st_mode & 0o777 == 0o600
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nearfar.io.manifest import PART, has_content, remove_parts, write_whole
+from nearfar.io.manifest import CONFIDENTIAL, PART, Manifest, has_content, remove_parts, write_whole
 
 KILLED_IN = """
 import os, signal, sys
@@ -98,3 +98,21 @@ def test_content_is_compared_by_hash(tmp_path):
     assert not has_content(tmp_path / "x.png", sha256)
     assert not has_content(tmp_path / "absent.png", sha256)
     assert not has_content(tmp_path, sha256)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o277])
+def test_confidential_files_are_the_users_only_whatever_the_umask(tmp_path, umask, monkeypatch):
+    """From the first byte on: the mode is looked at when the content is flushed, under the part's name."""
+    seen, flush = [], os.fsync
+    monkeypatch.setattr("os.fsync", lambda number: seen.append(os.fstat(number).st_mode & 0o777) or flush(number))
+    (tmp_path / "page.html").touch(0o644)
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "page.html", b"an original", CONFIDENTIAL)
+        with Manifest(tmp_path / "manifest", {}):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600
+    assert seen[0] == 0o600
+    assert not (tmp_path / "manifest").stat().st_mode & 0o077

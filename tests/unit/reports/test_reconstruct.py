@@ -9,6 +9,7 @@ from PIL import Image
 
 from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.fixed_point import FixedPointDDIM
+from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import DDIM, Heun, Sampling
 from nearfar.errors import UsageError
@@ -132,7 +133,7 @@ def test_a_report_does_not_replace_a_file_of_the_command(tmp_path):
     [(FixedPointDDIM(), "21 or more (at most 411)"), (DDIM(), "20"), (Heun(), "39"), (BDIA(), "19")],
 )
 def test_the_cost_is_said_in_network_calls(solver, calls):
-    plan = Plan([], [], [], Listing(), batch_size=16)
+    plan = Plan([], [], [], Listing(), 16, SecretKey.from_seed(0))
     sampling = Sampling(Level(0.9), 10, solver)
     assert cost(plan, sampling, 0) == [("cost", f"{calls} network calls for each batch")]
     extra = ("own", "33 samples of the model's own, in 3 batches, 20 calls more for each")
