@@ -11,6 +11,7 @@ from folders import contents
 from nearfar.io.listing import Item
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.pictures import read_picture
+from nearfar.jobs import regions
 from nearfar.jobs.regions import face_search
 
 DETECTOR = Path(__file__).parents[3] / "shared" / "weights" / "yunet_n_320_320.onnx"
@@ -97,9 +98,49 @@ def test_only_the_classes_that_were_asked_for_and_unmatched_images_where_allowed
     assert "margin 0.1, now 0.25" in refused.stderr
 
 
+def test_outputs_in_which_a_box_stays_are_not_written(source, out, anonymize, monkeypatch):
+    kept = regions.paste
+    monkeypatch.setattr(regions, "paste", lambda old, new, region: old if region.side < 15 else kept(old, new, region))
+    result = anonymize(source, out, "--regions", "boxes", "--keep-unmatched")
+    assert result.exit_code == 3
+    assert "images/a.png: the region around (54, 34.5) stayed: 0% of it changed, at least 50% must" in result.stderr
+    assert contents(out).keys() == {"images/b.png", "images/none.png"}
+    records = read_manifest(manifest_path(out)).records
+    assert records["images/b.png"].figures["least_changed"] > 0.9
+
+
+def test_lines_that_nothing_explains_are_refused_before_anything_is_written(source, out, anonymize):
+    (source / "labels" / "b.txt").write_text("0 0.5 0.5 0.25 0.4 0.3 0.3 0.7 0.7 0.9\n")
+    options = ("--regions", "boxes", "--keep-unmatched")
+    refused = anonymize(source, out, *options)
+    assert refused.exit_code == 2
+    assert "labels/b.txt line 1 has 9 numbers after the class, which nothing explains" in refused.stderr
+    assert not out.exists()
+    assert not manifest_path(out).exists()
+    assert anonymize(source, out, *options, "--boxes-format", "pose").exit_code == 0
+    assert (changed(source, out, "images/b.png")[18:42, 30:50] > 0).mean() > 0.9
+
+
+def test_a_picture_with_an_exif_turn_fails_unless_its_boxes_are_said_to_be_upright(source, out, anonymize):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(source / "images" / "b.png").save(source / "images" / "b.png", exif=exif)
+    result = anonymize(source, out, "--regions", "boxes", "--keep-unmatched")
+    assert result.exit_code == 3
+    assert "images/b.png: its EXIF data turn it (orientation 6), and nothing says whether its boxes" in result.stderr
+    assert contents(out).keys() == {"images/a.png", "images/none.png"}
+    other = out.with_name("other")
+    assert anonymize(source, other, "--regions", "boxes", "--keep-unmatched", "--boxes-upright").exit_code == 0
+    upright = np.asarray(Image.open(source / "images" / "b.png").transpose(Image.Transpose.ROTATE_270)).astype(int)
+    difference = np.abs(upright - np.asarray(Image.open(other / "images" / "b.png")).astype(int)).max(axis=2)
+    assert (difference[24:56, 23:37] > 0).mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--regions", "boxes", "--boxes-format", "yolo"], "boxes format must be one of detect, pose, segment, obb"),
+        (["--regions", "faces", "--boxes-upright"], "--boxes-upright goes with --regions boxes"),
         (["--regions", "faces"], "--regions faces needs --detector"),
         (["--regions", "hands"], "regions must be one of faces, boxes, got 'hands'"),
         (["--keep-unmatched"], "--keep-unmatched goes with --regions faces or boxes"),

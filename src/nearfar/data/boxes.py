@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearfar.data.coco import Coco, check_shape, coco_of, read_coco, shape_of
+from nearfar.data.coco import LARGEST, Coco, check_shape, coco_of, read_coco, shape_of
 from nearfar.data.labels import parsed_json, read_text
 from nearfar.data.lines import Meaning
 from nearfar.data.unread import check_all_read
@@ -22,6 +22,9 @@ ANGLES = ("rotation", "angle", "theta")
 
 AS_BOX = (1, "XYWH_ABS", "BoxMode.XYWH_ABS")
 """Detectron2's names for what COCO's boxes are."""
+
+LONGEST = 4
+"""How long a turned box may be, in heights and widths of its picture: it is not cut at the border."""
 
 CONTENT = "bbox", "segmentation", "keypoints"
 """Of these an annotation of an object has one; a caption has none."""
@@ -71,7 +74,8 @@ class Box:
         across, down = (width, height) if self.relative else (1, 1)
         whole = self.x * across, self.y * down, self.width * across, self.height * down
         left, right, top, bottom = cut(enclosing(*whole, self.turn), height, width)
-        if not (right - left > 0 and bottom - top > 0) or max(whole[2:]) < 1:
+        sound = right - left > 0 and bottom - top > 0 and max(whole[2:]) >= 1
+        if not sound or (self.turn and max(whole[2:]) > LONGEST * (height + width)):
             place = f"({self.x:g}, {self.y:g}, {self.width:g}, {self.height:g})"
             raise ImageError(f"its box {place} covers nothing of {width} x {height} pixels: mend the annotation")
         return whole if self.turn else (left, top, right - left, bottom - top)
@@ -136,6 +140,10 @@ def digest(boxes: Boxes) -> str:
 
 def below(source: Path, names: Collection[str], told: Told) -> dict[str, list[Box]]:
     cocos, yolos = list(read_coco(source, names)), list(read_yolo(source, names))
+    others = [path for path in source.rglob(CONFIG) if path.parent != source]
+    if others and any(yolo.told for yolo in yolos):
+        others_place = others[0].relative_to(source).as_posix()
+        raise UsageError(f"{others_place} and {CONFIG} may say different things of lines: give each set by itself")
     boxes_of: dict[str, list[Box]] = {}
     for layout in (*map(of_coco, cocos), *(of_yolo(yolo, told.line_format) for yolo in yolos)):
         for name, boxes in layout.items():
@@ -185,7 +193,7 @@ def turn_of(annotation: dict[str, Any], place: str) -> float:
     if annotation.get("bbox_mode", 1) not in AS_BOX:
         turns.append((annotation, "bbox_mode", annotation["bbox_mode"]))
     for part, name, value in turns:
-        known = part is attributes and name == "rotation" and isinstance(value, int | float) and math.isfinite(value)
+        known = part is attributes and name == "rotation" and type(value) in (int, float) and abs(value) <= LARGEST
         if not known or len(turns) > 1:
             rule = "only attributes.rotation in degrees is read: give it upright boxes (x, y, width, height)"
             raise UsageError(f"{place} {annotation['id']} has {name} {str(value)[:40]}, but {rule}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import posixpath
 import re
 from collections import Counter
@@ -22,6 +21,9 @@ KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("width", "height"), (int | float | None, "a number")),
 }
 """What fields must be, where they are there."""
+
+LARGEST = 1e9
+"""Of the numbers of a box; NaN is not below it."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def check_boxes(content: dict[str, Any], place: str) -> None:
         if not (box := each.get("bbox")):
             continue
         numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(one, int | float) for one in box)
-        if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+        if not numbers or not all(abs(one) <= LARGEST for one in box) or min(box[2:]) < 0:
             rule = "a bbox of 4 numbers: x, y, width, height, the last two not negative"
             where = f"{place}: annotation {each['id']} of {files[each['image_id']]}"
             raise UsageError(f"{where} needs {rule}, got {str(box)[:60]}: mend or remove it")

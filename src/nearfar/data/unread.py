@@ -19,7 +19,8 @@ def check_all_read(source: Path, names: Collection[str], read: Collection[str], 
     names: all images. read: places of annotation files that were understood. copied: images that were found to have
     no box and would be written as they are; none where such images fail.
     """
-    images = {PurePosixPath(name).stem: name for name in names}
+    paths = {PurePosixPath(name): name for name in names}
+    images = {path.stem: name for path, name in paths.items()} | {path.name: name for path, name in paths.items()}
     unread = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     for path in unread:
         place = path.relative_to(source).as_posix()

@@ -63,7 +63,7 @@ def read_yolo(source: Path, names: Collection[str]) -> Iterator[Yolo]:
 
 def check_lines(text: str, place: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not re.fullmatch(rf"\s*\d+(\.0*)?(\s+{NUMBER}){{4,}}\s*", line, re.ASCII):
+        if line.strip() and not re.fullmatch(rf"\s*\d{{1,9}}(\.0*)?(\s+{NUMBER}){{4,}}\s*", line, re.ASCII):
             raise UsageError(f"{place} line {number} must be a class and at least 4 numbers, got {line[:40]!r}")
         values = [float(value) for value in line.split()[1:]]
         if len(values) in (4, 5) and not (all(0 <= value <= 1 for value in values[:2]) and min(values[2:4]) > 0):

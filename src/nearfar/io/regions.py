@@ -186,11 +186,16 @@ def coverage(region: Region, within: Places) -> Weights:
 
 
 def changed_share(before: Pixels, after: Pixels, region: Region) -> float:
-    """Which share of the pixels that are wholly replaced, of those in the picture, is another than before."""
+    """Which share of its wholly replaced pixels is another than before; if it has none, of all that it reaches."""
     rows, columns = extent(region, *before.shape[:2])
-    inside = coverage(region, in_region(region, rows, columns)).numpy()
-    differs = (before[rows, columns] != after[rows, columns]).any(axis=2)
-    return float(differs[inside == inside.max()].mean()) if inside.size else 0.0
+    counts = np.zeros((2, 2))
+    for start in range(rows.start, rows.stop, STRIP):
+        strip = slice(start, min(start + STRIP, rows.stop))
+        weights = coverage(region, in_region(region, strip, columns)).numpy()
+        differs = (before[strip, columns] != after[strip, columns]).any(axis=2)
+        counts += [[part.sum(), (part & differs).sum()] for part in (weights == 1, weights > 0)]
+    pixels, changed = counts[0] if counts[0, 0] else counts[1]
+    return float(changed / pixels) if pixels else 0.0
 
 
 def extent(region: Region, height: int, width: int) -> tuple[slice, slice]:

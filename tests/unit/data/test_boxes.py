@@ -194,6 +194,8 @@ def test_a_turned_box_is_honored_and_other_angles_are_refused(source):
     for angle in (
         {"attributes": {"rotation": "90"}},
         {"attributes": {"rotation": float("inf")}},
+        {"attributes": {"rotation": True}},
+        {"attributes": {"rotation": 10**400}},
         {"attributes": {"angle": 0.5}},
         {"rotation": 90},
         {"theta": 0.3, "attributes": {"rotation": 90}},
@@ -222,6 +224,20 @@ def test_an_object_without_a_box_is_refused_and_boxes_are_named(source):
     for each in ({"segmentation": [[1, 1, 5, 1, 5, 5]]}, {"keypoints": [1, 1, 2], "caption": "a thing"}, {"bbox": []}):
         with pytest.raises(UsageError, match=r"annotation 1 needs a bbox of 4 numbers: .* with --boxes"):
             of_annotations(source, each)
+
+
+@pytest.mark.parametrize("place", [[0, 0, 1e9, 1], [0, 0, 10**400, 1], [0, 0, 1e300, 1e300]])
+def test_a_turned_box_of_any_length_ends_in_a_sentence(source, place):
+    with pytest.raises((ImageError, UsageError), match=r"covers nothing|needs a bbox"):
+        of_annotations(source, {"bbox": place, "attributes": {"rotation": 45}})[0].within(60, 80)
+
+
+def test_another_configuration_deeper_is_refused_where_one_says_what_lines_are(source):
+    (source / "other").mkdir()
+    (source / "other" / "data.yaml").write_text("task: segment\n")
+    assert yolo(source, BOX)
+    with pytest.raises(UsageError, match=r"other/data\.yaml and data\.yaml may say different things"):
+        yolo(source, BOX + FIVE, POSE.format(5, 2))
 
 
 @pytest.mark.parametrize("box", [[90, 10, 20, 20], [5, 5, 0, 20], [0.1, 0.2, 0.3, 0.4], [-30, -30, 20, 20]])
@@ -273,6 +289,7 @@ def test_a_name_in_two_folders_is_refused(source):
     ("place", "content", "sentence"),
     [
         ("images/b.txt", "0 0.5 0.5 0.2 0.2", "images/b.txt is not read, but may hold boxes of images/b.png"),
+        ("ann/b.png.json", '{"objects": []}', r"ann/b\.png\.json is not read, but may hold"),
         ("Annotations/b.xml", "<annotation/>", "Annotations/b.xml is not read"),
         ("images/b.json", '{"shapes": []}', "images/b.json is not read"),
         ("labels/train/b.txt", "0 0.5 0.5 0.2 0.2", "labels/train/b.txt is not read"),

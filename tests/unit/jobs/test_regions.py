@@ -70,6 +70,13 @@ def test_the_whole_box_is_replaced_as_it_is_turned(tmp_path, turn):
     assert reading.context.changed == [1.0]
 
 
+@pytest.mark.parametrize("size", [0.3, 1.2])
+def test_a_box_between_the_centers_of_pixels_is_checked_by_what_it_reaches(item, size):
+    reading = read(item, Box(30.05, 20.05, size, 1.4))
+    picture_with(torch.full_like(reading.squares, 0.9), reading, False)
+    assert reading.context.changed[0] > 0.5
+
+
 @pytest.mark.parametrize("stays", [0.0, 0.6])
 def test_a_box_whose_inside_stays_fails_its_image(item, stays):
     reading = read(item, Box(30.0, 20.0, 10.0, 10.0), Box(5.0, 5.0, 8.0, 8.0))
