@@ -26,6 +26,9 @@ AS_BOX = (1, "XYWH_ABS", "BoxMode.XYWH_ABS")
 LONGEST = 4
 """How long a turned box may be, in heights and widths of its picture: it is not cut at the border."""
 
+OUTSIDE = 2
+"""Pixels, and per cent of its side, by which an outline may leave its box."""
+
 CONTENT = "bbox", "segmentation", "keypoints"
 """Of these an annotation of an object has one; a caption has none."""
 
@@ -182,7 +185,25 @@ def coco_box(annotation: dict[str, Any], kinds: dict[int, str], place: str, shap
     except (KeyError, TypeError, ValueError):
         text = f"{place}: annotation {annotation['id']} needs a bbox of 4 numbers: x, y, width, height"
         raise UsageError(f"{text}; mend it, or name another COCO file with --boxes") from None
-    return Box(x, y, width, height, kind, shape=shape, turn=turn_of(annotation, f"{place}: annotation"))
+    turn = turn_of(annotation, f"{place}: annotation")
+    if not turn:
+        check_outline(annotation, (x, y, width, height), place)
+    return Box(x, y, width, height, kind, shape=shape, turn=turn)
+
+
+def check_outline(annotation: dict[str, Any], box: Sequence[float], place: str) -> None:
+    """Refuse a box that its object's polygons leave: it may be another kind of box, such as one with its center."""
+    polygons = [each for each in as_list(annotation.get("segmentation")) if isinstance(each, list) and each]
+    for axis, polygon in ((axis, polygon) for polygon in polygons for axis in (0, 1)):
+        numbers = [each for each in polygon[axis::2] if isinstance(each, int | float)]
+        room = OUTSIDE + OUTSIDE / 100 * box[axis + 2]
+        if numbers and not box[axis] - room <= min(numbers) <= max(numbers) <= box[axis] + box[axis + 2] + room:
+            rule = "its bbox (x, y, width, height) must hold its segmentation"
+            raise UsageError(f"{place}: annotation {annotation['id']}: {rule}, got {str(list(box))[:60]}: mend it")
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def turn_of(annotation: dict[str, Any], place: str) -> float:

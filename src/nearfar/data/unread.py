@@ -28,15 +28,15 @@ def check_all_read(source: Path, names: Collection[str], read: Collection[str], 
             continue
         if path.stem in images:
             raise UsageError(f"{place} is not read, but may hold boxes of {images[path.stem]}: {WAY_OUT}")
-        if name := next(spoken_of(path, copied), None):
+        if name := next(spoken_of(path, place, copied), None):
             raise UsageError(f"{place} is not read, but speaks of {name}, which would be copied as it is: {WAY_OUT}")
 
 
-def spoken_of(path: Path, copied: Collection[str]) -> Iterator[str]:
+def spoken_of(path: Path, place: str, copied: Collection[str]) -> Iterator[str]:
     """The images among these that a file names, with their suffix or without; of a label file, whatever there is."""
     if not copied:
         return
-    in_labels = path.suffix.lower() == ".txt" and "labels" in (part.lower() for part in path.parent.parts[-3:])
+    in_labels = path.suffix.lower() == ".txt" and "/labels/" in f"/{place.lower()}"
     words = set(WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
     for name in copied:
         whole = PurePosixPath(name)

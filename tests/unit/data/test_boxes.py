@@ -220,6 +220,16 @@ def test_captions_are_passed_over_and_a_person_in_two_files_is_one(source):
     assert [box.within(60, 80) for box in read_boxes(source, NAMES)["images/b.png"]] == [(2, 4, 10, 8.5), (1, 4, 2, 2)]
 
 
+def test_a_box_that_its_own_outline_leaves_is_refused(source):
+    outline = [[30, 20, 50, 20, 50, 40, 30, 40]]
+    for box in ([30, 20, 20, 20], [29, 19, 21.5, 22], [30, 20, 50, 40]):
+        assert of_annotations(source, {"bbox": box, "segmentation": outline})
+    assert of_annotations(source, {"bbox": [1, 1, 5, 5], "segmentation": {"size": [9, 9], "counts": [80, 1]}})
+    for box in ([40, 30, 20, 20], [0, 0, 20, 20], [0.3, 0.2, 0.2, 0.2]):  # with its center, moved, as shares
+        with pytest.raises(UsageError, match=r"annotation 1: its bbox \(x, y, width, height\) must hold its segm"):
+            of_annotations(source, {"bbox": box, "segmentation": outline})
+
+
 def test_an_object_without_a_box_is_refused_and_boxes_are_named(source):
     for each in ({"segmentation": [[1, 1, 5, 1, 5, 5]]}, {"keypoints": [1, 1, 2], "caption": "a thing"}, {"bbox": []}):
         with pytest.raises(UsageError, match=r"annotation 1 needs a bbox of 4 numbers: .* with --boxes"):
