@@ -15,10 +15,10 @@ from nearfar.cli.anonymize import anonymize
 from nearfar.cli.audit import audit
 from nearfar.cli.augment import augment
 from nearfar.cli.calibrate import calibrate
-from nearfar.cli.console import reported_errors
 from nearfar.cli.domain import domain
 from nearfar.cli.enhance import enhance
 from nearfar.cli.models import models
+from nearfar.cli.options import command
 from nearfar.cli.reconstruct import invert, reconstruct
 
 app = typer.Typer(
@@ -60,11 +60,11 @@ app.add_typer(domain, name="domain")
 
 
 @app.command()
+@command
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures and the page.")] = Path("demo"),
 ) -> None:
     """Anonymize photographs that come with scikit-image at several strengths, and make a page of them."""
-    with reported_errors():
-        from nearfar.cli.demo import make_demo
+    from nearfar.cli.demo import make_demo
 
-        typer.echo(f"open {make_demo(out).resolve()}")
+    typer.echo(f"open {make_demo(out).resolve()}")

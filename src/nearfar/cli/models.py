@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import reported_errors
+from nearfar.cli.console import say
+from nearfar.cli.options import command, option
 
 if TYPE_CHECKING:
     from typer import Context
@@ -37,49 +38,46 @@ def list_models(
                 typer.echo(f"{described(card)}\n")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What an original checkpoint does not say of itself: the arguments of `convert`."""
+
+    size: int | None = option(None, "Pixels of a side. [default: from the attention levels]")
+    heads: int | None = option(None, "Attention heads, the same at every level.")
+    head_channels: int | None = option(None, "Channels of an attention head.")
+    new_attention_order: bool | None = option(
+        None, "As use_new_attention_order of guided-diffusion.", option="new-attention-order"
+    )
+    schedule: str | None = option(None, "Noise schedule: linear or cosine. [default: linear]")
+    timesteps: int | None = option(None, "Levels of the schedule. [default: 1000]")
+    rescale_timesteps: bool | None = option(
+        None,
+        "As rescale_timesteps of improved-diffusion, where it is the default.",
+        option="rescale-timesteps/--no-rescale-timesteps",
+    )
+
+
 @models.command("convert")
+@command
 def convert_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An original .pt or .ckpt; nothing in it is run.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The diffusers folder to write.")],
-    size: Annotated[int | None, typer.Option(help="Pixels of a side. [default: from the attention levels]")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads, the same at every level.")] = None,
-    head_channels: Annotated[int | None, typer.Option(help="Channels of an attention head.")] = None,
-    new_attention_order: Annotated[
-        bool | None, typer.Option("--new-attention-order", help="As use_new_attention_order of guided-diffusion.")
-    ] = None,
-    schedule: Annotated[str | None, typer.Option(help="Noise schedule: linear or cosine. [default: linear]")] = None,
-    timesteps: Annotated[int | None, typer.Option(help="Levels of the schedule. [default: 1000]")] = None,
-    rescale_timesteps: Annotated[
-        bool | None,
-        typer.Option(
-            "--rescale-timesteps/--no-rescale-timesteps",
-            help="As rescale_timesteps of improved-diffusion, where it is the default.",
-        ),
-    ] = None,
+    *,
+    layout: Layout,
 ) -> None:
     """Convert an original checkpoint (DDPM or guided-diffusion layout) into a diffusers folder.
 
     For checkpoints that `nearfar models` lists, the options are known.
     """
-    given = {
-        "size": size,
-        "heads": heads,
-        "head_channels": head_channels,
-        "new_attention_order": new_attention_order,
-        "schedule": schedule,
-        "timesteps": timesteps,
-        "rescale_timesteps": rescale_timesteps,
-    }
-    with reported_errors():
-        from nearfar.models.original.checkpoints import convert, is_plain, save_converted
+    from nearfar.models.original.checkpoints import convert, is_plain, save_converted
 
-        converted = convert(checkpoint, **options_of(checkpoint, given))
-        for assumption in converted.assumptions:
-            typer.echo(f"note      {assumption}", err=True)
-        save_converted(converted, folder)
-        if not is_plain(converted):
-            typer.echo("note      only nearfar reads this folder: diffusers' configs cannot say all of it", err=True)
-        typer.echo(f"wrote {folder}")
+    converted = convert(checkpoint, **options_of(checkpoint, vars(layout)))
+    for assumption in converted.assumptions:
+        say("note", assumption)
+    save_converted(converted, folder)
+    if not is_plain(converted):
+        say("note", "only nearfar reads this folder: diffusers' configs cannot say all of it")
+    typer.echo(f"wrote {folder}")
 
 
 def options_of(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:
