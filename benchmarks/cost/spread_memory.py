@@ -18,10 +18,18 @@ from typing import Any
 import torch
 
 from benchmarks.support.common import write_result
-from nearfar.latents.covariance import Diagonal, LowRank, Scalar, samples, spread_about, white_noise
+from nearfar.latents.covariance import (
+    Diagonal,
+    LowRank,
+    Scalar,
+    Spectral,
+    Structured,
+    samples,
+    spread_about,
+    white_noise,
+)
 from nearfar.latents.mixtures import mix
 from nearfar.latents.shell import Shell
-from nearfar.latents.spectral import Spectral, Structured
 
 FAMILIES: dict[str, Any] = {
     "scalar": Scalar,

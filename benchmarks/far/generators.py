@@ -20,9 +20,8 @@ from benchmarks.support.domains import NO_UPRIGHT, symmetric_copies
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import STEPS
 from nearfar.domain.domain import OWN_SAMPLES, PULL, STRENGTH, Domain
-from nearfar.domain.draws import FAMILIES, FAMILY
 from nearfar.domain.pilot import COUNT, pilot
-from nearfar.domain.synthesis import synthesize, synthesizer
+from nearfar.domain.synthesis import FAMILIES, FAMILY, synthesize, synthesizer
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import local_sample, own_samples
 

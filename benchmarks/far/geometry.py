@@ -17,8 +17,8 @@ import typer
 
 from benchmarks.support.common import write_result
 from nearfar.domain.domain import Domain
-from nearfar.domain.draws import FAMILIES, GEOMETRIES, drawing, generator_of
 from nearfar.domain.file import load_domain
+from nearfar.domain.synthesis import FAMILIES, GEOMETRIES, drawing, generator_of
 from nearfar.latents.shell import accept
 
 DRAWS = 200

@@ -15,9 +15,8 @@ from nearfar.diffusion.schedule import Level, NoiseSchedule
 from nearfar.diffusion.solver import STEPS, Denoiser, OnStep, Sampling, Solver
 from nearfar.domain.guards import Guards, distinct
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.latents.covariance import Covariance, Latent, LowRank, posterior_mean, shrunk_mean
+from nearfar.latents.covariance import Covariance, Latent, LowRank, Structured, posterior_mean, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
-from nearfar.latents.spectral import Structured
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import INVERTER, traced_inversion

@@ -17,8 +17,8 @@ from nearfar.domain.domain import Domain, Gaussian
 from nearfar.domain.guards import Guards
 from nearfar.errors import UsageError, first_line
 from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
+from nearfar.latents.covariance import Spectral, Structured
 from nearfar.latents.shell import Target, Targets
-from nearfar.latents.spectral import Spectral, Structured
 
 KEY, FORMAT = "nearfar domain", 2
 WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull")

@@ -24,8 +24,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.latents.covariance import whiten
-from nearfar.latents.spectral import Structured, coarse, cosines
+from nearfar.latents.covariance import Structured, coarse, cosines, whiten
 from nearfar.latents.two_sample import RIDGES
 from nearfar.metrics.features import Kind, Vectors, features_of
 from nearfar.models.model import FrozenModel

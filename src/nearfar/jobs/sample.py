@@ -22,10 +22,9 @@ from torch import Tensor
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
-from nearfar.domain.draws import Start, generator_of
 from nearfar.domain.guards import Judgment
 from nearfar.domain.recipe import Recipe
-from nearfar.domain.synthesis import Synthesizer, synthesizer, varying
+from nearfar.domain.synthesis import Start, Synthesizer, generator_of, synthesizer, varying
 from nearfar.errors import UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
 from nearfar.io.fitting import FitMode

@@ -18,9 +18,8 @@ from torch import Generator, Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from nearfar.errors import UsageError
-from nearfar.latents.covariance import Latent
+from nearfar.latents.covariance import Latent, cosine_basis
 from nearfar.latents.shell import slerp
-from nearfar.latents.spectral import cosine_basis
 from nearfar.tensors import Latents, per_image
 
 Parents = Int64[Tensor, "mixtures parents"]

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from nearfar.diffusion.schedule import Level
 from nearfar.errors import UsageError, first_line
 from nearfar.io.fitting import with_channels
-from nearfar.latents.spectral import SIDE, coarse, cosines
+from nearfar.latents.covariance import SIDE, coarse, cosines
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import Images, Latents
 

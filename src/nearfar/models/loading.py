@@ -137,8 +137,9 @@ def file_parts(path: Path, source: str, dtype: torch.dtype) -> Parts:
 def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force: bool) -> Parts:
     """The parts of a diffusers folder; nothing large is loaded before it is known to be of use."""
     network, scheduler = folder.part("unet", "model", "transformer"), folder.part("scheduler")
-    family = text_family(network) if network else None
-    if network is None or scheduler is None or (family is None and network.kind != "UNet2DModel"):
+    pixels = network is not None and network.kind == "UNet2DModel"
+    family = None if network is None or pixels else text_family(network)
+    if network is None or scheduler is None or (family is None and not pixels):
         kind = network.kind if network else "no network"
         raise UsageError(
             f"{folder.root} holds a {folder.family} ({kind}), which nearfar does not read: docs/models.md lists those "
@@ -149,7 +150,8 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
     note = refuse_distilled(folder, source, network, scheduler, force)
     autoencoder = folder.part("vae", "vqvae")
     loaded = load_part(network, dtype)
-    apply_heads(loaded)
+    if "attention_heads" in loaded.config:
+        apply_heads(loaded)
     return Parts(
         source,
         loaded,

@@ -11,7 +11,7 @@ from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import predict
 from nearfar.domain.guards import Capture, Guards, Quality, distinct, rates, recolored
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.latents.spectral import inverse_cosines
+from nearfar.latents.covariance import inverse_cosines
 from nearfar.metrics.features import LONGEST, features_of, middle, outputs_of, shortened, way_down
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance

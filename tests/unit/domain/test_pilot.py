@@ -46,7 +46,7 @@ def test_candidates_with_more_parents_than_images_are_passed_over():
 
 def test_candidates_that_no_mixture_can_meet_are_passed_over(monkeypatch):
     """No mixture of images that are all equally far apart is farther from its parents than these are."""
-    monkeypatch.setattr("nearfar.domain.draws.MOST_ATTEMPTS", 20)
+    monkeypatch.setattr("nearfar.domain.synthesis.MOST_ATTEMPTS", 20)
     far = {"parents": 2, "margin": 100.0}
     _, trials = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE, far, TWO))
     assert [trial.mixing for trial in trials] == [ONE, TWO]

@@ -7,8 +7,7 @@ import torch
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, DPMSolverPPSDE, Heun, solve
 from nearfar.domain.domain import Gaussian, Pulled, pulled
-from nearfar.latents.covariance import Diagonal, posterior_mean
-from nearfar.latents.spectral import Structured
+from nearfar.latents.covariance import Diagonal, Structured, posterior_mean
 from oracle import GaussianDenoiser
 
 SHAPE = (2, 3, 4)

@@ -13,9 +13,19 @@ import torch
 from nearfar.diffusion.noise import NoiseStream, SecretKey
 from nearfar.diffusion.schedule import WARP
 from nearfar.diffusion.solver import SOLVERS, solve
-from nearfar.domain import draws as starting
-from nearfar.domain.draws import FAMILIES, GEOMETRIES, MIXTURES, drawing, generator_of, projected, steer
-from nearfar.domain.synthesis import synthesize, synthesizer, vary
+from nearfar.domain import synthesis as starting
+from nearfar.domain.synthesis import (
+    FAMILIES,
+    GEOMETRIES,
+    MIXTURES,
+    drawing,
+    generator_of,
+    projected,
+    steer,
+    synthesize,
+    synthesizer,
+    vary,
+)
 from nearfar.errors import UsageError
 from nearfar.latents.covariance import Scalar, shrunk_mean
 from nearfar.latents.mixtures import neighbors
@@ -309,7 +319,7 @@ def test_mixtures_stay_away_from_the_fitted_images_before_any_call_of_the_networ
 
 
 def test_one_parent_alone_is_never_novel(monkeypatch):
-    monkeypatch.setattr("nearfar.domain.draws.MOST_ATTEMPTS", 20)
+    monkeypatch.setattr("nearfar.domain.synthesis.MOST_ATTEMPTS", 20)
     with pytest.raises(
         UsageError, match=r"^none of 20 mixtures is 1 from the fitted images: ask for a smaller margin$"
     ):

@@ -16,14 +16,18 @@ from nearfar.latents.covariance import (
     Diagonal,
     LowRank,
     Scalar,
+    Spectral,
+    Structured,
+    cosines,
     draw,
+    inverse_cosines,
     posterior_mean,
+    radial_bands,
     shrunk_mean,
     spread_about,
     white_noise,
     whiten,
 )
-from nearfar.latents.spectral import Spectral, Structured, cosines, inverse_cosines, radial_bands
 
 SHAPE = (3, 4, 6)
 COUNT = math.prod(SHAPE)
