@@ -1,23 +1,24 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 WORKERS ?= 2
+SHARED = -n $(WORKERS) --dist worksteal
 
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick style types golden clean
+.PHONY: demo test quick style types all-tests unit-tests golden clean
 
 demo: .venv/demo
 	rm -rf demo
 	$(BIN)/nearfar demo demo
 
-test quick golden: export OMP_NUM_THREADS := 1
+test quick all-tests unit-tests golden: export OMP_NUM_THREADS := 1
 
-test: style types
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+test: style
+	@$(MAKE) --no-print-directory -j2 all-tests types
 
-quick: style types
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not process and not slow' tests/unit
+quick: style
+	@$(MAKE) --no-print-directory -j2 unit-tests types
 
 style: .venv/test
 	$(BIN)/ruff check
@@ -25,6 +26,12 @@ style: .venv/test
 
 types: .venv/test
 	$(BIN)/mypy
+
+all-tests: .venv/test
+	$(BIN)/pytest $(SHARED)
+
+unit-tests: .venv/test
+	$(BIN)/pytest $(SHARED) -m 'not process and not slow' tests/unit
 
 golden: .venv/test
 	$(BIN)/pytest tests/golden --update-golden
