@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ OWN = {"nearfar", "benchmarks", "recipes", "cli", "unit", "golden"}
 OWN |= {distribution(file.stem) for folder in ("tests", "recipes") for file in (ROOT / folder).rglob("*.py")}
 
 
+@cache
 def imported(folder):
     """Distributions that the files below a folder import, without the project's own modules."""
     return set().union(*(imports_of(file.read_text("utf-8")) for file in (ROOT / folder).rglob("*.py"))) - OWN

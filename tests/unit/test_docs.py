@@ -47,6 +47,7 @@ def test_every_relative_link_leads_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_on_unseen_domains_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = python_blocks(ROOT / "docs" / "unseen.md")

@@ -103,6 +103,7 @@ def smooth(count):
     return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
 
 
+@pytest.mark.slow
 def test_the_round_trip_is_the_image():
     """On the bundled model: a network with random weights is no denoiser, and its map need not contract."""
     model, images, inverter = load_model(device="cpu"), smooth(1), FixedPointDDIM(tolerance=1e-5)
@@ -173,6 +174,7 @@ def test_every_image_ends_its_own_search(linear):
     assert search.calls.tolist() == [3, 2, 4]
 
 
+@pytest.mark.slow
 def test_an_inversion_tells_how_each_step_was_found():
     model, images = load_model(device="cpu"), smooth(2)
     traced = traced_inversion(model, images, Sampling(Level([0.0, 0.6]), 6, FixedPointDDIM()))
