@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.near.faces import Faces, orl, squares
 from benchmarks.support.common import write_result
-from nearfar.audit.calibration import Curve, Found, Known, Scorer, Target, estimate, face_eyes, isotonic
+from nearfar.audit.calibration import Curve, Found, Target, estimate, isotonic
+from nearfar.audit.scorer import Known, Scorer, face_eyes
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVER, STEPS, Sampling

@@ -6,8 +6,8 @@ up to the first whose bound misses the target; between it and the one before, eq
 way. If the expected score is monotone, each of the two walks takes a strength that misses the target only if the bound
 at the first such strength is wrong (fixed sequence testing): 2 % and 3 %, together 5 %.
 
-Scores are cosines, ranks and labels through the vectors of some network; outputs are looked at in 8 bits, as written.
-A calibration is kept in a file, JSON, for people too: what was measured, with what, and the strength that came of it.
+Of several eyes the worst counts. A calibration is kept in a file, JSON, for people too: what was measured, with what,
+and the strength that came of it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float64, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
-from nearfar.audit.choices import Networks
-from nearfar.audit.view import hits, unit
 from nearfar.errors import UsageError
-from nearfar.io.fitting import as_rgb, as_written
 from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
-from nearfar.metrics.faces import Faces, Pixels, Points, largest
-from nearfar.metrics.features import FeatureNetwork, feature_network, perceptual_distance
 from nearfar.metrics.intervals import Groups, Scores, mean_bounds, rate_bounds
-from nearfar.models.model import FrozenModel
-from nearfar.tensors import Images
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 PARTS, LEAST_IMAGES = 8, 20
@@ -44,8 +33,11 @@ GRID_TAIL, PARTS_TAIL = 0.02, 0.03
 """How often a bound may be wrong in the walk over the grid, and in that over the parts between two of its strengths."""
 CONFIDENCE = 0.95
 
+BY = " by "
+"""Between a measure and the eyes that it is taken with, where there are several."""
+
 ScoresAt = Callable[[Sequence[float]], Mapping[str, Mapping[float, NDArray[np.float64]]]]
-"""Strengths -> by measure, by strength: one score for each image, at strength 0 that of the original itself."""
+"""Strengths -> by measure (and eyes), by strength: one score for each image, at strength 0 of the original itself."""
 
 FORMAT = 1
 
@@ -94,12 +86,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Point:
-    """The score at one strength. low, high: bounds, each wrong with at most 2 % on the grid and 3 % between."""
+    """The score at one strength. low, high: bounds, each wrong with at most 2 % on the grid and 3 % between.
+
+    eyes: who saw it so, the worst of several; empty for the calibration's attacker.
+    """
 
     strength: float
     value: float
     low: float
     high: float
+    eyes: str = ""
 
 
 Curve = tuple[Point, ...]
@@ -163,11 +159,24 @@ def with_points(
     curves: Mapping[str, Curve], scores: Mapping[str, Mapping[float, Scores]], groups: Groups, tail: float
 ) -> dict[str, Curve]:
     """The curves with a point for each strength that was scored."""
-    more = dict(curves)
-    for name, by_strength in scores.items():
-        new = [estimate(at, score, groups, KINDS[name].rate, tail) for at, score in by_strength.items()]
-        more[name] = tuple(sorted((*more.get(name, ()), *new), key=lambda point: point.strength))
+    more, seen = dict(curves), dict[tuple[str, float], list[Point]]()
+    for view, by_strength in scores.items():
+        name, _, eyes = view.partition(BY)
+        for at, score in by_strength.items():
+            point = replace(estimate(at, score, groups, KINDS[name].rate, tail), eyes=eyes)
+            seen.setdefault((name, at), []).append(point)
+    for (name, _), points in seen.items():
+        new = worst(points, KINDS[name])
+        more[name] = tuple(sorted((*more.get(name, ()), new), key=lambda point: point.strength))
     return more
+
+
+def worst(points: Sequence[Point], kind: Kind) -> Point:
+    """That of the eyes that are furthest from any target: where it is met, all of them meet it.
+
+    A test passes only where all of several do, so that none of them is wrong more often for there being others.
+    """
+    return min(points, key=lambda at: (at.low, at.value) if kind.at_least else (-at.high, -at.value))
 
 
 def crossing(curve: Curve, target: Target) -> tuple[float | None, float | None]:
@@ -272,113 +281,3 @@ def load_calibration(path: Path) -> Calibration:
         raise UsageError(f"calibration {path} cannot be read ({error.strerror}): name another file") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} is no calibration of this version: make it with nearfar calibrate") from None
-
-
-Vectors = Float64[Tensor, "images numbers"]
-Numbers = Int[Tensor, " images"]
-"""One number for each image: of the original that it was made of, or of its person or its class."""
-
-
-@dataclass(frozen=True, eq=False)
-class Eyes:
-    """Embeds images as unit vectors. name: of the network, for records. vectors: (images, their originals, which only
-    say where a face was) -> unit vectors."""
-
-    name: str
-    vectors: Callable[[Images, Images], Vectors]
-
-
-def network_eyes(network: FeatureNetwork) -> Eyes:
-    return Eyes(network.name, lambda images, originals: unit(network(images)))
-
-
-def face_eyes(faces: Faces) -> Eyes:
-    """The largest face as a recognizer sees it; where none is found any more, what is at the original's place."""
-    places: dict[bytes, Points | None] = {}
-
-    def place(picture: Pixels) -> Points | None:
-        name = sha256(picture.tobytes()).digest()
-        if name not in places:
-            face = largest(faces.detector.find(picture))
-            places[name] = None if face is None else face.landmarks
-        return places[name]
-
-    def vectors(images: Images, originals: Images) -> Vectors:
-        known = [place(picture) for picture in as_rgb(originals)]
-        return faces.embed(as_rgb(images), known).vectors.double()
-
-    return Eyes(f"{faces.recognizer.name} with {faces.detector.name}", vectors)
-
-
-def load_eyes(networks: Networks, model: FrozenModel) -> tuple[Eyes, FeatureNetwork]:
-    """Who sees rank1 and similarity, and which network sees label and distance."""
-    network = feature_network(networks.features, model)
-    faces = Faces.load(networks.detector, networks.recognizer)
-    return network_eyes(network) if faces is None else face_eyes(faces), network
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """Originals as unit vectors. groups, labels: the number of each one's person and of its class."""
-
-    eyes: Eyes
-    vectors: Vectors
-    groups: Numbers
-    labels: Numbers
-
-    @classmethod
-    def of(cls, eyes: Eyes, images: Images, groups: Numbers, labels: Numbers) -> Known:
-        return cls(eyes, eyes.vectors(images, images), groups, labels)
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """Measures outputs. attacker: embedding for rank1 and similarity. content: embedding for the label. network:
-    features for the distance."""
-
-    measures: Sequence[str]
-    attacker: Known
-    content: Known
-    network: FeatureNetwork
-
-    def __call__(self, outputs: Images, originals: Images, numbers: Numbers) -> dict[str, list[float]]:
-        """By measure, a score for each output."""
-        seen, scores = as_written(outputs), dict[str, Tensor]()
-        if "distance" in self.measures:
-            scores["distance"] = perceptual_distance(self.network, seen, originals)
-        if "label" in self.measures:
-            scores["label"] = label(self.content, self.content.eyes.vectors(seen, originals), numbers)
-        if {"rank1", "similarity"} & set(self.measures):
-            vectors = self.attacker.eyes.vectors(seen, originals)
-            scores["rank1"] = rank1(self.attacker, vectors, numbers)
-            scores["similarity"] = (vectors * self.attacker.vectors[numbers]).sum(1)
-        return {name: scores[name].tolist() for name in self.measures}
-
-
-def rank1(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, " images"]:
-    """1 where the nearest of all originals is the output's own, or one of its person where there are others, else 0.
-
-    In the latter case its own is not among the candidates. Ties count as the probability that the right one is drawn.
-    """
-    own = torch.arange(len(known.vectors))[None] == numbers[:, None]
-    same = known.groups[None] == known.groups[numbers][:, None]
-    asked = ~own | (same.sum(1, keepdim=True) == 1)
-    return hits(vectors @ known.vectors.T, same, 1, asked)
-
-
-def label(known: Known, vectors: Vectors, numbers: Numbers) -> Float64[Tensor, " images"]:
-    """1 where the nearest class center is that of the original's class, which is taken without the original itself."""
-    classes = torch.nn.functional.one_hot(known.labels).double()
-    sums, counts, own = classes.T @ known.vectors, classes.sum(0), known.labels[numbers]
-    away = (vectors[:, None] - sums / counts[:, None]).square().sum(2)
-    without = (sums[own] - known.vectors[numbers]) / (counts[own] - 1)[:, None]
-    away[torch.arange(len(vectors)), own] = (vectors - without).square().sum(1)
-    return (away.argmin(1) == own).double()
-
-
-def check_labels(labels: Numbers) -> None:
-    """A label that is to be kept must be one of several, each of several images."""
-    counts = labels.bincount()
-    if len(counts) < 2 or counts.min() < 2:
-        needed = "a folder for each of 2 classes or more, each with 2 images or more in the sample"
-        raise UsageError(f"label needs {needed}: raise --sample, or give more folders or images")

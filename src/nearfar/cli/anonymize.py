@@ -73,7 +73,7 @@ class CalibrationChoice:
 
     def job(self, model: FrozenModel, calibration: Calibration | None, **options: Any) -> Job:
         """The job at the strength of the calibration, or of the options where there is none."""
-        from nearfar.audit.calibration import load_eyes
+        from nearfar.audit.scorer import load_eyes
         from nearfar.jobs.anonymize import anonymize_job, calibrated_job, need_of
 
         if calibration is None:

@@ -72,7 +72,8 @@ def calibrate(
     """Find the smallest strength that meets a target on a sample of your images, with 95 % confidence.
 
     rank1 is the share of outputs whose nearest original is their own (with --people: is another picture of the same
-    person). Folders of IN are the classes of label. `nearfar anonymize --calibration FILE` uses what was found.
+    person), by the worst of pixels, features and recognizer. Folders of IN are the classes of label.
+    `nearfar anonymize --calibration FILE` uses what was found.
     """
     from nearfar.audit.calibration import parse_target
     from nearfar.jobs.calibrate import calibrate as search
@@ -115,7 +116,7 @@ def measuring(
     model: FrozenModel, sample: Sample, networks: Networks, targets: list[Target], options: dict[str, Any]
 ) -> Measuring:
     """The originals, looked at, and how outputs will be made and scored."""
-    from nearfar.audit.calibration import Known, Scorer, check_labels, load_eyes, network_eyes
+    from nearfar.audit.scorer import Known, Scorer, check_labels, load_eyes, network_eyes, other_eyes
     from nearfar.jobs.calibrate import Measuring
 
     measures = sorted({target.measure for target in targets})
@@ -125,7 +126,9 @@ def measuring(
     known = Known.of(attacker, sample.images, sample.groups, sample.labels)
     same = attacker.name == network.name or "label" not in measures
     content = known if same else Known.of(network_eyes(network), sample.images, sample.groups, sample.labels)
-    scorer = Scorer(measures, known, content, network)
+    more = other_eyes(attacker, network, model) if "rank1" in measures else []
+    others = [Known.of(eyes, sample.images, sample.groups, sample.labels) for eyes in more]
+    scorer = Scorer(measures, known, content, network, others)
     batch_size = batch_of(model, options["batch_size"])
     return Measuring(model, sample, scorer, options["steps"], options["solver"], batch_size, options["seed"])
 
@@ -138,7 +141,7 @@ def about(work: Measuring, targets: list[Target], settings: dict[str, Any]) -> L
     return [
         ("model", model_line(work.model)),
         ("targets", "; ".join(map(str, targets))),
-        ("attacker", f"{settings['attacker']}, at the model's size"),
+        ("attacker", f"{'; or '.join((settings['attacker'], *settings['others']))}, at the model's size"),
         ("work", f"{len(sample.names)} images{people}, {len(sample.failed)} unusable"),
         ("cost", cost),
     ]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.calibration import Calibration, Eyes, Target
+from nearfar.audit.calibration import Calibration, Target
+from nearfar.audit.scorer import Eyes
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling, Solver

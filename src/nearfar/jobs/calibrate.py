@@ -19,7 +19,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Numbers, Scorer, Target, search
+from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Target, search
+from nearfar.audit.scorer import Numbers, Scorer
 from nearfar.data.labels import top_folders
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
@@ -89,7 +90,7 @@ class Measuring:
         return decode(model, noised_and_denoised(model, images, sampling, streams, on_step))
 
     def scores(self, pairs: Sequence[Pair], on_step: OnStep | None) -> list[dict[str, float]]:
-        """By measure, of each pair; the network is called with full batches, the last pair repeated."""
+        """By view, of each pair; the network is called with full batches, the last pair repeated."""
         full = [*pairs, *[pairs[-1]] * (self.batch_size - len(pairs))]
         numbers = torch.tensor([number for number, _ in pairs])
         outputs = self.outputs(full, on_step)[: len(pairs)]
@@ -185,7 +186,7 @@ def measured(
     on_step: OnStep | None,
     strengths: Sequence[float],
 ) -> dict[str, dict[float, NDArray[np.float64]]]:
-    """Scores by measure and strength; what is not known yet is measured and recorded, batch by batch."""
+    """Scores by view and strength; what is not known yet is measured and recorded, batch by batch."""
     pairs = [(number, strength) for strength in sorted(strengths) for number in range(len(work.sample.names))]
     for batch in batches([pair for pair in pairs if work.name(pair) not in known], work.batch_size):
         for pair, scores in zip(batch, work.scores(batch, on_step), strict=True):
@@ -193,10 +194,10 @@ def measured(
             manifest.add(Record(work.name(pair), "done", figures={**scores}))
         manifest.commit()
 
-    def scored(measure: str, at: float) -> NDArray[np.float64]:
-        return np.array([known[work.name(pair)][measure] for pair in pairs if pair[1] == at])
+    def scored(view: str, at: float) -> NDArray[np.float64]:
+        return np.array([known[work.name(pair)][view] for pair in pairs if pair[1] == at])
 
-    return {measure: {at: scored(measure, at) for at in strengths} for measure in work.scorer.measures}
+    return {view: {at: scored(view, at) for at in strengths} for view in work.scorer.views}
 
 
 def batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
@@ -216,6 +217,7 @@ def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:
         **method_settings(work.model, Sampling(Level(1.0), work.steps, work.solver), fit),
         "measures": list(work.scorer.measures),
         "attacker": work.scorer.attacker.eyes.name,
+        "others": [known.eyes.name for known in work.scorer.others],
         "content": work.scorer.network.name,
         "people": len(set(sample.groups.tolist())) if sample.people else 0,
         "sample": SecretKey.from_seed(work.seed).tag("sample", stamps.encode()),

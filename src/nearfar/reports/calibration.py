@@ -18,13 +18,31 @@ def write_calibration_report(path: Path, calibration: Calibration, content: dict
     )
     for measure, curve in calibration.found.curves.items():
         smooth = isotonic([point.value for point in curve], KINDS[measure].rises)
+        eyes = [(at.eyes or eyes_of(measure, calibration),) for at in curve]
         rows = [(at.strength, at.value, at.low, at.high, value) for at, value in zip(curve, smooth, strict=True)]
         report.add(
             heading(f"{measure}: {KINDS[measure].words}"),
             plot(curve_figure(measure, curve, calibration), f"{measure} by strength"),
-            table(["strength", "measured", "low", "high", "monotone curve"], [map(shown, row) for row in rows]),
+            table(
+                ["strength", "measured", "low", "high", "monotone curve", "seen by"],
+                [(*map(shown, row), *by) for row, by in zip(rows, eyes, strict=True)],
+            ),
         )
     report.write(path, content)
+
+
+def eyes_of(measure: str, calibration: Calibration) -> str:
+    """The network that a measure is taken with where no other is worse."""
+    return str(calibration.measuring.get("attacker" if measure in ("rank1", "similarity") else "content", ""))
+
+
+def worst_eyes(calibration: Calibration) -> str:
+    """Who finds most outputs at the strength that was found, or else at the safest; empty where nobody looks."""
+    points = calibration.found.curves.get("rank1", ())
+    at = next(
+        (point for point in points if point.strength == calibration.found.strength), points[-1] if points else None
+    )
+    return "" if at is None else at.eyes or eyes_of("rank1", calibration)
 
 
 def verdict(calibration: Calibration) -> str:
@@ -36,7 +54,8 @@ def verdict(calibration: Calibration) -> str:
     if found.strength == 0:
         return f"The originals themselves meet {asked}: nothing need be done for it."
     word = "Smallest" if any(target.kind.safe_when_strong for target in calibration.targets) else "Largest"
-    return f"{word} strength that meets {asked}: {found.strength:g}."
+    by = f" The worst eyes for rank1 there: {eyes}." if (eyes := worst_eyes(calibration)) else ""
+    return f"{word} strength that meets {asked}: {found.strength:g}.{by}"
 
 
 def limit(target: Target, found: Found) -> str:
@@ -52,12 +71,14 @@ def limit(target: Target, found: Found) -> str:
 def account(calibration: Calibration) -> str:
     """What it rests on."""
     measuring, people = calibration.measuring, calibration.measuring["people"]
+    looked = "; ".join((measuring["attacker"], *measuring.get("others", ())))
     whose = f" of {people} people, who count as one each" if people else ""
     return (
         f"Measured on {calibration.images} images{whose}, which were also the ones that outputs were searched in; "
-        f"rank1 and similarity through {measuring['attacker']}, label and distance through {measuring['content']}, at "
-        f"the model's size. Each bound holds with a confidence of {calibration.confidence:.0%}, for images like these, "
-        f"this attacker and no other: a stronger one finds more. In a smaller sample one is found more easily."
+        f"similarity through {measuring['attacker']}, rank1 through the worst of {looked}, label and distance through "
+        f"{measuring['content']}, at the model's size. Each bound holds with a confidence of "
+        f"{calibration.confidence:.0%}, for images like these, these attackers and no others: a stronger one finds "
+        f"more. In a smaller sample one is found more easily."
     )
 
 

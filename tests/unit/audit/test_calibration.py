@@ -1,6 +1,7 @@
 """The search for a strength: its statistics against other libraries, its answer against closed forms."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,24 +11,19 @@ from sklearn.isotonic import IsotonicRegression
 
 from nearfar.audit.calibration import (
     Calibration,
-    Eyes,
     Found,
-    Known,
     Point,
-    Scorer,
     Target,
-    check_labels,
     crossing,
     isotonic,
-    label,
     load_calibration,
-    network_eyes,
     parse_target,
-    rank1,
     save_calibration,
     search,
     smallest,
+    with_points,
 )
+from nearfar.audit.scorer import Eyes, Known, Scorer, check_labels, label, network_eyes, other_eyes, rank1
 from nearfar.audit.view import unit
 from nearfar.diffusion.solver import SOLVER
 from nearfar.errors import UsageError
@@ -179,6 +175,51 @@ def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
     for point in found.curves["similarity"][1:]:
         expected = cosine[(strengths - point.strength).abs().argmin()].item()
         assert point.value == pytest.approx(expected, abs=0.02)
+
+
+def test_the_worst_of_the_eyes_counts_and_is_named(tmp_path):
+    """Eyes that see nothing, eyes that see deviations, and eyes that see best at strong levels only."""
+    work = work_on()
+    blind = Eyes("blind", lambda images, _: unit(torch.ones(len(images), 1, dtype=torch.float64)))
+    some = work.sample
+    unseeing = Known.of(blind, some.images, some.groups, some.labels)
+    for known, others in ((unseeing, [work.scorer.attacker]), (work.scorer.attacker, [unseeing])):
+        scorer = replace(work.scorer, measures=["rank1"], attacker=known, others=others)
+        found = calibrate(replace(work, scorer=scorer), [RANK1], tmp_path / "c.json", settings={})
+        alone = calibrate(work, [RANK1], tmp_path / "c.json", settings={})
+        assert found.strength == alone.strength
+        weak = found.curves["rank1"][1]
+        assert (weak.value, weak.eyes) == (
+            alone.curves["rank1"][1].value,
+            "deviations" if others[0] != unseeing else "",
+        )
+
+
+@pytest.mark.parametrize(("measure", "name"), [("rank1", "b"), ("similarity", "b"), ("label", "a"), ("distance", "a")])
+def test_the_worst_is_what_is_furthest_from_the_target(measure, name):
+    low, high = np.linspace(0, 0.1, 40), np.linspace(0.8, 1, 40)
+    scores = {measure: {0.5: high}, f"{measure} by a": {0.5: low}, f"{measure} by b": {0.5: high + 0.1}}
+    (point,) = with_points({}, scores, np.arange(40), 0.05)[measure]
+    assert point.eyes == name
+
+
+def test_a_strength_is_taken_only_where_all_eyes_meet_the_target():
+    def scores_at(strengths):
+        first = {at: np.full(100, float(at < 0.2)) for at in strengths}
+        return {"rank1": first, "rank1 by other": {at: np.full(100, float(at < 0.5)) for at in strengths}}
+
+    found = search(scores_at, [RANK1], ALONE)
+    assert 0.5 <= found.strength < 0.55
+    assert {point.eyes for point in found.curves["rank1"] if 0.2 <= point.strength < 0.5} == {"other"}
+
+
+def test_the_eyes_at_hand_are_recognizer_features_and_pixels(model):
+    network = pixel_features(8)
+    face = Eyes("a recognizer", network_eyes(network).vectors)
+    assert [eyes.name for eyes in other_eyes(face, network, model)] == ["pixels at 8x8", "pixels at 16x16"]
+    assert [eyes.name for eyes in other_eyes(network_eyes(network), network, model)] == ["pixels at 16x16"]
+    same = pixel_features(16)
+    assert other_eyes(network_eyes(same), same, model) == []
 
 
 def test_what_it_costs_is_said_before(tmp_path):

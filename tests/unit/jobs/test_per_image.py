@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nearfar.audit.calibration import Calibration, Eyes, Found, Point, Target, network_eyes
+from nearfar.audit.calibration import Calibration, Found, Point, Target
+from nearfar.audit.scorer import Eyes, network_eyes
 from nearfar.audit.view import unit
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
