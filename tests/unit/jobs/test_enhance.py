@@ -12,7 +12,7 @@ from gaussian_models import gaussian
 from nearfar.errors import RunError
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs import enhance as job_module
-from nearfar.jobs import run
+from nearfar.jobs import pipeline
 from nearfar.jobs.enhance import enhance_folder, enhance_job
 from nearfar.sampling.enhancement import Enlargement
 
@@ -159,7 +159,7 @@ def test_large_images_wait_to_be_read_until_there_is_room(source, out, monkeypat
         events.append(-1)
         return images.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
-    monkeypatch.setattr(run, "WAITING", 0)
+    monkeypatch.setattr(pipeline, "WAITING", 0)
     monkeypatch.setattr(job_module, "read_small", noted)
     monkeypatch.setattr(job_module, "enlarge", slow)
     for number in range(24):
