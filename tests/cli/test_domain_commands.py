@@ -170,16 +170,16 @@ def test_a_dry_run_writes_nothing(sample, tmp_path):
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_is_finished(sample, tmp_path, monkeypatch):
-    from nearfar.jobs import sample as samples
+    from nearfar.jobs.run import Run
 
-    store = samples.store
+    transform = Run.transform
 
-    def interrupted(sampling, out, number, *rest):
-        if number == 9:
+    def interrupted(run, group):
+        if any(loaded.item.name == "sample-0009.png" for loaded, _ in group):
             raise KeyboardInterrupt
-        return store(sampling, out, number, *rest)
+        return transform(run, group)
 
-    monkeypatch.setattr(samples, "store", interrupted)
+    monkeypatch.setattr(Run, "transform", interrupted)
     result = sample("--count", 10, "--keep-all")
     assert result.exit_code == 130
     assert result.stderr.endswith("nearfar: interrupted; what is finished is kept, and --resume goes on with it\n")
