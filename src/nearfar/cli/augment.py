@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from nearfar.jobs.units import Unit
     from nearfar.models.model import FrozenModel
 
-LAYOUTS = {"Metadata": "metadata", "ClassFolders": "class folders", "Coco": "COCO", "Yolo": "YOLO"}
+LAYOUTS = {
+    "Metadata": "metadata",
+    "ClassFolders": "class folders",
+    "Coco": "COCO",
+    "Yolo": "YOLO",
+    "Companions": "files of each image",
+}
 """What people call the layouts of annotations."""
 
 
@@ -108,4 +114,6 @@ def lines_about(work: Augmentation) -> Lines:
     classes = {label for labels in work.annotations.labels.values() for label in labels}
     layouts = ", ".join(LAYOUTS.get(type(layout).__name__, "") for layout in work.annotations.layouts)
     judge = [("judge", work.judge.about)] if work.judge else []
-    return [("copies", f"strength {work.wanted.strengths}; {len(classes)} classes ({layouts})"), *judge]
+    carried = len(work.annotations.pictures)
+    masks = [("masks", f"{carried} label pictures are carried over unchanged")] if carried else []
+    return [("copies", f"strength {work.wanted.strengths}; {len(classes)} classes ({layouts})"), *masks, *judge]

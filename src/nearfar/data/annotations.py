@@ -16,18 +16,18 @@ import csv
 import io
 import json
 import posixpath
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearfar.data.coco import Coco, read_coco, shape_of
+from nearfar.data.companions import hidden, label_pictures, read_companions, renamed
 from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, parsed_json, read_text, relative_name
 from nearfar.data.yolo import read_yolo
-from nearfar.errors import ModelWarning, UsageError
+from nearfar.errors import RunError, UsageError
 from nearfar.io.listing import original_name
-from nearfar.io.manifest import write_whole, writing
+from nearfar.io.manifest import has_content, write_whole, writing
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "images")
 LIST = "inherited.csv"
@@ -35,9 +35,10 @@ LIST = "inherited.csv"
 
 @dataclass(frozen=True)
 class Annotations:
-    """Everything that is known of a folder's images."""
+    """Everything that is known of a folder's images. pictures: those that are labels of others."""
 
     layouts: Sequence[Layout]
+    pictures: Collection[str] = ()
 
     @property
     def labels(self) -> Labels:
@@ -52,13 +53,17 @@ class Annotations:
 
     def write(self, out: Path, made: Sequence[Made]) -> None:
         """Write all annotation files of OUT, each whole; remove label files of images that are gone."""
-        files = {LIST: inherited_list(made)}
+        files: dict[str, bytes | Path] = {}
         for layout in self.layouts:
             files |= layout.files(made)
+        files[LIST] = inherited_list(made)
+        sums: dict[str, str] = {}
         for name, content in files.items():
             with writing(out / name):
-                write_whole(out / name, content)
-        for path in out.rglob("labels/**/*.txt"):
+                sums[name] = write_whole(out / name, content if isinstance(content, bytes) else content.read_bytes())
+        if gone := [name for name, tag in sums.items() if not has_content(out / name, tag)]:
+            raise RunError(f"{out / gone[0]} was removed or changed just after it was written: go on with --resume")
+        for path in out.rglob("[Ll]abels/**/*.txt"):
             name = path.relative_to(out).as_posix()
             if name not in files and original_name(name) != name:
                 path.unlink()
@@ -73,11 +78,20 @@ def read_annotations(source: Path, names: Collection[str], column: str | None = 
     metadata = list(read_metadata(source, names, column or "label"))
     if column and not any(column in row for each in metadata for row in each.rows.values()):
         raise UsageError(f"no metadata in {source} has the column {column}: give --label-column one that it has")
-    boxes: list[Layout] = [*read_coco(source, names), *read_yolo(source, names)]
-    if others := [path.name for path in source.rglob("*.xml")]:
-        text = f"{len(others)} .xml files such as {others[0]} are not carried over: convert annotations to COCO or YOLO"
-        warnings.warn(text, ModelWarning, stacklevel=2)
-    return Annotations([*metadata, *boxes] if boxes else [*metadata, ClassFolders(names)])
+    cocos, yolos = list(read_coco(source, names)), list(read_yolo(source, names))
+    pictures = label_pictures(source, names) | {place: name for each in metadata for place, name in each.linked.items()}
+    names = [name for name in names if name not in pictures]
+    read = (
+        {each.path for each in metadata}
+        | {each.path for each in cocos}
+        | {place for yolo in yolos for place in yolo.places}
+        | {LIST}
+    )
+    classes = {number: name for yolo in yolos for number, name in yolo.classes.items()}
+    more = read_companions(source, names, read | set(pictures), pictures, classes)
+    boxes: list[Layout] = [*cocos, *yolos, *([more] if more.of or more.lists or more.once else [])]
+    told = any(any(layout.labels.values()) for layout in boxes)
+    return Annotations([*metadata, *boxes] if told else [*metadata, *boxes, ClassFolders(names)], frozenset(pictures))
 
 
 def inherited_list(made: Sequence[Made]) -> bytes:
@@ -95,7 +109,8 @@ class ClassFolders:
     @property
     def labels(self) -> Labels:
         parents = {name: posixpath.basename(posixpath.dirname(name)) for name in self.names}
-        return {name: (parent,) for name, parent in parents.items() if parent and parent.lower() not in SPLITS}
+        named = {name: parent for name, parent in parents.items() if parent and not hidden(name)}
+        return {name: (parent,) for name, parent in named.items() if parent.lower() not in SPLITS}
 
     def files(self, made: Sequence[Made]) -> dict[str, bytes]:
         """The folders say it all."""
@@ -106,12 +121,28 @@ class ClassFolders:
 class Metadata:
     """A `metadata.jsonl` or `metadata.csv` as Hugging Face's imagefolder reads it.
 
-    path: its name below IN. rows: name of an image -> its row. column: the one with the label.
+    path: its name below IN. rows: name of an image -> its row. column: the one with the label. key: the one that names
+    the image. links: others that name files.
     """
 
     path: str
     rows: dict[str, dict[str, Any]]
     column: str
+    key: str = "file_name"
+    links: Sequence[str] = ()
+
+    @property
+    def linked(self) -> dict[str, str]:
+        """Files that rows name beside their image -> the image."""
+        return {place: name for name, row in self.rows.items() for place in self.links_of(row).values()}
+
+    def links_of(self, row: dict[str, Any]) -> dict[str, str]:
+        """Column -> the file that it names, below IN."""
+        given = {link: row.get(link) for link in self.links}
+        return {link: self.place_of(value) for link, value in given.items() if value and isinstance(value, str)}
+
+    def place_of(self, value: str) -> str:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(self.path), value))
 
     @property
     def labels(self) -> Labels:
@@ -121,12 +152,17 @@ class Metadata:
     def files(self, made: Sequence[Made]) -> dict[str, bytes]:
         rows = [self.row_of(each) for each in made if each.origin in self.rows]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return {self.path: csv_file(rows, ["file_name"]) if self.path.endswith(".csv") else lines.encode()}
+        return {self.path: csv_file(rows, [self.key]) if self.path.endswith(".csv") else lines.encode()}
 
     def row_of(self, made: Made) -> dict[str, Any]:
-        name = posixpath.relpath(made.name, posixpath.dirname(self.path) or ".")
+        row, folder = self.rows[made.origin], posixpath.dirname(self.path) or "."
+        links = self.links_of(row).items()
+        own = {link: posixpath.relpath(renamed(place, made), folder) for link, place in links}
+        name = posixpath.relpath(made.name, folder)
+        if not posixpath.splitext(str(row[self.key]))[1]:
+            name = posixpath.splitext(name)[0]
         inherited = {"inherited_from": made.origin if made.inherited else "", "label_inherited": made.inherited}
-        return {**self.rows[made.origin], "file_name": name, **inherited, **made.marks}
+        return {**row, **own, self.key: name, **inherited, **made.marks}
 
 
 def read_metadata(source: Path, names: Collection[str], column: str) -> Iterator[Metadata]:
@@ -135,21 +171,57 @@ def read_metadata(source: Path, names: Collection[str], column: str) -> Iterator
         if path.suffix == ".parquet":
             raise UsageError(f"{place} is not read: save it as metadata.jsonl")
         if path.suffix in (".jsonl", ".csv"):
-            yield Metadata(place, rows_by_image(source, place, names), column)
+            parsed = list(parsed_rows(path, place))
+            key, links = keys_of(parsed)
+            strict = Metadata(place, rows_by_image(source, place, names, parsed, key), column, key, links)
+            for link in strict.linked:
+                check_there(source, link, names, place)
+            yield strict
+    for path in sorted(source.rglob("*.csv")):
+        place = path.relative_to(source).as_posix()
+        if path.name != "metadata.csv" and place != LIST and (found := table_of(source, place, names, column)):
+            yield found
 
 
-def rows_by_image(source: Path, place: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+def keys_of(rows: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+    """The column that names the image, and others that name files, as imagefolder calls them."""
+    columns = [column for column in (rows[0] if rows else {}) if column and column.endswith("file_name")]
+    key = next((name for name in ("file_name", "image_file_name") if name in columns), "file_name")
+    return key, [column for column in columns if column != key]
+
+
+def table_of(source: Path, place: str, names: Collection[str], column: str) -> Metadata | None:
+    """A table of images, such as `train.csv`: one column names them, with their suffix or without."""
+    by_name = {alias: name for name in names for alias in (name, posixpath.splitext(name)[0])}
+    for name in names:
+        for alias in (posixpath.basename(name), posixpath.splitext(posixpath.basename(name))[0]):
+            by_name[alias] = by_name.get(alias, name)
+    try:
+        rows = list(parsed_rows(source / place, place))
+    except UsageError:
+        return None
+    keys = [key for key in (rows[0] if rows else {}) if all(str(row[key]).lstrip("./") in by_name for row in rows)]
+    keys.sort(key=lambda key: not posixpath.splitext(str(rows[0][key]))[1])  # numbers may be labels, too
+    images = [by_name[str(row[keys[0]]).lstrip("./")] for row in rows] if keys else []
+    if not keys or len(set(images)) < len(images):
+        return None  # whoever reads what is left refuses it where it speaks of images
+    return Metadata(place, dict(zip(images, rows, strict=True)), column, keys[0])
+
+
+def rows_by_image(
+    source: Path, place: str, names: Collection[str], parsed: Sequence[dict[str, Any]], key: str
+) -> dict[str, dict[str, Any]]:
     """The rows of a metadata file by the name of their image below `source`."""
     rows: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(parsed_rows(source / place, place), 1):
-        if not isinstance(row.get("file_name"), str):
+    for number, row in enumerate(parsed, 1):
+        if not isinstance(row.get(key), str):
             raise UsageError(f"{place} row {number} has no file_name: every row must name its image")
-        given = relative_name(row["file_name"], source, names, f"{place} row {number}")
-        folder = posixpath.dirname(place) if given in (row["file_name"], row["file_name"].replace("\\", "/")) else ""
+        given = relative_name(row[key], source, names, f"{place} row {number}")
+        folder = posixpath.dirname(place) if given in (row[key], row[key].replace("\\", "/")) else ""
         name = posixpath.normpath(posixpath.join(folder, given))
         check_there(source, name, names, f"{place} row {number}")
         if name in rows:
-            raise UsageError(f"{place} row {number} names {row['file_name']} again: give each image one row")
+            raise UsageError(f"{place} row {number} names {row[key]} again: give each image one row")
         rows[name] = row
     return rows
 

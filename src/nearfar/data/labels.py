@@ -9,10 +9,11 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, runtime_checkable
+from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
 from nearfar.errors import UsageError, first_line
@@ -42,8 +43,8 @@ class Layout(Protocol):
     @property
     def labels(self) -> Labels: ...
 
-    def files(self, made: Sequence[Made]) -> dict[str, bytes]:
-        """Annotation files for these images: name below OUT -> content."""
+    def files(self, made: Sequence[Made]) -> Mapping[str, bytes | Path]:
+        """Annotation files for these images: name below OUT -> content, or the file that has it."""
 
 
 def read_text(path: Path) -> str:
@@ -95,6 +96,12 @@ def relative_name(file_name: str, source: Path, names: Collection[str], place: s
 def check_there(source: Path, name: str, names: Collection[str], place: str) -> None:
     """Refuse an annotation of an image that is not below `source`."""
     if name not in names and (name.startswith("..") or not (source / name).is_file()):
+        alike = [one for one in names if normalize("NFC", one) == normalize("NFC", name)]
+        if alike:
+            raise UsageError(
+                f"{place} names {name} in one Unicode spelling, but the file's name is in another (composed and "
+                "decomposed letters, NFC and NFD): rename the file, or write its name anew"
+            )
         raise UsageError(f"{place} names {name}, which is not in {source}: bring the image or remove the entry")
 
 

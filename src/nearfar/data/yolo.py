@@ -29,6 +29,11 @@ class Yolo:
     told: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def places(self) -> set[str]:
+        """The files that were read."""
+        return {label_place(name) for name in self.texts} | set(self.config)
+
+    @property
     def labels(self) -> Labels:
         lines = {name: [line for line in text.splitlines() if line.strip()] for name, text in self.texts.items()}
         return {name: tuple(dict.fromkeys(self.name_of(line) for line in found)) for name, found in lines.items()}
@@ -54,11 +59,58 @@ def read_yolo(source: Path, names: Collection[str]) -> Iterator[Yolo]:
     texts = {name: read_text(path) for name, path in places.items() if path.is_file()}
     for name, text in texts.items():
         check_lines(text, label_place(name))
-    config = read_text(source / CONFIG) if (source / CONFIG).is_file() else ""
-    if texts:
-        # Without `path` the folders are looked for beside the file, which in OUT is where they are.
-        kept = {CONFIG: re.sub(r"(?m)^path:.*\n?", "", config).encode()} if config else {}
-        yield Yolo(kept, class_names(config), texts, told_by(config))
+    place, config = config_of(source)
+    if texts or config:
+        classes = class_names(config)
+        yield Yolo({place: inward(config, source, place)} if config else {}, classes, texts, told_by(config))
+
+
+def config_of(source: Path) -> tuple[str, str]:
+    """Name and content of the file that names the classes: `data.yaml`, or one such as `dataset.yaml`."""
+    found = [path for path in sorted(source.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")]
+    texts = {path.name: text for path in found if re.search(r"(?m)^names\s*:", text := read_text(path))}
+    if CONFIG in texts or (not texts and (source / CONFIG).is_file()):
+        return CONFIG, read_text(source / CONFIG)
+    if len(texts) > 1:
+        raise UsageError(f"{' and '.join(list(texts)[:2])} both name classes: keep one of them")
+    return next(iter(texts.items()), (CONFIG, ""))
+
+
+def inward(config: str, source: Path, place: str) -> bytes:
+    """The file for OUT: folders as they lie below it, so that nothing points back at IN."""
+    import yaml
+
+    content = yaml.safe_load(config) or {}
+    base = str(content.pop("path", "") or "")
+    for split in [split for split in ("train", "val", "valid", "test", "minival") if content.get(split)]:
+        given = content[split]
+        inside = [below(source, base, str(one), place) for one in (given if isinstance(given, list) else [given])]
+        content[split] = inside if isinstance(given, list) else inside[0]
+    kept = re.sub(r"(?m)^path:.*\n?", "", config)
+    if (yaml.safe_load(kept) or {}) == content:
+        return kept.encode()
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode()
+
+
+def below(source: Path, base: str, given: str, place: str) -> str:
+    """Where a folder of IN lies below it, by the longest end of its path that is there."""
+    for path in (posixpath.join(base, given), given):
+        parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        if found := next((end for end in ends if (source / end).exists()), None):
+            return found
+    whole = (source / base / given).resolve()
+    if whole == source.resolve():
+        return "."
+    if posixpath.isabs(given) or ":" in given or ".." in given.split("/"):
+        rule = "copies cannot stand in for it; name a folder below, or remove the line"
+        raise UsageError(f"{place} names {given}, which is not in {source}: {rule}")
+    return given
+
+
+def is_yolo(line: str) -> bool:
+    """Whether a line is a class and at least 4 numbers."""
+    return re.fullmatch(rf"\s*\d{{1,9}}(\.0*)?(\s+{NUMBER}){{4,}}\s*", line, re.ASCII) is not None
 
 
 def check_lines(text: str, place: str) -> None:

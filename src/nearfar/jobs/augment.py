@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,13 +14,14 @@ import torch
 
 from nearfar.data.annotations import Annotations, read_annotations
 from nearfar.data.coco import check_shape
+from nearfar.data.companions import hidden
 from nearfar.data.copies import Wanted, check_classes, copies_of_each
 from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
 from nearfar.data.labels import Labels, Made
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVER, STEPS, Sampling, Solver
-from nearfar.errors import UsageError
+from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, copy_name, list_folder
 from nearfar.io.manifest import Manifest, Progress, Record, manifest_path, read_manifest, writing
@@ -75,8 +77,13 @@ def augmentation(
     options: the fields of `Making`. Cost: for "hardest" and for a trained check, one call of the feature network for
     each 32 images.
     """
-    names = [item.name for item in list_folder(source).items]
+    everything = [item.name for item in list_folder(source).items]
+    names = [name for name in everything if not hidden(name)]
+    if aside := [name for name in everything if hidden(name)]:
+        text = f"{len(aside)} pictures in hidden folders such as {aside[0]} are left out: they are no class"
+        warnings.warn(text, ModelWarning, stacklevel=2)
     annotations = read_annotations(source, names, wanted.label_column)
+    names = [name for name in names if name not in annotations.pictures]
     labels, key = annotations.labels, SecretKey.from_seed(wanted.seed)
     if whole:
         check_classes(wanted.strengths.by_class, labels)
@@ -87,7 +94,12 @@ def augmentation(
     own = judge.own if judge else {}
     copies = copies_of_each(chosen, labels, wanted.copies, wanted.select, wanted.share, key, own)
     job = augment_job(model, wanted, copies, labels, out, Making(**options))
-    job = replace(job, read=partial(read_annotated, job.read, annotations.shapes, source))
+    expand, images = job.expand, frozenset(names)
+    job = replace(
+        job,
+        read=partial(read_annotated, job.read, annotations.shapes, source),
+        expand=lambda items: expand([item for item in items if item.path.relative_to(source).as_posix() in images]),
+    )
     return Augmentation(job, annotations, judge, wanted)
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from nearfar.data.annotations import Annotations, read_annotations
 from nearfar.data.labels import Made
-from nearfar.errors import ModelWarning, UsageError
+from nearfar.errors import UsageError
 
 MADE = [Made("a.png", "a.png"), *(Made(f"a~{number}.png", "a.png", {"strength": 0.3}) for number in (1, 2))]
 
@@ -182,12 +182,6 @@ def test_a_coco_image_that_may_be_two_is_refused(tmp_path):
     write(tmp_path, {"all.json": coco()})
     with pytest.raises(UsageError, match=r"a\.png, which may be x/a\.png or y/a\.png: name its folder too"):
         read_annotations(tmp_path, ["x/a.png", "y/a.png", "x/b.png"])
-
-
-def test_annotations_that_are_not_carried_over_are_told(tmp_path):
-    write(tmp_path, {"a.xml": "<annotation/>"})
-    with pytest.warns(ModelWarning, match="1 .xml files such as a.xml are not carried over"):
-        read_annotations(tmp_path, ["a.png"])
 
 
 def test_only_label_files_of_copies_are_removed(tmp_path):
