@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.support.common import write_result
+from benchmarks.support.latent_draws import samples
 from nearfar.latents.covariance import (
     Diagonal,
     LowRank,
     Scalar,
     Spectral,
     Structured,
-    samples,
     spread_about,
     white_noise,
 )

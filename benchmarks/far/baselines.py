@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from benchmarks.support.latent_draws import samples
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import DDIM, STEPS, solve
-from nearfar.latents.covariance import Scalar, samples
+from nearfar.latents.covariance import Scalar
 from nearfar.latents.mixtures import mix_mosaics, neighbors
 from nearfar.latents.shell import Target, Targets, accept, measure, slerp
 from nearfar.models.loading import load_model

@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
 import nearfar
+from nearfar.cli.app import app
 from oracle_domains import SIDE, oracle, unseen
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*.md")),
+]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -45,6 +52,29 @@ def test_the_three_nouns_of_the_concepts_page_are_calls_that_work():
 def test_every_relative_link_leads_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def typed_commands(page: Path) -> list[str]:
+    """Commands as a page shows them, in blocks and within sentences, without remarks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    within = re.findall(r"`(nearfar [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line.partition("#")[0].strip() for line in [*blocks, *within] if line.startswith("nearfar ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_that_a_page_shows_exists(page):
+    for line in typed_commands(page):
+        words, command = line.split()[1:], get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not getattr(command, "commands", {}) or not words, f"{line}: no such command"
+        known = {"--help", "-h"}.union(*(option.opts + option.secondary_opts for option in command.params))
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_commands_of_the_readme_are_among_them():
+    assert len(typed_commands(ROOT / "README.md")) > 20
 
 
 @pytest.mark.slow
