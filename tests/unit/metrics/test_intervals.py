@@ -48,6 +48,7 @@ def test_pictures_of_one_person_that_are_alike_count_as_one():
 def test_where_all_scores_are_equal_there_are_as_many_trials_as_people(score):
     assert independent(np.full(200, score), PEOPLE) == 20
     assert independent(np.full(10, score), PEOPLE[:10]) == 1
-    point, known = estimate(0.5, np.full(200, score), PEOPLE, rate=True), stats.binomtest(int(20 * score), 20)
-    expected = known.proportion_ci(confidence_level=0.9, method="wilson")  # 5 % on either side
-    assert (point.low, point.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    point = estimate(0.5, np.full(200, score), PEOPLE, rate=True, tail=0.05)
+    trials = 20 * (stats.t.ppf(0.05, 199) / stats.t.ppf(0.05, 19)) ** 2  # Korn and Graubard's correction for people
+    reach = 1 - 0.05 ** (1 / trials)  # Clopper and Pearson's bound where none or all of the trials succeed
+    assert (point.low, point.high) == pytest.approx((1 - reach, 1) if score else (0, reach), abs=1e-9)
