@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import warnings
+from io import TextIOWrapper
 
 
 def leave(*_: object) -> None:
@@ -24,6 +26,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the console cannot show
     from nearfar.cli.app import app
 
     app()

@@ -172,10 +172,7 @@ def with_points(
 
 
 def worst(points: Sequence[Point], kind: Kind) -> Point:
-    """That of the eyes that are furthest from any target: where it is met, all of them meet it.
-
-    A test passes only where all of several do, so that none of them is wrong more often for there being others.
-    """
+    """By the eyes that are furthest from any target: all of several must pass, so no test is wrong more often."""
     return min(points, key=lambda at: (at.low, at.value) if kind.at_least else (-at.high, -at.value))
 
 

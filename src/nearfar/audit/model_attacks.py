@@ -10,6 +10,7 @@ as a Gaussian mechanism on what the model is shown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import exp, inf
 from typing import Any
 
@@ -204,12 +205,19 @@ def departure(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def unbounded(settings: Mapping[str, Any]) -> str:
+    """What a run copied, of which no bound says anything."""
+    kept = ", and the metadata that were kept" if settings.get("keep_metadata") else ""
+    return f"no bound for what is copied: sizes and names, alpha channels where images have them{kept}"
+
+
 def formal_bound(model: FrozenModel, pairs: Pairs, settings: Mapping[str, Any]) -> list[Figure]:
     """Of the run that made the outputs; at strength 1 nothing of an original is used."""
     images = as_noised(model, pairs.items, FitMode(settings.get("fit", "pad")))
     with torch.inference_mode():
         latents = encode_all(model, images, BATCH)
-    return bound(latents, inf if settings["strength"] >= 1 else float(settings["sigma"]))
+    figures = bound(latents, inf if settings["strength"] >= 1 else float(settings["sigma"]))
+    return [replace(figure, note="; ".join(filter(None, (figure.note, unbounded(settings))))) for figure in figures]
 
 
 def bound(images: Shaped[Tensor, "images ..."], sigma: float, delta: float = DELTA) -> list[Figure]:

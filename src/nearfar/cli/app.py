@@ -15,6 +15,7 @@ from nearfar.cli.anonymize import anonymize
 from nearfar.cli.audit import audit
 from nearfar.cli.augment import augment
 from nearfar.cli.calibrate import calibrate
+from nearfar.cli.console import visible
 from nearfar.cli.domain import domain
 from nearfar.cli.enhance import enhance
 from nearfar.cli.models import models
@@ -67,4 +68,4 @@ def demo(
     """Anonymize photographs that come with scikit-image at several strengths, and make a page of them."""
     from nearfar.cli.demo import make_demo
 
-    typer.echo(f"open {make_demo(out).resolve()}")
+    typer.echo(visible(f"open {make_demo(out).resolve()}"))

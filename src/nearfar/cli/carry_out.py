@@ -13,8 +13,10 @@ from nearfar.cli.console import (
     DONE,
     SOME_FAILED,
     Lines,
+    end_at_once,
     level_line,
     model_line,
+    on_signals,
     raise_on_signals,
     say,
     say_failed,
@@ -48,6 +50,7 @@ def carry_out(
         return
     raise_on_signals()
     content, lines = work()
+    on_signals(end_at_once)
     tell(content, lines, how.as_json)
     raise typer.Exit(content["exit_code"] if code is None else code)
 
@@ -91,7 +94,7 @@ def about(model: FrozenModel, job: Job, plan: Plan) -> Lines:
 
 def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     """The Gaussian mechanism's: the largest distance between two states over the noise."""
-    from nearfar.audit.model_attacks import departure
+    from nearfar.audit.model_attacks import departure, unbounded
 
     if why := departure(settings):
         return f"no formal bound: {why}"
@@ -99,7 +102,7 @@ def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     mu = 0.0 if settings["strength"] == 1 else span / settings["sigma"]
     if mu == float("inf"):
         return "no formal bound: an autoencoder's latents have no range"
-    return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less)"
+    return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less); {unbounded(settings)}"
 
 
 def planned(job: Job, plan: Plan) -> dict[str, Any]:

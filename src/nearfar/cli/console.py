@@ -7,6 +7,7 @@ an exit code for everything that its user can mend.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -42,9 +43,19 @@ Lines = Sequence[tuple[str, str]]
 """What is said, each line with a word before it that says of what."""
 
 
+LONGEST = 2000
+"""Characters of a line that are shown."""
+
+
+def visible(text: str, keep: str = "") -> str:
+    """What a file or a name says, for a terminal: control characters and direction marks but `keep` escaped, cut."""
+    more = f" ... ({len(text) - LONGEST} more characters)" if len(text) > LONGEST else ""
+    return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text[:LONGEST]) + more
+
+
 def write_line(text: str) -> None:
     """One line on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(visible(text) + "\n")
     sys.stderr.flush()
 
 
@@ -136,7 +147,7 @@ def level_line(level: dict[str, Any]) -> str:
 
 def say(what: str, text: str) -> None:
     """A line on stderr."""
-    typer.echo(f"{what:9} {text}", err=True)
+    typer.echo(f"{what:9} {visible(text)}", err=True)
 
 
 def say_failed(entries: Sequence[Rejected | Record]) -> None:
@@ -148,10 +159,10 @@ def say_failed(entries: Sequence[Rejected | Record]) -> None:
 def tell(content: dict[str, Any], lines: Lines, as_json: bool) -> None:
     """What came of it, on stdout; a line without a first word stands as it is."""
     if as_json:
-        typer.echo(json.dumps(content))
+        typer.echo(json.dumps(content).replace("\x7f", "\\u007f"))
     else:
         for what, text in lines:
-            typer.echo(f"{what:9} {text}" if what else text)
+            typer.echo(f"{what:9} {visible(text)}" if what else visible(text, keep="\n"))
 
 
 @contextmanager
@@ -181,15 +192,31 @@ def reported_errors(interrupted: str = KEPT) -> Iterator[None]:
     except (RunError, OSError) as error:
         leave(str(error), STOPPED)
     except KeyboardInterrupt:
+        if signal.getsignal(signal.SIGINT) is end_at_once:
+            on_signals(lambda *_: os._exit(INTERRUPTED))  # the line is said
         leave(interrupted, INTERRUPTED)
 
 
 def raise_on_signals() -> None:
-    """From here on Ctrl-C and a termination signal are exceptions: there is something to put in order."""
+    """From here on Ctrl-C and a termination signal are exceptions; a second one ends the process at once."""
+
+    def interrupt(*_: object) -> None:
+        on_signals(end_at_once)
+        raise KeyboardInterrupt
+
+    on_signals(interrupt)
+
+
+def on_signals(handler: Callable[..., None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, handler)
+
+
+def end_at_once(*_: object) -> None:
+    os.write(2, b"nearfar: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def leave(sentence: str, code: int) -> None:
-    typer.echo(f"nearfar: {sentence}", err=True)
+    typer.echo(f"nearfar: {visible(sentence)}", err=True)
     raise typer.Exit(code) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import say
+from nearfar.cli.console import say, visible
 from nearfar.cli.options import command, option
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def convert_checkpoint(
     save_converted(converted, folder)
     if not is_plain(converted):
         say("note", "only nearfar reads this folder: diffusers' configs cannot say all of it")
-    typer.echo(f"wrote {folder}")
+    typer.echo(visible(f"wrote {folder}"))
 
 
 def options_of(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:

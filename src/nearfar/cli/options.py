@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from nearfar.models.model import FrozenModel
 
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A scheme, of two letters or more, as a path has it: of `s3://images` is left `s3:/images`."""
 Fit = Literal["pad", "cover"]
 
 
@@ -181,6 +184,7 @@ def flattened(function: Callable[..., None], interrupted: str) -> Callable[..., 
 
     def flat_function(**given: Any) -> None:
         with reported_errors(interrupted), warnings_as_notes():
+            check_paths(given)
             taken = {name: filled(group, given) for name, group in groups.items()}
             function(**given, **taken)
 
@@ -188,6 +192,19 @@ def flattened(function: Callable[..., None], interrupted: str) -> Callable[..., 
     flat_function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     flat_function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return flat_function
+
+
+def check_paths(given: Mapping[str, Any]) -> None:
+    """Refuse addresses, and inputs that are not there, before anything is loaded."""
+    for name, path in given.items():
+        if isinstance(path, Path):
+            if ADDRESS.match(str(path)):
+                shown = str(path).replace(":/", "://", 1)
+                raise UsageError(
+                    f"{shown} must be a path on this machine: nothing is fetched or sent, copy files first"
+                )
+            if name in ("source", "before", "after") and not path.exists():
+                raise UsageError(f"{path} must be a folder of images, got nothing there")
 
 
 def filled(group: Any, given: dict[str, Any]) -> Any:

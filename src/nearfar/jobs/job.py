@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from nearfar.diffusion.schedule import WARP, Level
 from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
+from nearfar.io.manifest import CONFIDENTIAL, Manifest, Record, has_content, salt_path, write_whole, writing
 from nearfar.io.pictures import Frame, encode, read_picture
 from nearfar.models.model import FrozenModel, ImageContract, check_batch_size, default_batch_size
 from nearfar.sampling.inversion import solver_name
@@ -256,3 +258,41 @@ def unchanged(squares: Tensor, results: Results) -> str:
     if change < UNCHANGED:
         return f"the result is the input again (change {change:.2g}, at least {UNCHANGED:.2g}): raise the strength"
     return ""
+
+
+def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> Record | None:
+    """The record of what still stands, its source unchanged: done and its file intact, or dropped."""
+    record = records.get(item.name)
+    if record is None or record.status == "failed" or not same_source(job, item, out, record):
+        return None
+    stands = record.status == "dropped" or has_content(job.target(out, item.name), record.target_sha256)
+    return replace(record, source_tag=job.source_tag(item.path)) if stands else None
+
+
+def same_source(job: Job, item: Item, out: Path, record: Record) -> bool:
+    """By its tag, or, where the salt of the tag is gone, by the file's times: not written or moved after its output."""
+    if job.repeatable or job.numbered or salt_path(out).exists():
+        return record.source_tag == job.source_tag(item.path)
+    try:
+        source, target = item.path.stat(), job.target(out, item.name).stat()
+    except OSError:
+        return False
+    return max(source.st_mtime_ns, source.st_ctime_ns) <= target.st_mtime_ns
+
+
+@contextmanager
+def salt_kept(job: Job, out: Path, manifest: Manifest, kept: Sequence[Record]) -> Iterator[None]:
+    """The salt lies beside the record until the work is done; earlier records are tagged with it."""
+    path = salt_path(out)
+    if job.repeatable or job.numbered:
+        yield
+        return
+    if not path.exists():
+        for record in kept:
+            manifest.add(record)
+        manifest.commit()
+    with writing(path):
+        write_whole(path, (job.salt.secret.hex() + "\n").encode(), CONFIDENTIAL)
+    yield
+    with writing(path):
+        path.unlink(missing_ok=True)

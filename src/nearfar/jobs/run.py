@@ -36,13 +36,13 @@ from nearfar.io.manifest import (
     manifest_path,
     read_manifest,
     remove_parts,
+    salt_path,
     unwritable,
     write_whole,
     writing,
 )
-from nearfar.jobs.job import Job, Results, Verdict
+from nearfar.jobs.job import Job, Results, Verdict, salt_kept, still_good
 from nearfar.jobs.pipeline import Batch, Loaded, Square, ahead, whole, worker_pool
-from nearfar.jobs.sources import salt_kept, still_good, with_salt
 
 NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
@@ -74,7 +74,8 @@ def plan_items(job: Job, listing: Listing, out: Path, resume: bool) -> Plan:
     """The same for whatever is listed. Raises UsageError when `out` was begun with other settings or another key."""
     earlier = read_manifest(manifest_path(out)) if resume else Earlier()
     check_same_run(job, out, earlier)
-    job = with_salt(job, out, resume)
+    path = salt_path(out)
+    job = replace(job, salt=SecretKey.load(path)) if resume and path.exists() else job
     items = job.expand(listing.items)
     kept = {item.name: record for item in items if (record := still_good(job, item, out, earlier.records))}
     todo = [item for item in items if item.name not in kept]

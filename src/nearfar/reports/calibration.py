@@ -18,15 +18,14 @@ def write_calibration_report(path: Path, calibration: Calibration, content: dict
     )
     for measure, curve in calibration.found.curves.items():
         smooth = isotonic([point.value for point in curve], KINDS[measure].rises)
-        eyes = [(at.eyes or eyes_of(measure, calibration),) for at in curve]
-        rows = [(at.strength, at.value, at.low, at.high, value) for at, value in zip(curve, smooth, strict=True)]
+        rows = [
+            [*map(shown, (at.strength, at.value, at.low, at.high, value)), at.eyes or eyes_of(measure, calibration)]
+            for at, value in zip(curve, smooth, strict=True)
+        ]
         report.add(
             heading(f"{measure}: {KINDS[measure].words}"),
             plot(curve_figure(measure, curve, calibration), f"{measure} by strength"),
-            table(
-                ["strength", "measured", "low", "high", "monotone curve", "seen by"],
-                [(*map(shown, row), *by) for row, by in zip(rows, eyes, strict=True)],
-            ),
+            table(["strength", "measured", "low", "high", "monotone curve", "seen by"], rows),
         )
     report.write(path, content)
 
@@ -37,12 +36,10 @@ def eyes_of(measure: str, calibration: Calibration) -> str:
 
 
 def worst_eyes(calibration: Calibration) -> str:
-    """Who finds most outputs at the strength that was found, or else at the safest; empty where nobody looks."""
+    """Who finds most outputs at the strength that was found; empty where nobody looks, or none was found."""
     points = calibration.found.curves.get("rank1", ())
-    at = next(
-        (point for point in points if point.strength == calibration.found.strength), points[-1] if points else None
-    )
-    return "" if at is None else at.eyes or eyes_of("rank1", calibration)
+    there = [at.eyes for at in points if at.strength == calibration.found.strength]
+    return (there[0] or eyes_of("rank1", calibration)) if there else ""
 
 
 def verdict(calibration: Calibration) -> str:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from gaussian_models import gaussian
-from nearfar.audit.model_attacks import area, bound, denoising_loss, epsilon, membership_by_outputs, spent, walked_back
+from nearfar.audit.model_attacks import (
+    area,
+    bound,
+    denoising_loss,
+    epsilon,
+    membership_by_outputs,
+    spent,
+    unbounded,
+    walked_back,
+)
 from nearfar.audit.trained_attacker import trained_attack
 from nearfar.audit.verification import REPEATS, PairScores, Roc, resampled, verification
 from nearfar.audit.view import View, averaging, chance, hits, linkage, reidentification
@@ -238,3 +247,8 @@ def test_the_bound_of_two_images_is_their_distance_in_units_of_the_noise():
     figures = bound(images, 2.0)
     assert found(figures, "mu at the mean").value == pytest.approx(0.5 * math.sqrt(48) / 2)
     assert {figure.value for figure in bound(images, math.inf)} == {0}
+
+
+def test_what_is_copied_has_no_bound_and_that_is_said():
+    assert unbounded({}) == "no bound for what is copied: sizes and names, alpha channels where images have them"
+    assert unbounded({"keep_metadata": True}).endswith(", and the metadata that were kept")
