@@ -40,7 +40,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -51,6 +51,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from nearfar.errors import ImageError
 
 MAX_PIXELS = 100_000_000
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 1 MB of comments or profile refuse no sound pixels
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 

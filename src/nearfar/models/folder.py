@@ -25,6 +25,7 @@ from nearfar.models.original.checkpoints import read_weights
 
 PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
+HALF = re.compile(r"\.(fp|bf)16[.-]")
 DESCRIPTIONS = (".json", ".txt", ".model")
 PICKLE = "diffusion_pytorch_model.bin"
 
@@ -168,13 +169,10 @@ def has_safetensors(folder: Path) -> bool:
 
 
 def variant_of(folder: Path) -> str | None:
-    """ "fp16" where a part has its weights in half precision only, as `name.fp16.safetensors`."""
+    """ "fp16" or "bf16" where a part has its weights in half precision only, as `name.fp16.safetensors`."""
     names = [path.name for path in folder.glob("*.safetensors")]
-    return "fp16" if names and all(is_half(name) for name in names) else None
-
-
-def is_half(name: str) -> bool:
-    return ".fp16." in name or ".fp16-" in name
+    half = [kind for kind in ("fp16", "bf16") if any(f".{kind}" in name for name in names)]
+    return half[0] if half and all(map(HALF.search, names)) else None
 
 
 def read_license(root: Path) -> str:
@@ -205,7 +203,7 @@ def folder_digest(folder: DiffusersFolder) -> str:
 def weights_of(folder: Path) -> list[Path]:
     """The files of weights that are read: safetensors, of one precision, or else the pickle."""
     weights = list(folder.glob("*.safetensors"))
-    full = [path for path in weights if not is_half(path.name) and ".non_ema." not in path.name]
+    full = [path for path in weights if not HALF.search(path.name) and ".non_ema." not in path.name]
     return full or weights or list(folder.glob(PICKLE))
 
 

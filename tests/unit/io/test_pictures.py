@@ -694,3 +694,16 @@ def test_fragments_are_specific():
     """The helper's own guard: a good file of each kind is read, so every refusal has its own cause."""
     for form in SUFFIX:
         assert reopened(encoded(COLORS, form)).format == form
+
+
+@pytest.mark.parametrize("kind", ["compressed text", "compressed international text", "profile", "plain text"])
+def test_much_text_refuses_no_sound_pixels(tmp_path, kind):
+    about, more = PngImagePlugin.PngInfo(), {}
+    if kind == "profile":
+        more = {"icc_profile": b"\0" * 3_000_000}
+    elif kind == "compressed international text":
+        about.add_itxt("Comment", "x" * 3_000_000, zip=True)
+    else:
+        about.add_text("Comment", "x" * 3_000_000, zip=kind == "compressed text")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png", pnginfo=about, **more)
+    assert read_picture(tmp_path / "a.png").pixels[0, 0].tolist() == [1, 2, 3]

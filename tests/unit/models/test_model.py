@@ -326,3 +326,11 @@ def test_half_precision_on_a_cpu_is_refused(model_folder, dtype):
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(UsageError, match=f"a CPU runs {name} several times slower: use float32"):
         load_model(model_folder, "cpu", dtype)
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_folder_with_one_half_precision_only_is_read(tmp_path, model_folder, variant):
+    shutil.copytree(model_folder, tmp_path / "half")
+    weights = tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    assert load_model(tmp_path / "half", "cpu").image.size == 16

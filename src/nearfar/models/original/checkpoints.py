@@ -111,7 +111,7 @@ def convert(path: Path, **given: Any) -> Converted:
 
 
 def read_weights(path: Path) -> tuple[Weights, tuple[str, ...]]:
-    """The network's weights in float32 without a `module.` prefix, and which of several were taken."""
+    """The network's weights in float32 without a `module.` or `_orig_mod.` prefix, and which of several were taken."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {found}: give a checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)})")
@@ -121,7 +121,8 @@ def read_weights(path: Path) -> tuple[Weights, tuple[str, ...]]:
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path, room)
     weights, said = pick_weights(path, content)
     check_weights(path, weights, room)
-    named = {key.removeprefix("module."): weight.detach().float().contiguous() for key, weight in weights.items()}
+    bare = {re.sub(r"^(module\.|_orig_mod\.)+", "", key): weight for key, weight in weights.items()}
+    named = {key: weight.detach().float().contiguous() for key, weight in bare.items()}
     if len(named) < len(weights):
         raise UsageError(f"{path} holds weights twice, with and without 'module.': save one state_dict alone")
     return named, said

@@ -147,6 +147,8 @@ def in_an_unsmoothed_list(weights):
 
 CONTAINERS = {
     "plain": (lambda weights: weights, None),
+    "compiled": (lambda weights: {f"_orig_mod.{key}": weight for key, weight in weights.items()}, None),
+    "compiled and parallel": (lambda weights: {f"module._orig_mod.{key}": one for key, one in weights.items()}, None),
     "parallel": (lambda weights: {f"module.{key}": weight for key, weight in weights.items()}, None),
     "state_dict": (lambda weights: {"state_dict": weights, "epoch": 3}, "'state_dict'"),
     "model": (lambda weights: {"model": weights, "optimizer": {"lr": 1e-4}}, "'model'"),
