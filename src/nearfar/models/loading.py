@@ -208,7 +208,7 @@ def image_size(source: str, shape: LatentShape, space: LatentSpace, asked: int |
     unit, most = shape.unit * space.factor, shape.most * space.factor
     if not 0 < size <= most or size % unit:
         limit = f", at most {most}" if shape.most < LatentShape.most else ""
-        raise UsageError(f"size must be a multiple of {unit}{limit} for {source}, got {size}")
+        raise UsageError(f"size must be a multiple of {unit}{limit} for {source}, got {size or 'none: give --size'}")
     return size
 
 
@@ -217,8 +217,9 @@ def shape_of(parts: Parts) -> LatentShape:
     config, kind = parts.network.config, type(parts.network).__name__
     if kind == "FluxTransformer2DModel":
         return LatentShape(config.in_channels // 4, FLUX_SIDE, 2)
-    if not isinstance(config.sample_size, int):
-        came = config.sample_size
+    came = config.sample_size or 0  # then only with --size
+    side = came[0] if isinstance(came, list | tuple) and len({*came}) == 1 else came
+    if not isinstance(side, int):
         raise UsageError(f"{parts.source} must have square images, got sample_size {came}: choose another model")
     if config.out_channels not in (config.in_channels, 2 * config.in_channels) or config.get("class_embed_type"):
         raise UsageError(
@@ -227,8 +228,8 @@ def shape_of(parts: Parts) -> LatentShape:
         )
     if kind == "SD3Transformer2DModel":
         most = config.pos_embed_max_size * config.patch_size
-        return LatentShape(config.in_channels, config.sample_size, config.patch_size, most)
-    return LatentShape(config.in_channels, config.sample_size, 2 ** (len(config.block_out_channels) - 1))
+        return LatentShape(config.in_channels, side, config.patch_size, most)
+    return LatentShape(config.in_channels, side, 2 ** (len(config.block_out_channels) - 1))
 
 
 def bind(parts: Parts, conventions: Conventions, request: Request, device: torch.device) -> Network:

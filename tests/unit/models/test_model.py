@@ -334,3 +334,14 @@ def test_a_folder_with_one_half_precision_only_is_read(tmp_path, model_folder, v
     weights = tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
     assert load_model(tmp_path / "half", "cpu").image.size == 16
+
+
+@pytest.mark.parametrize(("stored", "asked", "size"), [([16, 16], None, 16), ([16, 16], 32, 32), (None, 16, 16)])
+def test_sizes_that_are_lists_or_null_are_read(tmp_path, model_folder, stored, asked, size):
+    shutil.copytree(model_folder, tmp_path / "other")
+    path = tmp_path / "other" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": stored}))
+    assert load_model(tmp_path / "other", "cpu", size=asked).image.size == size
+    if stored is None:
+        with pytest.raises(UsageError, match="got none: give --size"):
+            load_model(tmp_path / "other", "cpu")
