@@ -22,7 +22,7 @@ WINGS = {
     "reports": (*FAR, "domain", "audit", "jobs"),
     "cli": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit", "jobs", "reports"),
 }
-EVERYONES = ("errors", "tensors")
+EVERYONES = ("errors", "tensors", "structured")
 FRONT = ("__init__", "__main__")
 FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nearfar.errors import UsageError
+from nearfar.errors import UsageError, printable
 from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
 from nearfar.metrics.intervals import Groups, Scores, mean_bounds, rate_bounds
+from nearfar.structured import checked, json_object, read_text
 
 GRID = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 PARTS, LEAST_IMAGES = 8, 20
@@ -39,7 +40,7 @@ BY = " by "
 ScoresAt = Callable[[Sequence[float]], Mapping[str, Mapping[float, NDArray[np.float64]]]]
 """Strengths -> by measure (and eyes), by strength: one score for each image, at strength 0 of the original itself."""
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -259,22 +260,37 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         write_whole(path, (json.dumps(content, indent=1) + "\n").encode(), CONFIDENTIAL)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds."""
+
+    method: Mapping[str, Any]
+    measuring: Mapping[str, Any]
+    images: int
+    confidence: float
+    targets: tuple[str, ...]
+    found: Found
+
+
 def load_calibration(path: Path) -> Calibration:
     """Read it back; `digest` is the SHA-256 of the file. Raises UsageError for what is none."""
-    try:
-        text = path.read_bytes()
-        content = json.loads(text)
-        if content.pop("format") != FORMAT:
-            raise ValueError
-        found = content.pop("found")
-        curves = {name: tuple(Point(**point) for point in curve) for name, curve in found["curves"].items()}
-        return Calibration(
-            targets=tuple(parse_target(target) for target in content.pop("targets")),
-            found=Found(curves, found["limits"], found["strength"]),
-            digest=hashlib.sha256(text).hexdigest(),
-            **content,
-        )
-    except OSError as error:
-        raise UsageError(f"calibration {path} cannot be read ({error.strerror}): name another file") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{path} is no calibration of this version: make it with nearfar calibrate") from None
+    way = "make it with nearfar calibrate"
+    text = read_text(path)
+    content = json_object(text, str(path), way)
+    if content.get("format") != FORMAT:
+        came = printable(str(content.get("format")))
+        raise UsageError(f"{path} is no calibration of this version (format {FORMAT}), got {came}: {way}")
+    saved = checked(Saved, content, f"the calibration {path}", way)
+    targets = tuple(parse_target(target) for target in saved.targets)
+    check_found(saved.found, targets, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Calibration(saved.method, saved.measuring, saved.images, saved.confidence, targets, saved.found, digest)
+
+
+def check_found(found: Found, targets: Sequence[Target], path: Path) -> None:
+    """Refuse strengths that are none, curves of other measures, and targets without a limit."""
+    points = [point for curve in found.curves.values() for point in curve]
+    strengths = [found.strength, *found.limits.values(), *(point.strength for point in points)]
+    known = all(name.partition(BY)[0] in KINDS for name in found.curves) and len(found.limits) >= len(targets) > 0
+    if not (known and all(0 <= strength <= 1 for strength in strengths if strength is not None)):
+        raise UsageError(f"{path} is a calibration that contradicts itself: make it with nearfar calibrate")

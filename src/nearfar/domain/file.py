@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,13 +14,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nearfar.domain.domain import Domain, Gaussian
-from nearfar.domain.guards import Guards
-from nearfar.errors import UsageError, first_line
+from nearfar.domain.guards import Guards, Range
+from nearfar.errors import UsageError, first_line, printable
+from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
+from nearfar.io.values import ValueTransform
 from nearfar.latents.covariance import Spectral, Structured
-from nearfar.latents.shell import Target, Targets
+from nearfar.latents.shell import Targets
+from nearfar.metrics.features import Kind
+from nearfar.structured import checked, json_object
 
-KEY, FORMAT = "nearfar domain", 2
+KEY, FORMAT, AGAIN = "nearfar domain", 3, "fit it again"
+MOST_STEPS = 100_000
 WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull")
 """Fields that JSON holds as they are."""
 
@@ -43,24 +48,138 @@ def save_domain(domain: Domain, path: Path, thumbnails: Tensor | None = None) ->
         return write_whole(path, content, CONFIDENTIAL)
 
 
+@dataclass(frozen=True)
+class Own:
+    """Numbers of the model's own Gaussian."""
+
+    rows: int
+    columns: int
+    shrinkage: float
+    spectral: tuple[float, ...]
+    bands: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What `Guards.numbers` gives."""
+
+    latent_unit: float
+    feature_unit: float
+    features: Kind
+    symmetry: Literal["none", "mirror", "turn"]
+    offset: float
+    accuracy: float
+    borderline: float
+    layout: Range
+    detail: Range
+
+
+@dataclass(frozen=True)
+class Files:
+    """How files became images, where they were files."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    fit: FitMode = FitMode.PAD
+    values: ValueTransform | None = None
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a pilot chose."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    parents: int | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """The header of a domain file."""
+
+    model: str
+    settings: Mapping[str, Any]
+    strength: float
+    steps: int
+    diagnostics: Mapping[str, float]
+    preprocessing: Files
+    mixing: Mixed
+    pull: float
+    targets: Targets
+    guards: Judging
+    own: Own
+
+
+SHAPES = {
+    "latents": ("images", "channels", "height", "width"),
+    "clean": ("images", "channels", "height", "width"),
+    "own.mean": ("channels", "height", "width"),
+    "own.variances": ("channels", "height", "width"),
+    "own.colors": ("height", "width", "channels", "channels"),
+    "own.directions": ("coarse", "coarse"),
+    "own.values": ("coarse",),
+    "guards.places": ("different",),
+    "guards.vectors": ("different", "numbers"),
+    "guards.center": ("numbers",),
+    "guards.scale": ("numbers",),
+    "guards.weights": ("numbers",),
+}
+"""The axes of each tensor; those of one name are of one length."""
+
+
 def load_domain(path: Path) -> Domain:
     """Read what `save_domain` wrote. UsageError for what is no whole domain file."""
-    about, tensors = read(path)
-    try:
-        guards = {name.removeprefix("guards."): tensors[name] for name in tensors if name.startswith("guards.")}
-        clean = tensors["clean"].float()
-        return Domain(
-            **{name: about[name] for name in WHOLE},
-            latents=tensors["latents"].float(),
-            clean=clean,
-            own=own_of(about["own"], tensors),
-            targets=Targets(**{name: Target(**target) for name, target in about["targets"].items()}),
-            guards=Guards.from_parts(clean, guards, about["guards"]),
-        )
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{path} is a domain file with parts missing or wrong ({first_line(error)}): fit it again"
-        ) from None
+    content, tensors = read(path)
+    about = checked(About, content, f"the domain file {path}", AGAIN)
+    if problem := tensor_problem(tensors) or number_problem(about, tensors):
+        raise UsageError(f"{path} is a domain file with parts missing or wrong ({problem}): {AGAIN}")
+    guards = {name.removeprefix("guards."): tensors[name] for name in tensors if name.startswith("guards.")}
+    clean = tensors["clean"].float()
+    return Domain(
+        **{name: content[name] for name in WHOLE},
+        latents=tensors["latents"].float(),
+        clean=clean,
+        own=own_of(asdict(about.own), tensors),
+        targets=about.targets,
+        guards=Guards.from_parts(clean, guards, asdict(about.guards)),
+    )
+
+
+def tensor_problem(tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the tensors, if anything."""
+    lengths: dict[str, int] = {}
+    for name, axes in SHAPES.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            return f"no {name}"
+        shape = tuple(lengths.setdefault(axis, length) for axis, length in zip(axes, tensor.shape, strict=False))
+        if tensor.ndim != len(axes) or shape != tensor.shape or not tensor.numel():
+            return f"{name} of shape {tuple(tensor.shape)}"
+        if tensor.is_floating_point() == (name == "guards.places"):
+            return f"{name} of type {tensor.dtype}"
+        if not tensor.isfinite().all():
+            return f"{name} is not finite"
+    places, thumbnails = tensors["guards.places"], tensors.get("thumbnails")
+    if places.dtype != torch.int64 or places.min() < 0 or places.max() >= lengths["images"]:
+        return "guards.places are no numbers of images"
+    wrong = thumbnails is not None and (thumbnails.dtype != torch.uint8 or thumbnails.ndim != 4)
+    return "thumbnails are no pictures" if wrong else ""
+
+
+def number_problem(about: About, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the numbers, if anything."""
+    channels, height, width = tensors["own.mean"].shape
+    own, guards = about.own, about.guards
+    rules = {
+        "strength": 0 < about.strength <= 1,
+        "steps": 1 <= about.steps <= MOST_STEPS,
+        "pull": 0 <= about.pull <= 1,
+        "own.rows": 1 <= own.rows <= height,
+        "own.columns": 1 <= own.columns <= width,
+        "own.values": len(tensors["own.values"]) == channels * own.rows * own.columns,
+        "own.bands": len(own.bands) == len(own.spectral),
+        "guards' units": guards.latent_unit > 0 and guards.feature_unit > 0,
+    }
+    return next((name for name, holds in rules.items() if not holds), "")
 
 
 def load_thumbnails(path: Path) -> Tensor | None:
@@ -74,13 +193,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UsageError(f"{path} must be a domain file, got {'a folder' if path.is_dir() else 'nothing'} there")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            text = (file.metadata() or {}).get(KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): fit it again") from None
-    format = about.get("format") if isinstance(about, dict) else None
-    if format != FORMAT:
-        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {format}: fit it again")
+    about = json_object(text, f"{path} is no domain file: its header", AGAIN)
+    if about.get("format") != FORMAT:
+        came = printable(str(about.get("format")))
+        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {came}: fit it again")
     return about, tensors
 
 

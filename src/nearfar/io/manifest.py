@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 from filelock import lock_descriptor
 
 from nearfar.errors import RunError, UsageError
+from nearfar.structured import checked, json_object
 
 Watch = Callable[[str, int, int], None]
 """Called with `(stage, done, total)` as a stage of the work goes on."""
@@ -143,6 +144,7 @@ class Record:
     figures: dict[str, int | float] = field(default_factory=dict)
     verdict: str = ""
     parents: Sequence[int] = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -179,18 +181,16 @@ def read_manifest(path: Path) -> Earlier:
 
 def parse(line: str) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except ValueError:
+        return json_object(line, "a line")
+    except UsageError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def to_record(content: Any) -> Record | None:
     try:
-        record = Record(**content)
-    except TypeError:
+        return checked(Record, content, "an image")
+    except UsageError:
         return None
-    return record if isinstance(record.name, str) else None
 
 
 class Manifest:

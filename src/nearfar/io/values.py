@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
+from nearfar.structured import checked, json_object
 
 Values = Float64[np.ndarray, "*batch channel height width"]
 """Physical values of one image, or of a batch."""
 
+AGAIN = "fit it again"
 NARROWEST = 1e-9
 """Share of its ends' size that a curved range must have: float64 resolves it five million times."""
 
@@ -67,6 +69,7 @@ class ValueTransform:
     low: tuple[float, ...]
     high: tuple[float, ...]
     softening: tuple[float, ...]
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         known(self.curve)
@@ -131,13 +134,7 @@ class ValueTransform:
     @classmethod
     def from_json(cls, text: str) -> ValueTransform:
         """Read what `to_json` wrote; UsageError for unknown or missing keys and for bad values."""
-        content = json_object(text)
-        names = [field.name for field in fields(cls)]
-        if set(content) != set(names):
-            raise UsageError(
-                f"a value transform has the keys {', '.join(names)}, got {', '.join(content)}: fit it again"
-            )
-        return cls(known(content["curve"]), *(numbers(name, content[name]) for name in names[1:]))
+        return checked(cls, json_object(text, "a value transform", AGAIN), "a value transform", AGAIN)
 
 
 def fit_values(
@@ -210,21 +207,3 @@ def known(curve: object) -> str:
 def column(numbers: Sequence[float]) -> NDArray[np.float64]:
     """One number per channel, shaped to meet (channel, height, width)."""
     return np.array(numbers, np.float64)[:, None, None]
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object, its integers as floats."""
-    try:
-        content = json.loads(text, parse_int=float)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UsageError(f"a value transform must be a JSON object, got {text[:40]!r}: fit it again")
-    return content
-
-
-def numbers(name: str, content: object) -> tuple[float, ...]:
-    """A JSON list of numbers."""
-    if not isinstance(content, list) or not all(isinstance(number, float) for number in content):
-        raise UsageError(f"{name} must be a list of numbers, got {content!r}: fit the value transform again")
-    return tuple(content)

@@ -22,6 +22,7 @@ import torch
 
 from nearfar.errors import RunError, UsageError, first_line, printable
 from nearfar.models.original.checkpoints import read_weights
+from nearfar.structured import json_object, read_text
 
 PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
@@ -85,13 +86,7 @@ def read_config(root: Path, path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} must be JSON, got {error}: copy the folder again") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} must hold a JSON object, got a {type(content).__name__}: copy the folder again")
-    return content
+    return json_object(read_text(path), str(path), "copy the folder again")
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:

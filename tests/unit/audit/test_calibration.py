@@ -347,10 +347,40 @@ def test_another_model_or_method_is_refused(name):
         a_calibration().strength_for(METHOD | {name: "another"})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "found": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1}', '{"format": 2, "found": 3}', "{{"])
 def test_other_files_are_no_calibrations(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(UsageError, match="is no calibration of this version"):
+    with pytest.raises(UsageError, match=r"make it with nearfar calibrate$"):
         load_calibration(tmp_path / "c.json")
     with pytest.raises(UsageError, match="cannot be read"):
         load_calibration(tmp_path / "absent.json")
+
+
+LIMITS = {"similarity at most 0.4": 0.2}
+WRONG = [
+    ("measuring", [1e308, 1e308]),
+    ("measuring", {"sample": "\ud800"}),
+    ("method", "x"),
+    ("images", "20"),
+    ("images", 10**30),
+    ("confidence", None),
+    ("targets", []),
+    ("targets", ["similarity"]),
+    ("targets", ["rank1=nan"]),
+    ("targets", ["rank1=0.5"]),
+    ("found", {"curves": {}, "limits": {}, "strength": 0.2}),
+    ("found", {"curves": {}, "limits": LIMITS, "strength": 7}),
+    ("found", {"curves": {}, "limits": LIMITS, "strength": float("nan")}),
+    ("found", {"curves": {}, "limits": {"similarity at most 0.4": "0.2"}, "strength": 0.2}),
+    ("found", {"curves": {"x": []}, "limits": LIMITS, "strength": 0.2}),
+    ("found", {"curves": {"similarity": [{"strength": 0.1}]}, "limits": LIMITS, "strength": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("part", "value"), WRONG)
+def test_calibrations_with_wrong_parts_are_refused(tmp_path, part, value):
+    save_calibration(a_calibration(), tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(content | {part: value}))
+    with pytest.raises(UsageError):
+        load_calibration(tmp_path / "c.json")
