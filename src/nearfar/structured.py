@@ -2,8 +2,8 @@
 
 Whatever is wrong with one is a `UsageError` of one sentence. Bounds, checked before anything is parsed, so that what is
 refused costs at most 5 seconds and 1 GiB: a file of `MOST` bytes (YAML: `MOST_YAML`) in UTF-8. Annotations of a large
-data set may have `MOST_ANNOTATIONS`, and cost what their size does. Lists and objects are 64 deep at most, and no more
-than `MANY` or one for each 16 bytes; no NaN, no numbers beyond 64 bits, no key twice, no lone surrogates or NUL, no YAML
+data set may have `MOST_ANNOTATIONS`, and cost what their size does. Lists and objects are 64 deep at most, no more than
+`MANY` or one for each 16 bytes; no NaN, no numbers beyond 64 bits, no key twice, no lone surrogates or NUL, no YAML
 aliases. Then types: `checked` holds what was parsed against a dataclass.
 """
 
@@ -16,7 +16,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -119,7 +119,7 @@ def checked(kind: type[T], content: Any, place: str, way: str = MEND) -> T:
     from pydantic import ValidationError
 
     try:
-        return cast(T, adapter(kind).validate_json(json.dumps(content), strict=True))
+        return cast(T, adapter(cast(Any, kind)).validate_json(json.dumps(content), strict=True))
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
         at, rule = ".".join(map(str, wrong["loc"])), wrong["msg"]
@@ -136,8 +136,8 @@ def adapter(kind: Any) -> Any:
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        seen = set[str]()
-        again = next(name for name, _ in pairs if name in seen or seen.add(name))
+        names = sorted(name for name, _ in pairs)
+        again = next(name for name, following in pairwise(names) if name == following)
         raise ValueError(f"{again!r} is there twice")
     return content
 

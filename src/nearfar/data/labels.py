@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
-from nearfar.errors import UsageError, first_line
+from nearfar import structured
+from nearfar.errors import UsageError
 
 Labels = dict[str, tuple[str, ...]]
 """Name of an image -> its labels; no entry or an empty one where it has none."""
@@ -48,22 +48,11 @@ class Layout(Protocol):
 
 
 def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(
-            f"{path} cannot be read as UTF-8 text ({first_line(error)}): mend it or move it away"
-        ) from None
+    return structured.read_text(path, structured.MOST_ANNOTATIONS)
 
 
 def parsed_json(text: str, place: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{place} is not valid JSON ({first_line(error)}): mend it or move it away") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{place} must be a JSON object, got {type(content).__name__}: mend it or move it away")
-    return content
+    return structured.json_object(text, place)
 
 
 def csv_file(rows: Sequence[dict[str, Any]], first: Sequence[str]) -> bytes:
