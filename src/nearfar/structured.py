@@ -3,7 +3,7 @@
 Whatever is wrong with one is a `UsageError` of one sentence. Bounds, checked before anything is parsed, so that what is
 refused costs at most 5 seconds and 1 GiB: a file of `MOST` bytes (YAML: `MOST_YAML`) in UTF-8. Annotations of a large
 data set may have `MOST_ANNOTATIONS`, and cost what their size does. Lists and objects are 64 deep at most, no more than
-`MANY` or one for each 16 bytes; no NaN, no numbers beyond 64 bits, no key twice, no lone surrogates or NUL, no YAML
+`MANY` or one for each 16 bytes; no NaN, no integers beyond 64 bits, no key twice, no lone surrogates or NUL, no YAML
 aliases. Then types: `checked` holds what was parsed against a dataclass.
 """
 
@@ -172,10 +172,9 @@ def check_values(level: list[Any]) -> None:
         text.encode()  # refuses half a character, a lone surrogate
         if "\0" in text:
             raise ValueError("text with the character NUL")
-        numbers = [value for value in level if isinstance(value, int | float)]
-        if not all(map(math.isfinite, (value for value in numbers if isinstance(value, float)))):
+        if not all(math.isfinite(value) for value in level if isinstance(value, float)):
             raise ValueError("a number that is not finite")
-        if numbers and max(map(abs, numbers)) >= 1 << 64:
+        if any(abs(value) >= 1 << 64 for value in level if isinstance(value, int)):
             raise ValueError("a number beyond 64 bits")
         inner = [value for value in level if isinstance(value, dict | list)]
         level = list(chain.from_iterable(chain(v, v.values()) if isinstance(v, dict) else v for v in inner))

@@ -12,8 +12,6 @@ always has `inherited.csv`, a line for each copy.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import posixpath
 from collections.abc import Collection, Iterator, Sequence
@@ -28,6 +26,7 @@ from nearfar.data.yolo import read_yolo
 from nearfar.errors import RunError, UsageError
 from nearfar.io.listing import original_name
 from nearfar.io.manifest import has_content, write_whole, writing
+from nearfar.structured import csv_rows
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "images")
 LIST = "inherited.csv"
@@ -232,7 +231,4 @@ def parsed_rows(path: Path, place: str) -> Iterator[dict[str, Any]]:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         yield from (parsed_json(line, f"{place} line {number}") for number, line in lines)
         return
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-        if None in row or None in row.values():
-            raise UsageError(f"{place} row {number} has another number of fields than the header: mend it")
-        yield row
+    yield from csv_rows(text, place)

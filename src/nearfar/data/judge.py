@@ -20,10 +20,11 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from nearfar.data.labels import Labels
-from nearfar.errors import ImageError, UsageError, first_line
+from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.metrics.features import FeatureNetwork, logistic_pipeline, processor_size, read_processor
+from nearfar.models.folder import check_size, read_config, reading
 from nearfar.tensors import Images
 
 BATCH, FOLDS = 32, 5
@@ -140,7 +141,10 @@ def trained_judge(folder: Path, names: Sequence[str], labels: Labels) -> Judge:
     Its classes must be named as the labels are. Nothing is downloaded, no code of the folder is run.
     """
     network = load_classifier(folder)
-    classes = [network.config.id2label[number] for number in range(network.config.num_labels)]
+    count, named = network.config.num_labels, network.config.id2label
+    classes: list[Any] = [named[number] for number in range(count)] if set(named) == set(range(count)) else [None]
+    if not all(isinstance(name, str) for name in classes):
+        raise UsageError(f"the classifier in {folder} must name its classes 0 to {count - 1}: mend id2label")
     if unknown := sorted(set(one_label_each(names, labels).values()) - set(classes)):
         raise UsageError(f"the classifier in {folder} does not know the label {unknown[0]}: {', '.join(classes)[:200]}")
     processor = read_processor(folder)
@@ -160,10 +164,9 @@ def load_classifier(folder: Path) -> Any:
         from transformers import AutoModelForImageClassification
     except ImportError:
         raise UsageError("classifiers of a folder are loaded by transformers: pip install 'nearfar[text]'") from None
-    try:
+    check_size(folder, read_config(folder, folder / "config.json"))
+    with reading(folder):
         network = AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} holds no image classifier of transformers ({first_line(error)})") from None
     return network.eval().requires_grad_(False)

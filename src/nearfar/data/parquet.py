@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from nearfar.errors import ImageError, UsageError, first_line
+from nearfar.errors import ImageError, UsageError, first_line, printable
 from nearfar.io.listing import Rejected
 from nearfar.io.pictures import FORMATS
 
@@ -48,8 +48,12 @@ def open_data_set(path: Path) -> Any:
     return rows
 
 
+def image_columns(rows: Any) -> list[str]:
+    return [name for name, feature in rows.features.items() if isinstance(feature, library().Image)]
+
+
 def image_column(rows: Any, path: Path) -> str:
-    images = [name for name, feature in rows.features.items() if isinstance(feature, library().Image)]
+    images = image_columns(rows)
     if len(images) != 1 and "image" not in images:
         raise UsageError(f"{path} must have one column of images, or one called image, got {images or 'none'}")
     return "image" if "image" in images else str(images[0])
@@ -69,6 +73,8 @@ def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> list
     for number, row in enumerate(rows):
         given = row.get(label)
         try:
+            for other in image_columns(rows):  # packing reads them all
+                stored(row[other], path, number, needed=other == image)
             content, text = stored(row[image], path, number), {} if given in none else {label: named(given)}
         except (ImageError, ValueError) as error:
             failed.append(Rejected(f"{number:08}", str(error)))
@@ -82,13 +88,28 @@ def unpack_data_set(path: Path, folder: Path, column: str | None = None) -> list
     return failed
 
 
-def stored(value: Mapping[str, Any] | None, path: Path, number: int) -> bytes:
+def stored(value: Mapping[str, Any] | None, path: Path, number: int, needed: bool = True) -> bytes:
     """The bytes of an image's file: in the data set, or where it points to."""
     if value and value.get("bytes"):
         return bytes(value["bytes"])
-    if value and value.get("path") and Path(value["path"]).is_file():
-        return Path(value["path"]).read_bytes()
+    if value and value.get("path") and (file := own_file(value["path"], path, number)).is_file():
+        return file.read_bytes()
+    if not needed and not value:
+        return b""
     raise ImageError(f"{path} has no image in row {number}: remove the row, or save the data set with its images")
+
+
+def own_file(name: str, path: Path, number: int) -> Path:
+    """The file that a row names, which must lie in the data set's own folder, links followed."""
+    folder = (path if path.is_dir() else path.parent).resolve()
+    try:
+        file = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError):
+        file = folder.parent
+    if not file.is_relative_to(folder):
+        text = f"{path} names {printable(name)} in row {number}, which is not in {folder}"
+        raise ImageError(f"{text}: save the data set with its images")
+    return file
 
 
 def suffix_of(content: bytes) -> str:
@@ -111,7 +132,10 @@ def pack_data_set(path: Path, made: Path, rows: Sequence[Mapping[str, Any]], tar
         for row in rows:
             number = int(Path(row["inherited_from"] or row["file_name"]).stem)
             content = {"bytes": (made / row["file_name"]).read_bytes(), "path": row["file_name"]}
-            yield {**before[number], image: content, **{name: row.get(name) for name in extra}}
+            row_before = before[number]
+            others = {name: stored(row_before[name], path, number, False) for name in stored_images}
+            kept = {name: {"bytes": held, "path": None} if held else None for name, held in others.items()}
+            yield {**row_before, **kept, image: content, **{name: row.get(name) for name in extra}}
 
     cache, tag = str(target.with_name("cache")), sha256(json.dumps(rows).encode()).hexdigest()[:16]
     done = datasets.Dataset.from_generator(copies, features=features, cache_dir=cache, fingerprint=tag)

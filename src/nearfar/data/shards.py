@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -20,8 +22,11 @@ from nearfar.errors import ImageError, UsageError, first_line, printable
 from nearfar.io.listing import Rejected, storable
 from nearfar.io.manifest import OF_ITS_NAME, unwritable
 from nearfar.io.pictures import SUFFIXES
+from nearfar.structured import parse_json
 
 MARK = "inherited.json"
+LARGEST = 1 << 28
+"""Bytes of a member: it is held in memory."""
 LONGEST = 60
 
 Record = dict[str, bytes]
@@ -107,6 +112,8 @@ def records(shard: Path) -> Iterator[tuple[str, Record]]:
 
 
 def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > LARGEST or member.issparse():
+        raise tarfile.ReadError(f"a member that is sparse or has more than {LARGEST:,} bytes")
     file = tar.extractfile(member)
     return file.read() if file else b""
 
@@ -115,7 +122,7 @@ def content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def reading(shard: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise UsageError(f"{shard} is no whole tar file ({first_line(error)}): restore it or move it away") from None
 
 
@@ -144,7 +151,7 @@ def label_of(key: str, record: Record) -> dict[str, str]:
     try:
         if "cls" in record:
             return {"label": record["cls"].decode().strip()}
-        content = json.loads(record.get("json", b"{}"))
-    except ValueError as error:
+        content = parse_json(record.get("json", b"{}"), "its JSON")
+    except (UsageError, ValueError) as error:
         raise ImageError(f"record {key} has a label that cannot be read ({first_line(error)}): mend it") from None
     return {"label": str(content["label"])} if isinstance(content, dict) and "label" in content else {}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.data.labels import Labels, Made, read_text
-from nearfar.errors import UsageError, first_line
+from nearfar.errors import UsageError
+from nearfar.structured import yaml_object
 
 CONFIG = "data.yaml"
 NUMBER = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
@@ -125,23 +126,18 @@ def check_lines(text: str, place: str) -> None:
 
 def told_by(config: str) -> dict[str, Any]:
     """What a readable `data.yaml` says that the numbers of a line mean."""
-    import yaml
-
-    content = yaml.safe_load(config) or {}
+    content = yaml_object(config, CONFIG)
     return {name: content[name] for name in ("kpt_shape", "task") if content.get(name) is not None}
 
 
 def class_names(config: str) -> dict[int, str]:
     """What `data.yaml` calls the classes."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(config) or {}
-        names = content.get("names", {})
-        numbered = dict(enumerate(names)) if isinstance(names, list) else names
-        classes = {int(number): str(name) for number, name in numbered.items()}
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
-        raise UsageError(f"{CONFIG} cannot be read ({first_line(error)}): mend it or move it away") from None
+    content = yaml_object(config, CONFIG)
+    names = content.get("names") or {}
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(numbered, dict) or not all(str(number).isdecimal() for number in numbered):
+        raise UsageError(f"{CONFIG} must name classes as a list or by number, got names {str(names)[:40]!r}: mend it")
+    classes = {int(number): str(name) for number, name in numbered.items()}
     if lists := [content[split] for split in ("train", "val", "test") if str(content.get(split)).endswith(".txt")]:
         raise UsageError(f"{CONFIG} names the list {lists[0]}, which is not carried over: name folders of images")
     return classes

@@ -81,7 +81,13 @@ def ahead(
 def heavy(pending: Iterable[Future[Any]]) -> bool:
     """Whether all files but the last two, which the readers may be at, weigh too much; it waits for them."""
     read = (future.result() for future in list(pending)[:-2])
-    return sum(one.reading.squares.nbytes for one in read if isinstance(one, Loaded)) > WAITING
+    return sum(weight(one.reading) for one in read if isinstance(one, Loaded)) > WAITING
+
+
+def weight(reading: Reading) -> int:
+    """Bytes of a file's squares and of its alpha channel, which is as large as the file's picture."""
+    alpha = reading.frame.alpha
+    return reading.squares.nbytes + (0 if alpha is None else alpha.nbytes)
 
 
 def whole(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Finished]]]:

@@ -6,10 +6,9 @@ from its two packages, DINOv2, CLIP and their like from a local folder through t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from threading import get_ident
@@ -22,10 +21,12 @@ from torch.nn import Module, functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from nearfar.diffusion.schedule import Level
-from nearfar.errors import UsageError, first_line
+from nearfar.errors import UsageError
 from nearfar.io.fitting import with_channels
 from nearfar.latents.covariance import SIDE, coarse, cosines
+from nearfar.models.folder import check_size, read_config, reading
 from nearfar.models.model import FrozenModel
+from nearfar.structured import checked, json_object, read_text
 from nearfar.tensors import Images, Latents
 
 
@@ -40,6 +41,7 @@ def logistic_pipeline(**options: Any) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(**options))
 
 
+LONGEST_SIDE = 4096
 LEVEL, LONGEST = Level(strength=0.05), 512
 """Noise under which the network is asked for features, and how many numbers of them are kept."""
 
@@ -268,27 +270,39 @@ def load_folder(folder: Path) -> Any:
         from transformers import AutoModel
     except ImportError:
         raise UsageError("networks of a folder are loaded by transformers: pip install 'nearfar[text]'") from None
-    try:
+    check_size(folder, read_config(folder, folder / "config.json"))
+    with reading(folder):
         network = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} holds no network that transformers can load ({first_line(error)})") from None
     return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What an image processor of transformers says of pixels."""
+
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    crop_size: int | dict[str, int] | None = None
+    size: int | dict[str, int] | None = None
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    try:
-        processor = json.loads(path.read_text("utf-8"))
-        return {**processor, "image_mean": processor["image_mean"], "image_std": processor["image_std"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        wanted = "image_mean and image_std, which say how pixels are scaled"
-        raise UsageError(f"{path} must have {wanted}: save the network's image processor there") from None
+    way = "save the network's image processor there, with image_mean and image_std, which say how pixels are scaled"
+    processor = checked(Processor, json_object(read_text(path), str(path), way), str(path), way)
+    lengths = {len(processor.image_mean), len(processor.image_std)}
+    if not lengths <= {1, 3} or len(lengths) > 1 or min(processor.image_std) <= 0:
+        raise UsageError(f"{path} must have 3 numbers in image_mean and 3 above 0 in image_std: {way}")
+    return asdict(processor)
 
 
 def processor_size(processor: dict[str, Any], config: Any) -> int:
     """Pixels of a side: of the crop, of the resized image, or of the network's training."""
     given: Any = processor.get("crop_size") or processor.get("size") or getattr(config, "image_size", 224)
-    return int(given if isinstance(given, int) else next(iter(given.values())))
+    side = next(iter(given.values())) if isinstance(given, dict) else given
+    if not isinstance(side, int) or not 1 <= side <= LONGEST_SIDE:
+        raise UsageError(f"a network's images must be 1 to {LONGEST_SIDE} pixels wide, got {str(side)[:40]}: mend size")
+    return side
 
 
 def spread_out(states: Any) -> list[Tensor]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nearfar.errors import RunError, UsageError, first_line, printable
+from nearfar.errors import NearfarError, RunError, UsageError, first_line, printable
 from nearfar.models.original.checkpoints import read_weights
 from nearfar.structured import json_object, read_text
 
@@ -28,6 +28,7 @@ PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_enco
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
 HALF = re.compile(r"\.(fp|bf)16[.-]")
 DESCRIPTIONS = (".json", ".txt", ".model")
+MOST_LAYERS, MOST_LENGTH = 1000, 1 << 20
 PICKLE = "diffusion_pytorch_model.bin"
 
 
@@ -99,7 +100,10 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
     if "quantization_config" in part.config:
         raise UsageError(f"{part.folder} is quantized, which nearfar does not read: take the model it was made from")
     check_weights(part.folder)
+    check_size(part.folder, part.config)
     with reading(part.folder), without_bars():
+        with torch.device("meta"):
+            check_room(part.folder, getattr(diffusers, part.kind).from_config(part.config))
         network, loading = getattr(diffusers, part.kind).from_pretrained(
             part.folder,
             dtype=dtype,
@@ -136,7 +140,9 @@ def reading(what: Path | str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         text = f"{what} does not fit into the memory: use --precision bfloat16 on a GPU, or a smaller model"
         raise RunError(text) from error
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except NearfarError:
+        raise
+    except Exception as error:  # what a library makes of a stranger's file can be any
         raise UsageError(f"{what} cannot be loaded ({first_line(error)}): copy the whole folder again") from error
 
 
@@ -152,6 +158,24 @@ def check_weights(folder: Path) -> None:
         for name in set(read_json(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
                 raise UsageError(f"{index} names {printable(str(name))}, which is no shard beside it: copy it again")
+
+
+def check_size(where: Path, config: Any, name: str = "") -> None:
+    """Refuse lengths and numbers of layers that no model has, before anything of that size is made."""
+    most = MOST_LAYERS if "layer" in name else MOST_LENGTH
+    if isinstance(config, int) and abs(config) > most:
+        raise UsageError(f"{where} has {printable(name)} {config}, more than {most:,}: copy the folder again")
+    for key, value in config.items() if isinstance(config, dict) else ():
+        check_size(where, value, str(key))
+    for value in config if isinstance(config, list) else ():
+        check_size(where, value, name)
+
+
+def check_room(folder: Path, network: Any) -> None:
+    """Refuse a network of more weights than its files have bytes."""
+    count, room = sum(one.numel() for one in network.parameters()), sum(p.stat().st_size for p in weights_of(folder))
+    if count > room:
+        raise UsageError(f"{folder} asks for {count:,} weights, its files have {room:,} bytes: copy it again")
 
 
 def check_complete(folder: Path, missing: Iterable[str]) -> None:

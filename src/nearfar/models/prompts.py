@@ -15,7 +15,16 @@ import torch
 from nearfar.diffusion.solver import Network
 from nearfar.errors import UsageError
 from nearfar.models import networks
-from nearfar.models.folder import DiffusersFolder, Part, check_complete, check_weights, reading, variant_of
+from nearfar.models.folder import (
+    DiffusersFolder,
+    Part,
+    check_complete,
+    check_size,
+    check_weights,
+    read_config,
+    reading,
+    variant_of,
+)
 from nearfar.models.networks import Arguments, Prompt
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
@@ -148,6 +157,7 @@ def load_text_part(folder: DiffusersFolder, name: str, dtype: torch.dtype, devic
         if name.startswith("tokenizer"):
             return loader.from_pretrained(path, local_files_only=True)
         check_weights(path)
+        check_size(path, read_config(path, path / "config.json"))
         options = {"variant": variant_of(path), "use_safetensors": True, "local_files_only": True}
         encoder, loading = loader.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     check_complete(path, loading["missing_keys"])

@@ -163,7 +163,7 @@ BROKEN = {
     ],
     "labels/b.txt": [("0 e e e e", "labels/b.txt line 1 must be a class and")],
     "data.yaml": [
-        ("names: [", "data.yaml cannot be read"),
+        ("names: [", "data.yaml is not valid YAML"),
         ("train: train.txt\nnames: [cat]", "names the list train.txt"),
     ],
 }  # fmt: skip

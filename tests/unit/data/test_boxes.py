@@ -81,7 +81,7 @@ def test_only_classes_that_are_there_can_be_chosen(source):
         ),
         (
             coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, float("nan"), 1]}]),
-            "needs a bbox of 4 numbers",
+            "NaN is no number of JSON",
         ),
         (coco([{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 1]}]), "needs a bbox of 4 numbers"),
         ("{}", "must be a COCO file, with images and annotations"),
@@ -201,7 +201,9 @@ def test_a_turned_box_is_honored_and_other_angles_are_refused(source):
         {"theta": 0.3, "attributes": {"rotation": 90}},
         {"bbox_mode": 0},
     ):
-        with pytest.raises(UsageError, match=r"annotation 1 has .*, but only attributes\.rotation in degrees is read"):
+        with pytest.raises(
+            UsageError, match=r"has .*, but only attributes\.rotation in degrees|is not valid JSON"
+        ):
             of_annotations(source, {"bbox": place, **angle})
 
 
@@ -238,7 +240,7 @@ def test_an_object_without_a_box_is_refused_and_boxes_are_named(source):
 
 @pytest.mark.parametrize("place", [[0, 0, 1e9, 1], [0, 0, 10**400, 1], [0, 0, 1e300, 1e300]])
 def test_a_turned_box_of_any_length_ends_in_a_sentence(source, place):
-    with pytest.raises((ImageError, UsageError), match=r"covers nothing|needs a bbox"):
+    with pytest.raises((ImageError, UsageError), match=r"covers nothing|needs a bbox|beyond 64 bits"):
         of_annotations(source, {"bbox": place, "attributes": {"rotation": 45}})[0].within(60, 80)
 
 

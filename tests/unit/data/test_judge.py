@@ -102,5 +102,6 @@ def test_no_code_of_a_classifiers_folder_is_run(tmp_path, monkeypatch):
     transformers, asked = pytest.importorskip("transformers"), {}
     loader = transformers.AutoModelForImageClassification
     monkeypatch.setattr(loader, "from_pretrained", lambda _, **options: asked.update(options) or torch.nn.Identity())
+    (tmp_path / "config.json").write_text("{}")
     load_classifier(tmp_path)
     assert asked == {"local_files_only": True, "trust_remote_code": False}
