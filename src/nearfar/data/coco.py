@@ -114,7 +114,7 @@ def check_entries(content: dict[str, Any], place: str) -> None:
             raise UsageError(f"{place} holds panoptic masks, which are not carried over: convert them to instances")
         if bad := next((entry for entry in entries if not entry.keys() >= set(fields)), None):
             raise UsageError(f"{place}: every entry of {part} needs {' and '.join(fields)}, got {str(bad)[:60]}")
-        if not all(isinstance(entry["id"], int) for entry in entries):
+        if not all(isinstance(entry.get("id"), int) for entry in entries):
             raise UsageError(f"{place}: ids of {part} must be whole numbers that differ")
         (number, times), *_ = Counter(entry["id"] for entry in entries).most_common(1) or [(0, 0)]
         if times > 1:

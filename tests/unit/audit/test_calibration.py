@@ -367,7 +367,6 @@ WRONG = [
     ("targets", []),
     ("targets", ["similarity"]),
     ("targets", ["rank1=nan"]),
-    ("targets", ["rank1=0.5"]),
     ("found", {"curves": {}, "limits": {}, "strength": 0.2}),
     ("found", {"curves": {}, "limits": LIMITS, "strength": 7}),
     ("found", {"curves": {}, "limits": LIMITS, "strength": float("nan")}),

@@ -201,9 +201,7 @@ def test_a_turned_box_is_honored_and_other_angles_are_refused(source):
         {"theta": 0.3, "attributes": {"rotation": 90}},
         {"bbox_mode": 0},
     ):
-        with pytest.raises(
-            UsageError, match=r"has .*, but only attributes\.rotation in degrees|is not valid JSON"
-        ):
+        with pytest.raises(UsageError, match=r"has .*, but only attributes\.rotation in degrees|is not valid JSON"):
             of_annotations(source, {"bbox": place, **angle})
 
 
