@@ -6,7 +6,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test quick style types all-tests unit-tests golden clean
+.PHONY: demo test fuzz quick style types all-tests unit-tests golden clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -32,6 +32,10 @@ all-tests: .venv/test
 
 unit-tests: .venv/test
 	$(BIN)/pytest $(SHARED) -m 'not process and not slow' tests/unit
+
+fuzz: export OMP_NUM_THREADS := 1
+fuzz: .venv/test
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(BIN)/pytest -s tests/fuzz
 
 golden: .venv/test
 	$(BIN)/pytest tests/golden --update-golden

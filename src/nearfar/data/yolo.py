@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def inward(config: str, source: Path, place: str) -> bytes:
     """The file for OUT: folders as they lie below it, so that nothing points back at IN."""
     import yaml
 
-    content = yaml.safe_load(config) or {}
+    content = yaml_object(config, place)
     base = str(content.pop("path", "") or "")
     for split in [split for split in ("train", "val", "valid", "test", "minival") if content.get(split)]:
         given = content[split]
@@ -98,7 +99,7 @@ def below(source: Path, base: str, given: str, place: str) -> str:
     for path in (posixpath.join(base, given), given):
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        if found := next((end for end in ends if (source / end).exists()), None):
+        if found := next((end for end in ends if exists(source / end)), None):  # noqa: PTH110: nor is one too long
             return found
     whole = (source / base / given).resolve()
     if whole == source.resolve():
