@@ -84,8 +84,8 @@ def relative_name(file_name: str, source: Path, names: Collection[str], place: s
 
 
 def check_there(source: Path, name: str, names: Collection[str], place: str) -> None:
-    """Refuse an annotation of an image that is not below `source`."""
-    if name not in names and (name.startswith("..") or not isfile(source / name)):  # noqa: PTH113: too long a name is not there
+    """Refuse an annotation of an image that is not below `source`, or whose name is too long to be anywhere."""
+    if name not in names and (name.startswith("..") or not isfile(source / name)):  # noqa: PTH113
         alike = [one for one in names if normalize("NFC", one) == normalize("NFC", name)]
         if alike:
             raise UsageError(

@@ -99,7 +99,7 @@ def below(source: Path, base: str, given: str, place: str) -> str:
     for path in (posixpath.join(base, given), given):
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        if found := next((end for end in ends if exists(source / end)), None):  # noqa: PTH110: nor is one too long
+        if found := next((end for end in ends if exists(source / end)), None):  # noqa: PTH110
             return found
     whole = (source / base / given).resolve()
     if whole == source.resolve():
