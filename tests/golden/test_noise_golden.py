@@ -1,7 +1,7 @@
 """The numbers of two fixed streams, as committed: another noise generator would change every output of every user.
 
 numpy does not promise the numbers of `Generator.standard_normal` across its versions (NEP 19). If a new numpy changes
-them, this test says so: note it in the changelog, then run this file to write the array anew and review the diff.
+them, this test says so: say so in the commit, then run this file to write the array anew and review the diff.
 """
 
 from pathlib import Path

@@ -27,7 +27,7 @@ CANDIDATES: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings of `draws.mosaic`, and the shares that the guards found (`guards.rates`)."""
+    """Settings of `synthesis.mosaic`, and the shares that the guards found (`guards.rates`)."""
 
     mixing: Mapping[str, Any]
     rates: Mapping[str, float]

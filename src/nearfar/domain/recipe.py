@@ -29,7 +29,7 @@ class Recipe:
     """What samples are made of; the fields are those of `synthesize`, a pull of None is the domain's own.
 
     eta: None where it is still to be measured (see `bandwidth`). near, amount: an image that samples are variations
-    of, or its file, and how far from it (`draws.steer`).
+    of, or its file, and how far from it (`synthesis.steer`).
     """
 
     family: str = field(

@@ -268,9 +268,9 @@ def synthesizer(
 ) -> Synthesizer:
     """Settle how new images are made.
 
-    family: of spread, see `draws.drawing`; options: of the family. geometry: "free" takes draws as they are,
+    family: of spread, see `drawing`; options: of the family. geometry: "free" takes draws as they are,
     "projected" puts them onto the domain's shell, "tested" repeats them until they pass the paper's three tests.
-    pull: weight of the density ratio, in [0, 1] (see `pull.Pulled`), the domain's own unless given; 0 is the
+    pull: weight of the density ratio, in [0, 1] (see `domain.Pulled`), the domain's own unless given; 0 is the
     frozen model alone. Another than the domain was fitted with bends the way back: a larger one overdoes contrast.
     eta: of the way down, see `Synthesizer`. seed: of draws and noise.
     """
@@ -316,7 +316,7 @@ def vary(
     """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
 
     amount: 0 gives the image back, 1 forgets it and is what `synthesize` makes: the image's latent and a draw are added
-    as in `draws.steer`, so that every mixture lies where latents of the domain lie. options: those of `synthesizer`;
+    as in `steer`, so that every mixture lies where latents of the domain lie. options: those of `synthesizer`;
     the image is inverted with its `pull`, too.
     Cost: one inversion, and `steps` calls for each batch.
     """
