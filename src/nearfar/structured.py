@@ -29,7 +29,7 @@ T = TypeVar("T")
 MEND = "mend it or move it away"
 
 
-def read_text(path: Path, most: int = MOST) -> str:
+def read_text(path: Path, most: int = MOST, way: str = MEND) -> str:
     """A file of UTF-8 text, with or without a byte order mark. most: bytes."""
     try:
         with path.open("rb") as file:
@@ -37,8 +37,10 @@ def read_text(path: Path, most: int = MOST) -> str:
         if len(content) > most:
             raise UsageError(f"{path} has more than {most:,} bytes: make it smaller")
         return content.decode("utf-8-sig")
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text ({first_line(error)}): {MEND}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): {way}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text ({first_line(error)}): {way}") from None
 
 
 def parse_json(text: str | bytes, place: str, way: str = MEND) -> Any:

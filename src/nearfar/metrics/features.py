@@ -289,7 +289,7 @@ class Processor:
 def read_processor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     way = "save the network's image processor there, with image_mean and image_std, which say how pixels are scaled"
-    processor = checked(Processor, json_object(read_text(path), str(path), way), str(path), way)
+    processor = checked(Processor, json_object(read_text(path, way=way), str(path), way), str(path), way)
     lengths = {len(processor.image_mean), len(processor.image_std)}
     if not lengths <= {1, 3} or len(lengths) > 1 or min(processor.image_std) <= 0:
         raise UsageError(f"{path} must have 3 numbers in image_mean and 3 above 0 in image_std: {way}")

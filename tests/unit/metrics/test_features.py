@@ -123,8 +123,8 @@ def test_clip_of_a_folder_gives_its_image_embeddings(folder, model):
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [
-        (lambda path: (path / "preprocessor_config.json").unlink(), "must have image_mean and image_std"),
-        (lambda path: (path / "config.json").unlink(), "holds no network that transformers can load"),
+        (lambda path: (path / "preprocessor_config.json").unlink(), "with image_mean and image_std"),
+        (lambda path: (path / "config.json").unlink(), "lacks config.json: copy the whole folder"),
     ],
 )
 def test_folders_that_lack_something_are_refused_in_words(folder, model, break_it, sentence):
