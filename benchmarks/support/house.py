@@ -41,7 +41,7 @@ from benchmarks.support.small_models import pixel
 
 PACKAGE = Path(nearfar.__file__).parent
 MANY = 8
-EVERYWHERE = ("errors", "tensors")
+EVERYWHERE = ("errors", "tensors", "structured")
 """Modules that every wing may import."""
 WINGS = {
     "diffusion": "",
