@@ -222,6 +222,7 @@ def test_the_eyes_at_hand_are_recognizer_features_and_pixels(model):
     assert other_eyes(network_eyes(same), same, model) == []
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_said_before(tmp_path):
     work = work_on()
     calibrate(work, [SIMILARITY, RANK1], tmp_path / "c.json", settings={})
@@ -233,6 +234,7 @@ class StoppedError(Exception):
     """Stands for Ctrl-C."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on(tmp_path):
     record, settings = tmp_path / "c.json", {"some": 1}
     whole = calibrate(work_on(), [SIMILARITY], record, settings=settings, parts=2)

@@ -104,6 +104,7 @@ def test_the_interval_is_students():
     assert student_interval([0.5]) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_small_network_learns_and_repeats_itself():
     shapes = torch.zeros(40, 3, 16, 16)
     shapes[::2, :, 4:12, 7:9] = 1.0

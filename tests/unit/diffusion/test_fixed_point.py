@@ -191,6 +191,7 @@ def test_an_inversion_tells_how_each_step_was_found():
     assert resting.calls.tolist() == [[0] * 6] * 2
 
 
+@pytest.mark.slow
 def test_the_calls_of_a_lone_image_are_those_of_the_network():
     model, calls = load_model(device="cpu"), []
     network = model.denoiser.network
@@ -210,6 +211,7 @@ def test_toward_the_clean_end_it_is_ddim(linear):
     assert torch.equal(solve(linear, x, grid, FixedPointDDIM()), solve(linear, x, grid, DDIM()))
 
 
+@pytest.mark.slow
 def test_what_becomes_of_an_image_does_not_depend_on_its_company(linear):
     solver, amplitudes = FixedPointDDIM(iterations=30, tolerance=1e-5), (0.001, 1.0, 30.0)
     images = torch.stack([torch.full((1, 1, 5), amplitude) for amplitude in amplitudes]).double()

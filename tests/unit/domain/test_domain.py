@@ -28,6 +28,7 @@ def test_latents_are_those_of_an_inversion_and_clean_ones_those_of_the_encoder()
     assert (domain.strength, domain.steps, domain.model) == (0.6, 7, model.provenance.sha256)
 
 
+@pytest.mark.slow
 def test_with_pull_the_way_back_ends_at_the_fitted_images_pulled_too():
     domain, model = fitted(pull=0.4), oracle()
     assert domain.pull == 0.4
@@ -77,6 +78,7 @@ def test_targets_are_measured_on_the_latents_and_the_own_domain_on_its_samples()
     assert torch.equal(domain.own.covariance.values, expected.covariance.values)
 
 
+@pytest.mark.slow
 def test_the_own_domain_is_sampled_with_the_seed_unless_given(monkeypatch):
     monkeypatch.setattr("nearfar.domain.domain.OWN_SAMPLES", 24)
     sampled, given = (

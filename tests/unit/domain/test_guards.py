@@ -165,6 +165,7 @@ def test_an_output_does_not_depend_on_its_batch(guards):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_classifier_is_ridge_regression_with_each_left_out():
     generator = torch.Generator().manual_seed(0)
     domain, own = (torch.randn(count, 40, generator=generator).double() + off for count, off in ((30, 0), (50, 0.4)))

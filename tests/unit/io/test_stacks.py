@@ -291,6 +291,7 @@ def test_fluxes_come_back_from_a_model_that_can_represent_them(tmp_path, oracle)
 # The page about arrays
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_on_arrays_runs(tmp_path, monkeypatch):
     page = Path(__file__).parents[3] / "docs" / "arrays.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -76,6 +76,7 @@ def data_set(smooth):
     return datasets.Dataset.from_dict(rows, datasets.Features(features | {"note": datasets.Value("string")}))
 
 
+@pytest.mark.slow
 def test_webdataset_reads_shards_of_originals_and_copies(augment, shards):
     found, out = augment(shards, copies=2, keep_originals=True)
     assert (found.progress.done, found.counts) == (12, {"copies": 8, "originals": 4})

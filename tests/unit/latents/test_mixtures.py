@@ -48,6 +48,7 @@ def test_about_the_fitted_mean_the_covariance_falls_short_as_documented():
     torch.testing.assert_close(found.square().sum(1), 1 - (a**2 / b - 1) / 9)
 
 
+@pytest.mark.slow
 def test_mixtures_of_many_latents_have_the_mean_and_covariance_of_the_domain():
     mixing = torch.randn(COUNT, COUNT, dtype=torch.float64, generator=generator(9)) / COUNT**0.5
     exact, mean, count = mixing.T @ mixing, torch.full(SHAPE, 3.0, dtype=torch.float64), 6000

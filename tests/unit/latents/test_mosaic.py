@@ -82,6 +82,7 @@ def test_without_sharpness_all_parents_count_alike():
     torch.testing.assert_close(mixtures.latents, expected)
 
 
+@pytest.mark.slow
 def test_drawn_mixtures_have_the_mean_and_the_covariance_of_the_domain():
     """Latents of N(mean, S), S of 3 channels and equal in all places, seen through many draws of many latents."""
     count, mean = 4000, torch.full(SHAPE, 2.0, dtype=torch.float64)

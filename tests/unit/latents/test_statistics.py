@@ -49,6 +49,7 @@ def test_a_round_gaussian_about_a_center_has_the_closed_form():
     assert found.shrinkage > 0.97
 
 
+@pytest.mark.slow
 def test_moments_of_an_uneven_cloud_have_no_bias():
     """Over many clouds of ten, whose directions have variances 1 to 5 and whose numbers are not Gaussian."""
     variances = torch.linspace(1, 5, 40).reshape(1, 5, 8)

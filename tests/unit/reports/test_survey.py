@@ -62,6 +62,7 @@ def test_the_proposed_level_is_marked(found):
     assert not [line for line in separation_figure(none).axes[0].get_lines() if line.get_linestyle() == ":"]
 
 
+@pytest.mark.slow
 def test_sections_say_what_is_proposed_and_why(found):
     text = Report("survey").add(*survey_sections(found)).html()
     assert f"Level to work at: strength {found.proposed:g}, because {found.reason}." in text

@@ -59,7 +59,10 @@ def counted(model):
     return replace(model, denoiser=replace(model.denoiser, network=network)), calls
 
 
-@pytest.mark.parametrize("name", [*INVERTERS, "bdia"])
+SLOW = {"fixed-point": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in [*INVERTERS, "bdia"]])
 def test_images_come_back_as_from_reconstruct_with_their_figures(name):
     solver = INVERTERS.get(name, BDIA())
     model, calls = counted(load_model(device="cpu"))
@@ -74,6 +77,7 @@ def test_images_come_back_as_from_reconstruct_with_their_figures(name):
     assert all(values.shape == (1,) and values.dtype == torch.float64 for values in found.figures.values())
 
 
+@pytest.mark.slow
 def test_the_models_own_samples_are_the_measure(model):
     options = {"strength": 0.5, "steps": 2}
     own = own_representation(model, Sampling(Level(0.5), 2, INVERTER), count=2, seed=5, batch_size=1)
