@@ -163,3 +163,9 @@ def test_noncommercial_terms_are_recognized(license):
 )
 def test_free_and_unknown_terms_are_not_taken_for_noncommercial(license):
     assert not is_noncommercial(license)
+
+
+@pytest.mark.parametrize("name", ["faces", "faces64", "cells"])
+def test_a_bundled_folder_tells_nothing_of_where_it_was_made(name):
+    texts = [path.read_text() for path in (MODELS / name).rglob("*.json")]
+    assert texts and not any("_name_or_path" in text for text in texts)
