@@ -168,4 +168,5 @@ def test_free_and_unknown_terms_are_not_taken_for_noncommercial(license):
 @pytest.mark.parametrize("name", ["faces", "faces64", "cells"])
 def test_a_bundled_folder_tells_nothing_of_where_it_was_made(name):
     texts = [path.read_text() for path in (MODELS / name).rglob("*.json")]
-    assert texts and not any("_name_or_path" in text for text in texts)
+    assert texts
+    assert not any("_name_or_path" in text for text in texts)
