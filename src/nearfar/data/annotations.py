@@ -25,7 +25,7 @@ from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, par
 from nearfar.data.yolo import read_yolo
 from nearfar.errors import RunError, UsageError
 from nearfar.io.listing import original_name
-from nearfar.io.manifest import has_content, write_whole, writing
+from nearfar.io.manifest import check_no_links, has_content, write_whole, writing
 from nearfar.structured import csv_rows
 
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "images")
@@ -52,6 +52,7 @@ class Annotations:
 
     def write(self, out: Path, made: Sequence[Made]) -> None:
         """Write all annotation files of OUT, each whole; remove label files of images that are gone."""
+        check_no_links(out, error=RunError)
         files: dict[str, bytes | Path] = {}
         for layout in self.layouts:
             files |= layout.files(made)

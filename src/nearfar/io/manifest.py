@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from typing import IO, Any, ClassVar, Literal
 
 from filelock import lock_descriptor
 
-from nearfar.errors import RunError, UsageError
+from nearfar.errors import NearfarError, RunError, UsageError
 from nearfar.structured import checked, json_object
 
 Watch = Callable[[str, int, int], None]
@@ -113,8 +114,10 @@ def remove_parts(folder: Path) -> None:
 
 
 def has_content(path: Path, sha256: str) -> bool:
-    """Whether the file is there with exactly this content."""
+    """Whether the file itself, not a link to it, is there with exactly this content."""
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
     except OSError:
@@ -166,8 +169,25 @@ def salt_path(out: Path) -> Path:
     return manifest_path(out).with_suffix(".salt")
 
 
+def check_no_links(out: Path, *more: Path, error: type[NearfarError] = UsageError) -> None:
+    """Refuse folders below `out`, its record and other places of a run that are links: files elsewhere would change."""
+    inside = (Path(parent, name) for parent, folders, _ in os.walk(out) for name in folders)
+    for path in (manifest_path(out), salt_path(out), *more, *inside):
+        if path.is_symlink():
+            raise error(f"{path} is a link, through which nothing is written: remove it, then go on with --resume")
+
+
+def check_own_folder(out: Path, target: Path) -> None:
+    """RunError where a file below `out` would be written through a link."""
+    for folder in target.parents[: len(target.relative_to(out).parts)]:
+        if folder.is_symlink():
+            raise RunError(f"{folder} became a link while the run went on: remove it, then go on with --resume")
+
+
 def read_manifest(path: Path) -> Earlier:
-    """What a manifest says; lines that a killed run left incomplete are passed over."""
+    """What a manifest says; lines that a killed run left incomplete are passed over. UsageError for a link."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path}, the record of a run, must be a file of its own, got a link or a folder: remove it")
     header: dict[str, Any] = {}
     records: dict[str, Record] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
@@ -193,6 +213,9 @@ def to_record(content: Any) -> Record | None:
         return None
 
 
+MODE = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+
+
 class Manifest:
     """Appends to the record of a run, which it locks; what `commit` has returned from is on the disk."""
 
@@ -200,7 +223,7 @@ class Manifest:
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, CONFIDENTIAL), "a+b")
+            self._file: IO[bytes] = os.fdopen(os.open(path, MODE, CONFIDENTIAL), "a+b")
             lock(self._file, path)
             self._write("\n" if is_cut(self._file) else "")
             self._write(json.dumps(header, ensure_ascii=False) + "\n")
@@ -213,7 +236,7 @@ class Manifest:
         """Onto the disk; RunError where the file is no longer there, or another one is."""
         self._flush()
         with writing(self._path):
-            stands = self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            stands = os.path.lexists(self._path) and os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
         if not stands:
             raise RunError(
                 f"{self._path}, the record of this run, was removed or replaced while it ran: what it made cannot be "

@@ -32,6 +32,8 @@ from nearfar.io.manifest import (
     Manifest,
     Progress,
     Record,
+    check_no_links,
+    check_own_folder,
     has_content,
     manifest_path,
     read_manifest,
@@ -102,6 +104,7 @@ def check_out(out: Path, resume: bool) -> None:
         if path.is_symlink() and not path.exists():
             raise UsageError(f"{path} is a link to nothing: make the folder that it names, or choose another output")
     check_writable(out.resolve().parent)
+    check_no_links(out)
     manifest = manifest_path(out)
     has_files = out.is_dir() and any(out.iterdir())
     if has_files and not resume:
@@ -159,6 +162,7 @@ def choose_batch_size(job: Job, todo: list[Item], kept: list[Record]) -> int:
 
 def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = lambda _: None) -> Progress:
     """Carry out a plan. What is finished when it is interrupted is on the disk and in the manifest."""
+    out = out.resolve()  # a link that OUT becomes is not followed
     progress = Progress(len(plan.todo) + len(plan.kept) + len(plan.listing.rejected), kept=len(plan.kept))
     progress.ignored, progress.batch_size, progress.steps = plan.listing.ignored, plan.batch_size, job.steps
     job = replace(job, salt=plan.salt)
@@ -185,6 +189,7 @@ def check_standing(job: Job, out: Path, names: Collection[str]) -> None:
             f"{len(lost)} of {len(names)} images in {out}, such as {lost[0]}, or what the record tells of them, were "
             "removed or changed while the run went on: keep other programs away and make them again with --resume"
         )
+    check_no_links(out, error=RunError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,6 +340,7 @@ class Run:
         if verdict.dropped:
             return record
         target = job.target(self.out, name)
+        check_own_folder(self.out, target)
         with writing(target):
             try:
                 return replace(record, status="done", target_sha256=write_whole(target, content))

@@ -23,7 +23,17 @@ from nearfar.data.parquet import image_column, open_data_set, pack_data_set, unp
 from nearfar.data.shards import is_image, pack_shard, records, unpack_shard
 from nearfar.errors import ModelWarning, RunError, UsageError, printable
 from nearfar.io.listing import PICTURES, Rejected
-from nearfar.io.manifest import Earlier, Manifest, Progress, Record, manifest_path, read_manifest, write_whole, writing
+from nearfar.io.manifest import (
+    Earlier,
+    Manifest,
+    Progress,
+    Record,
+    check_no_links,
+    manifest_path,
+    read_manifest,
+    write_whole,
+    writing,
+)
 from nearfar.jobs.augment import Augmentation, Making, augment_job, augmentation
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
@@ -184,7 +194,8 @@ def copy_list_of_splits(source: Path, out: Path) -> None:
 
 def check_standing(out: Path, units: Sequence[Record]) -> None:
     """RunError unless every unit that counts as done stands in `out`, as it was packed."""
-    gone = [unit.name for unit in units if content_hash(out / unit.name) != unit.target_sha256]
+    check_no_links(out, error=RunError)
+    gone = [unit.name for unit in units if own_hash(out / unit.name) != unit.target_sha256]
     if gone:
         raise RunError(
             f"{len(gone)} of {len(units)} shards or splits in {out}, such as {gone[0]}, were removed or changed while "
@@ -207,6 +218,7 @@ def nothing_left_of_a_refusal(out: Path, earlier: Earlier) -> Iterator[None]:
 def unpacked(unit: Unit, out: Path, wanted: Wanted) -> list[Rejected]:
     """Unpack a unit, unless that has been done; what of it cannot be used."""
     work = work_folder(out)
+    check_no_links(work, work)
     images, mark = work / "in", work / "unpacked"
     tag = f"{unit.name} {content_hash(unit.path)} {wanted.label_column}"
     told = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
@@ -236,6 +248,7 @@ def augment_unit(
         unit.pack(made, rows, packed)
         if (count := unit.images(packed)) != (expected := counts["copies"] + counts["originals"]):
             raise RunError(f"{target} would hold {count} of {expected} images: please report this, with the input")
+        check_no_links(out, error=RunError)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir() and any(target.iterdir()):
             raise UsageError(
@@ -256,15 +269,18 @@ def work_folder(out: Path) -> Path:
 def unit_record(unit: Unit, out: Path, job: Job, wanted: Wanted, images: int) -> Record:
     """Its source tag tells of other wishes too: what was made of a unit is only what was wanted then."""
     source_tag = job.key.tag("source", f"{content_hash(unit.path)} {wanted}".encode())
-    return Record(
-        unit.name, "done", "", job.batch_size, content_hash(out / unit.name), source_tag, {"images": images}
-    )  # fmt: skip
+    target = own_hash(out / unit.name)
+    return Record(unit.name, "done", "", job.batch_size, target, source_tag, {"images": images})
 
 
 def is_done(record: Record, unit: Unit, out: Path, job: Job, wanted: Wanted) -> bool:
     """Whether what an earlier run made of this unit still stands."""
     images = int(record.figures.get("images", 0))
-    return (out / unit.name).exists() and record == unit_record(unit, out, job, wanted, images)
+    return (
+        bool(record.target_sha256)
+        and (out / unit.name).exists()
+        and record == unit_record(unit, out, job, wanted, images)
+    )
 
 
 def failed_in(unit: Unit, earlier: Earlier) -> list[Record]:
@@ -282,6 +298,12 @@ def content_hash(path: Path) -> str:
             with entry.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def own_hash(path: Path) -> str:
+    """The same of what was written, empty where any of it became a link."""
+    linked = any(entry.is_symlink() for entry in (path, *path.rglob("*")))
+    return "" if linked else content_hash(path)
 
 
 def add(total: Progress, outcome: Progress, unit: Unit) -> None:
