@@ -205,7 +205,8 @@ def check_standing(out: Path, units: Sequence[Record]) -> None:
 
 @contextmanager
 def nothing_left_of_a_refusal(out: Path, earlier: Earlier) -> Iterator[None]:
-    """Where the first unit is refused, the next attempt finds things as they were."""
+    """Where the first unit is refused, or the work's folder is a link, the next attempt finds things as they were."""
+    check_no_links(work_folder(out), work_folder(out))
     try:
         yield
     except UsageError:
@@ -218,7 +219,6 @@ def nothing_left_of_a_refusal(out: Path, earlier: Earlier) -> Iterator[None]:
 def unpacked(unit: Unit, out: Path, wanted: Wanted) -> list[Rejected]:
     """Unpack a unit, unless that has been done; what of it cannot be used."""
     work = work_folder(out)
-    check_no_links(work, work)
     images, mark = work / "in", work / "unpacked"
     tag = f"{unit.name} {content_hash(unit.path)} {wanted.label_column}"
     told = json.loads(mark.read_text("utf-8")) if mark.is_file() else {}
