@@ -12,6 +12,7 @@ bundled model, 20 steps, about 55,000 network calls for one image each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,11 +55,17 @@ def half(model: FrozenModel, faces: Faces, images: Tensor, people: set[int], wei
 
 def verified(fresh: Measuring, target: Target, strength: float) -> dict[str, Any]:
     """The score of the fresh half at a strength, with a two-sided 95 % interval."""
-    pairs = [(number, strength) for number in range(len(fresh.sample.names))]
-    scores = [one for first in range(0, len(pairs), BATCH) for one in fresh.scores(pairs[first : first + BATCH], None)]
-    values = np.array([one[target.measure] for one in scores])
+    values = scores(fresh, [strength] * len(fresh.sample.names))[target.measure].numpy()
     point = estimate(strength, values, fresh.sample.groups.numpy(), target.kind.rate, 0.025)
-    return {"value": point.value, "low": point.low, "high": point.high, "images": len(pairs)}
+    return {"value": point.value, "low": point.low, "high": point.high, "images": len(values)}
+
+
+def scores(work: Measuring, strengths: Sequence[float]) -> dict[str, Tensor]:
+    """By measure, of each image of the sample at its own strength."""
+    items = [Item(Path(), "", number, at) for number, at in enumerate(strengths)]
+    images, starts = work.sample.images, range(0, len(items), BATCH)
+    parts = [work.transform(images[at : at + BATCH], items[at : at + BATCH], lambda *_: None) for at in starts]
+    return {name: torch.cat([part.figures[name] for part in parts]) for name in MEASURES}
 
 
 def judged(target: Target, found: Found, fresh: Measuring) -> dict[str, Any]:
@@ -89,9 +96,8 @@ def per_image(work: Measuring, value: float) -> dict[str, Any]:
     met = strengths > 0
     numbers = torch.arange(len(images))
     ranked = torch.tensor(work.scorer(results.images, images, numbers)["rank1"])
-    pairs = [(number, max(strength, 0.05)) for number, strength in enumerate(strengths.tolist())]
-    again = [one for first in range(0, len(pairs), BATCH) for one in work.scores(pairs[first : first + BATCH], None)]
-    fresh = torch.tensor([one["similarity"] for one in again])
+    again = scores(work, [max(strength, 0.05) for strength in strengths.tolist()])
+    fresh = again["similarity"]
     return {
         "limit": value,
         "attacker": attacker.eyes.name,
@@ -103,7 +109,7 @@ def per_image(work: Measuring, value: float) -> dict[str, Any]:
         "published_rank1": ranked[met].mean().item(),
         "fresh_noise_similarity": fresh[met].mean().item(),
         "fresh_noise_above_limit": (fresh[met] > value).float().mean().item(),
-        "fresh_noise_rank1": torch.tensor([one["rank1"] for one in again])[met].mean().item(),
+        "fresh_noise_rank1": again["rank1"][met].mean().item(),
     }
 
 

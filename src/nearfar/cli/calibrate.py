@@ -10,7 +10,7 @@ import typer
 
 from nearfar.audit.choices import Networks
 from nearfar.cli.carry_out import Outcome, carry_out
-from nearfar.cli.console import DONE, SOME_FAILED, Lines, batch_of, model_line, say_failed, stepping
+from nearfar.cli.console import DONE, SOME_FAILED, Lines, batch_of, model_line, say_failed, shown_progress
 from nearfar.cli.options import (
     BATCH_SIZE,
     FIT,
@@ -89,9 +89,8 @@ def calibrate(
     settings = settings_of(work, options["fit"], source)
 
     def run() -> Outcome:
-        calls = work.cost(len(targets)) // work.solver.calls(work.steps) * work.steps
-        with stepping("calibrate", calls, work.batch_size) as tick:
-            found = search(work, targets, file, settings=whole, resume=progress.resume, on_step=tick)
+        with shown_progress("calibrate") as report:
+            found = search(work, targets, file, settings=whole, resume=progress.resume, report=report)
         content = keep(work, targets, found, whole, file, page)
         shown = [("result", content["verdict"]), ("file", content["file"]), ("report", content["report"])]
         return content, shown

@@ -6,10 +6,9 @@ Every image keeps one noise at all strengths, so that its scores move smoothly; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,15 @@ from nearfar.data.labels import top_folders
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import OnStep, Sampling, Solver
-from nearfar.errors import ImageError, UsageError
+from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
-from nearfar.io.listing import Rejected, list_folder
-from nearfar.io.manifest import Manifest, Record, manifest_path, read_manifest
-from nearfar.jobs.job import read_square, trajectory_settings
-from nearfar.jobs.run import check_same_settings
+from nearfar.io.listing import Item, Listing, Rejected, list_folder
+from nearfar.io.manifest import Progress, manifest_path, read_manifest
+from nearfar.jobs.job import Job, Reading, Results, make_job, plain_frame, read_square, trajectory_settings
+from nearfar.jobs.run import plan_items, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import decode, noised_and_denoised
 from nearfar.tensors import Images
-
-Pair = tuple[int, float]
-"""Number of an image, and a strength."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,34 +64,46 @@ class Measuring:
     batch_size: int
     seed: int = 0
 
-    def name(self, pair: Pair) -> str:
-        """Of its record."""
-        return f"{self.sample.names[pair[0]]}@{pair[1]:g}"
-
     def cost(self, targets: int) -> int:
         """The most network calls, each for a batch, that the search makes."""
         count, levels = len(self.sample.names), sum(strength > 0 for strength in GRID)
         whole = math.ceil(count * levels / self.batch_size) + (PARTS - 1) * targets * math.ceil(count / self.batch_size)
         return whole * self.solver.calls(self.steps)
 
-    def outputs(self, pairs: Sequence[Pair], on_step: OnStep | None) -> Images:
-        """A local sample for each pair, in one batch; at strength 0 the image itself."""
-        numbers, strengths = [list(each) for each in zip(*pairs, strict=True)]
-        images, model = self.sample.images[numbers], self.model
+    def items(self, strengths: Sequence[float]) -> list[Item]:
+        """Every image of the sample at each of the strengths."""
+        numbered = list(enumerate(self.sample.names))
+        return [Item(Path(), f"{name}@{at:g}", number, at) for at in strengths for number, name in numbered]
+
+    def read(self, item: Item) -> Reading:
+        return Reading(self.sample.images[item.variant][None], plain_frame(self.model.image))
+
+    def transform(self, images: Images, items: Sequence[Item], on_step: OnStep) -> Results:
+        """A local sample of each image at its item's strength, at strength 0 the image itself; with its scores."""
+        outputs = self.outputs(images, [item.strength or 0.0 for item in items], on_step)
+        scores = self.scorer(outputs, images, torch.tensor([item.variant for item in items]))
+        return Results(outputs, {view: torch.tensor(values, dtype=torch.float64) for view, values in scores.items()})
+
+    def outputs(self, images: Images, strengths: Sequence[float], on_step: OnStep) -> Images:
         if not any(strengths):
             return images
         key = SecretKey.from_seed(self.seed)
         streams = [key.for_image(image, 0.0) for image in images]
         sampling = Sampling(Level(strengths), self.steps, self.solver)
-        return decode(model, noised_and_denoised(model, images, sampling, streams, on_step))
+        return decode(self.model, noised_and_denoised(self.model, images, sampling, streams, on_step))
 
-    def scores(self, pairs: Sequence[Pair], on_step: OnStep | None) -> list[dict[str, float]]:
-        """By view, of each pair; the network is called with full batches, the last pair repeated."""
-        full = [*pairs, *[pairs[-1]] * (self.batch_size - len(pairs))]
-        numbers = torch.tensor([number for number, _ in pairs])
-        outputs = self.outputs(full, on_step)[: len(pairs)]
-        found = self.scorer(outputs, self.sample.images[numbers], numbers)
-        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+    def job(self, settings: dict[str, Any]) -> Job:
+        """Images at strengths as items, of which scores are recorded and no files are written."""
+        return make_job(
+            self.model,
+            {"steps": self.steps, **settings},
+            key=SecretKey.from_seed(self.seed),
+            batch_size=self.batch_size,
+            read=self.read,
+            transform=self.transform,
+            encode=None,
+            numbered=True,
+        )
 
 
 def take_sample(source: Path, model: FrozenModel, fit: FitMode, count: int, people: bool, seed: int = 0) -> Sample:
@@ -159,52 +167,39 @@ def calibrate(
     settings: dict[str, Any],
     resume: bool = False,
     parts: int = PARTS,
-    on_step: OnStep | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
 ) -> Found:
     """Find the smallest strength that meets the targets.
 
     record: scores are kept in `record.manifest.jsonl` until the search is over, and an interrupted one that is resumed
-    with the same settings takes them from there. Cost: `work.cost` at most.
+    with the same settings takes them from there. report: told of the progress of each part of the search.
+    Cost: `work.cost` at most.
     """
     path = manifest_path(record)
     if path.exists() and not resume:
         raise UsageError(f"{path} is the record of an earlier run: give --resume, or remove it")
-    earlier = read_manifest(path)
-    check_same_settings(settings, record, earlier)
-    known = {name: entry.figures for name, entry in earlier.records.items()}
-    with Manifest(path, {"run": settings}) as manifest:
-        scores_at = partial(measured, work, known, manifest, on_step)
-        found = search(scores_at, targets, work.sample.groups.numpy(), parts=parts)
+    scores_at = partial(measured, work, work.job(settings), record, report)
+    found = search(scores_at, targets, work.sample.groups.numpy(), parts=parts)
     path.unlink()
     return found
 
 
 def measured(
-    work: Measuring,
-    known: dict[str, dict[str, int | float]],
-    manifest: Manifest,
-    on_step: OnStep | None,
-    strengths: Sequence[float],
+    work: Measuring, job: Job, record: Path, report: Callable[[Progress], None], strengths: Sequence[float]
 ) -> dict[str, dict[float, NDArray[np.float64]]]:
-    """Scores by view and strength; what is not known yet is measured and recorded, batch by batch."""
-    pairs = [(number, strength) for strength in sorted(strengths) for number in range(len(work.sample.names))]
-    for batch in batches([pair for pair in pairs if work.name(pair) not in known], work.batch_size):
-        for pair, scores in zip(batch, work.scores(batch, on_step), strict=True):
-            known[work.name(pair)] = {**scores}
-            manifest.add(Record(work.name(pair), "done", figures={**scores}))
-        manifest.commit()
+    """Scores by view and strength; what is not known yet is measured. Originals apart, which need no sampling."""
+    for part in ([at for at in strengths if at == 0], [at for at in strengths if at > 0]):
+        plan = plan_items(job, Listing(work.items(sorted(part))), record, resume=True)
+        progress = run(job, record, plan, report) if plan.todo else Progress(0)
+        if progress.failed:
+            first = progress.failed[0]
+            raise RunError(f"{first.name} cannot be measured: {first.reason}")
+    records = read_manifest(manifest_path(record)).records
 
     def scored(view: str, at: float) -> NDArray[np.float64]:
-        return np.array([known[work.name(pair)][view] for pair in pairs if pair[1] == at])
+        return np.array([records[item.name].figures[view] for item in work.items([at])])
 
     return {view: {at: scored(view, at) for at in strengths} for view in work.scorer.views}
-
-
-def batches(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
-    """In order; originals apart, which need no sampling."""
-    for _, some in groupby(pairs, key=lambda pair: pair[1] > 0):
-        group = list(some)
-        yield from (group[first : first + size] for first in range(0, len(group), size))
 
 
 def settings_of(work: Measuring, fit: FitMode, source: Path) -> dict[str, Any]:

@@ -155,6 +155,11 @@ def one_square(image: ImageContract, mode: FitMode) -> Read:
     return partial(read_square, image=image, mode=mode)
 
 
+def plain_frame(image: ImageContract) -> Frame:
+    """Of what was never a file: a picture of the model's own size."""
+    return Frame(image.size, image.size, image.channels, depth=8, alpha=None, format="PNG", metadata={})
+
+
 def read_square(item: Item, image: ImageContract, mode: FitMode) -> Reading:
     picture = read_picture(item.path)
     square = fit(picture, image.size, image.channels, mode)
@@ -179,7 +184,8 @@ class Job:
     expand: turns the images of a folder into those to be made. neighbors: adds to these what is computed beside them
     and not written, where batches must be whole. numbered: items have no source.
     read: what one of them gives to the transform.
-    encode: makes the content of a file of a result. object_to: says why a result must not be written, or nothing.
+    encode: makes the content of a file of a result; None where results are measured and not kept.
+    object_to: says why a result must not be written, or nothing.
     measure: figures of a result for the record.
     capacity: how many squares of a shape are transformed together where the batch size is so many; None: as many.
     suffix: what is added to the names of the images. steps: how many a batch takes.
@@ -194,7 +200,7 @@ class Job:
 
     read: Read
     transform: Transform
-    encode: Encode
+    encode: Encode | None
     image: ImageContract
     settings: dict[str, Any]
     key: SecretKey
@@ -265,7 +271,8 @@ def still_good(job: Job, item: Item, out: Path, records: dict[str, Record]) -> R
     record = records.get(item.name)
     if record is None or record.status == "failed" or not same_source(job, item, out, record):
         return None
-    stands = record.status == "dropped" or has_content(job.target(out, item.name), record.target_sha256)
+    fileless = record.status == "dropped" or job.encode is None
+    stands = fileless or has_content(job.target(out, item.name), record.target_sha256)
     return replace(record, source_tag=job.source_tag(item.path)) if stands else None
 
 

@@ -182,7 +182,8 @@ def check_standing(job: Job, out: Path, names: Collection[str]) -> None:
     earlier = read_manifest(manifest_path(out))
     records = earlier.records if earlier.header else {}
     done = [record for name, record in records.items() if name in names and record.status == "done"]
-    gone = [one.name for one in done if not has_content(job.target(out, one.name), one.target_sha256)]
+    files = done if job.encode else []
+    gone = [one.name for one in files if not has_content(job.target(out, one.name), one.target_sha256)]
     lost = [*gone, *(name for name in names if name not in records)]
     if lost:
         raise RunError(
@@ -209,7 +210,9 @@ class Run:
 
         Returns the records of what can have no file of its name.
         """
-        failed = []
+        failed: list[Record] = []
+        if self.job.encode is None:
+            return failed
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_parts(self.out)
@@ -333,12 +336,12 @@ class Run:
         record = Record(name, "dropped", verdict.reason, shape, "", loaded.source_tag)
         record = replace(record, verdict=verdict.word, parents=verdict.parents)
         try:
-            content = b"" if verdict.dropped else job.encode(results.images, reading)
+            content = b"" if verdict.dropped or not job.encode else job.encode(results.images, reading)
             record = replace(record, figures=job.measure(results, reading))
         except (ImageError, RuntimeError, MemoryError) as error:
             return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
-        if verdict.dropped:
-            return record
+        if verdict.dropped or not job.encode:
+            return record if verdict.dropped else replace(record, status="done")
         target = job.target(self.out, name)
         check_own_folder(self.out, target)
         with writing(target):

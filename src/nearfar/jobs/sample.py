@@ -30,10 +30,9 @@ from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, Listing
 from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.io.pictures import Frame
 from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
-from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, workers_for
+from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, plain_frame, workers_for
 from nearfar.jobs.run import Plan, check_out, plan_items
 from nearfar.models.model import FrozenModel, ImageContract
 from nearfar.tensors import Images
@@ -134,8 +133,7 @@ def whole_batches(items: list[Item], size: int, suffix: str) -> list[Item]:
 
 def read_number(item: Item, image: ImageContract) -> Reading:
     """A sample is made of nothing but its number; the frame is that of its picture."""
-    frame = Frame(image.size, image.size, image.channels, depth=8, alpha=None, format="PNG", metadata={})
-    return Reading(torch.zeros(1, 0, 0, 0), frame, context=item)
+    return Reading(torch.zeros(1, 0, 0, 0), plain_frame(image), context=item)
 
 
 def judged_samples(

@@ -26,7 +26,7 @@ from nearfar.audit.calibration import (
 from nearfar.audit.scorer import Eyes, Known, Scorer, check_labels, label, network_eyes, other_eyes, rank1
 from nearfar.audit.view import unit
 from nearfar.diffusion.solver import SOLVER
-from nearfar.errors import UsageError
+from nearfar.errors import RunError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.jobs.calibrate import Measuring, Sample, calibrate, check_listing, drawn, take_sample
@@ -234,26 +234,37 @@ class StoppedError(Exception):
     """Stands for Ctrl-C."""
 
 
+def test_what_cannot_be_measured_ends_the_search(tmp_path):
+    work = work_on(20)
+    blind = Eyes("blind", lambda images, _: torch.full((len(images), 1), torch.nan, dtype=torch.float64))
+    known = Known(blind, work.scorer.attacker.vectors[:, :1], work.scorer.attacker.groups, work.scorer.attacker.labels)
+    scorer = replace(work.scorer, measures=["similarity"], attacker=known)
+    with pytest.raises(RunError, match=r"0\.png@0 cannot be measured: .* not finite"):
+        calibrate(replace(work, scorer=scorer), [SIMILARITY], tmp_path / "c.json", settings={})
+
+
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on(tmp_path):
     record, settings = tmp_path / "c.json", {"some": 1}
     whole = calibrate(work_on(), [SIMILARITY], record, settings=settings, parts=2)
-    ticks = iter(range(25))
 
-    def stop(*_):
-        if next(ticks, None) is None:
+    def stop(progress):
+        if progress.total == 600 and progress.done >= 3 * 64:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        calibrate(work_on(), [SIMILARITY], record, settings=settings, on_step=stop)
-    assert len(read_manifest(manifest_path(record)).records) == 100 + 5 * 64  # strength 0, five batches of 5 steps
+        calibrate(work_on(), [SIMILARITY], record, settings=settings, report=stop)
+    standing = read_manifest(manifest_path(record)).records
+    assert 100 + 3 * 64 <= len(standing) < 700
+    assert not record.exists()
     with pytest.raises(UsageError, match="--resume"):
         calibrate(work_on(), [SIMILARITY], record, settings=settings)
     with pytest.raises(UsageError, match="other settings"):
         calibrate(work_on(), [SIMILARITY], record, settings={"some": 2}, resume=True)
     work = work_on()
     resumed = calibrate(work, [SIMILARITY], record, settings=settings, resume=True, parts=2)
-    assert work.model.denoiser.calls == work_calls(whole) - 5 * 5
+    spared = (len(standing) - 100) // 64
+    assert work.model.denoiser.calls == work_calls(whole) - 5 * spared
     assert resumed.strength == whole.strength
     for one, other in zip(resumed.curves["similarity"], whole.curves["similarity"], strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-6)
