@@ -12,11 +12,16 @@ Times = Float64[Tensor, " batch"]
 TimeGrid = Float64[Tensor, "batch nodes"]
 
 
+def sent(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Values on a device; on a GPU nobody waits until they are there, which every later use of them does."""
+    return values.to(device, dtype or values.dtype, non_blocking=device.type == "cuda")
+
+
 def per_image(values: Float[Tensor, " batch"], like: Images) -> Float[Tensor, "batch 1 1 1"]:
     """One value per image, shaped to multiply `like`, in its dtype and on its device."""
-    return values.to(like.device, like.dtype)[:, None, None, None]
+    return sent(values, like.device, like.dtype)[:, None, None, None]
 
 
 def select(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Images:
     """Each image from the first of two batches where it is chosen, else from the second."""
-    return torch.where(chosen.to(images.device)[:, None, None, None], images, others)
+    return torch.where(sent(chosen, images.device)[:, None, None, None], images, others)

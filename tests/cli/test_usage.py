@@ -65,7 +65,7 @@ SENTENCES = {
     "in out --solver euler": "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, got 'euler'",
     "in out --fit stretch": "fit must be one of pad, cover, got 'stretch'",
     "in out --device toaster": "device 'toaster' cannot be used (",
-    "in out --precision float8": "precision must be one of float32, float16, bfloat16, got 'float8'",
+    "in out --precision float8": "precision must be one of auto, float32, float16, bfloat16, got 'float8'",
     "in out --precision bfloat16 --device cpu": "a CPU runs bfloat16 several times slower: use float32",
     # models
     "in out --model missing": "missing does not exist: give a model's folder or file, or owner/name with --download",

@@ -17,9 +17,14 @@ import hmac
 import os
 import secrets
 import struct
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,24 +80,138 @@ class SecretKey:
 
         The time counts to three decimals, so that 0.35 and its nearest float32 are one level.
         """
-        levels = image.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        header = struct.pack("<dq3q", round(time, 3), variant, *image.shape)
-        message = b"noise\0" + header + levels.cpu().contiguous().numpy().tobytes()
-        return hmac.digest(self.secret, message, "sha256")[:16]
+        return self._for_levels(eight_bits(image), time, variant)
+
+    def _for_levels(self, levels: Tensor, time: float, variant: int) -> bytes:
+        header = struct.pack("<dq3q", round(time, 3), variant, *levels.shape)
+        return hmac.digest(self.secret, b"noise\0" + header + levels.numpy().tobytes(), "sha256")[:16]
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Values in [-1, 1] as the nearest of 256 levels, uint8 on the CPU."""
+    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu().contiguous()
+
+
+AHEAD = 2
+"""Draws that are made, or on their way to the device, before they are asked for."""
+THREADS = 8
 
 
 class NoiseStream:
-    """Standard normal noise for a batch; row `i` depends on `keys[i]` and the number of draws so far, nothing else."""
+    """Standard normal noise for a batch; row `i` depends on `keys[i]` and the number of draws so far, nothing else.
 
-    def __init__(self, keys: Sequence[bytes], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+    draws: how many will be asked for, as far as known. A GPU finds that many made by threads while it was at work;
+    the threads end with the last of them, with `close`, and with the stream. On a CPU there are none.
+    """
+
+    def __init__(
+        self, keys: Sequence[bytes], shape: Sequence[int], device: torch.device | str = "cpu", draws: int = 0
+    ) -> None:
         self._generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys]
-        self._shape = tuple(shape)
+        self._shape = (len(keys), *shape)
         self._device = torch.device(device)
+        self._on_gpu = self._device.type == "cuda"
+        self._ahead = DrawnAhead(self._generators, self._shape, draws, pinned=True) if self._on_gpu and draws else None
+        self._underway: deque[Any] = deque()
 
     def draw(self) -> Images:
         """The next noise, float32 `(len(keys), *shape)`."""
-        rows = [generator.standard_normal(self._shape, dtype=np.float32) for generator in self._generators]
-        return torch.from_numpy(np.stack(rows)).to(self._device)
+        noise = self._ahead.draw() if self._ahead else None
+        if noise is None:
+            noise = torch.empty(self._shape, pin_memory=self._on_gpu)
+            fill(self._generators, noise.numpy())
+        return self._uploaded(noise) if self._on_gpu else noise.to(self._device)
+
+    def close(self) -> None:
+        """End the threads; nothing is drawn afterwards."""
+        if self._ahead:
+            self._ahead.close()
+
+    def _uploaded(self, noise: Tensor) -> Images:
+        """The noise on the GPU, copied beside what the GPU is doing.
+
+        Waits where the GPU is more than `AHEAD` draws behind, so that memory does not grow with the steps.
+        """
+        now, beside = torch.cuda.current_stream(self._device), copying(self._device)
+        if len(self._underway) > AHEAD:
+            self._underway.popleft().synchronize()
+        with torch.cuda.stream(beside):
+            moved = noise.to(self._device, non_blocking=True)
+        now.wait_stream(beside)
+        moved.record_stream(now)
+        self._underway.append(now.record_event())
+        return moved
+
+
+@cache
+def copying(device: torch.device) -> Any:
+    """The stream that noise goes to a GPU on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class DrawnAhead:
+    """The next `left` draws of some generators, made by threads, at most `AHEAD` of them before they are asked for.
+
+    Every thread has generators of its own and fills their rows draw by draw, so their number changes no number drawn.
+    pinned: in memory that a GPU copies from by itself.
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[np.random.Generator],
+        shape: Sequence[int],
+        left: int,
+        pinned: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        threads = max(1, min(len(generators), threads or min(THREADS, usable_cores() - 1)))
+        cuts = [len(generators) * number // threads for number in range(threads + 1)]
+        self._shape, self._left, self._pinned = tuple(shape), left, pinned
+        self._parts = [
+            (ThreadPoolExecutor(1, "noise"), slice(low, high), generators[low:high]) for low, high in pairwise(cuts)
+        ]
+        self._pending: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        self._order()
+
+    def draw(self) -> Tensor | None:
+        """The next draw; None when all have been made."""
+        if not self._pending:
+            return None
+        noise, parts = self._pending.popleft()
+        self._order()
+        for part in parts:
+            part.result()
+        return noise
+
+    def close(self) -> None:
+        """End the threads as soon as they are at the end of a row."""
+        for pool, *_ in self._parts:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._pending.clear()
+        self._left = 0
+
+    def _order(self) -> None:
+        """Have the threads make what may be made; let them go after the last."""
+        while self._left and len(self._pending) < AHEAD:
+            noise = torch.empty(self._shape, pin_memory=self._pinned)
+            rows = noise.numpy()
+            parts = [pool.submit(fill, generators, rows[of]) for pool, of, generators in self._parts]
+            self._pending.append((noise, parts))
+            self._left -= 1
+        if not self._left:
+            for pool, *_ in self._parts:
+                pool.shutdown(wait=False)
+
+
+def fill(generators: Sequence[np.random.Generator], rows: np.ndarray) -> None:
+    """The next numbers of each generator, float32, into its row."""
+    for generator, row in zip(generators, rows, strict=True):
+        generator.standard_normal(dtype=np.float32, out=row)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(key: SecretKey) -> str:
@@ -103,5 +222,5 @@ def fingerprint(key: SecretKey) -> str:
 def noise_for(images: Images, start: Times, key: SecretKey, variant: int | Sequence[int]) -> list[bytes]:
     """One stream key per image."""
     variants = [variant] * len(images) if isinstance(variant, int) else variant
-    rows = zip(images, start, variants, strict=True)
-    return [key.for_image(image, time.item(), number) for image, time, number in rows]
+    rows = zip(eight_bits(images), start.tolist(), variants, strict=True)
+    return [key._for_levels(levels, time, number) for levels, time, number in rows]

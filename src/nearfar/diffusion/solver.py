@@ -24,7 +24,7 @@ from torch import Tensor
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import WARP, Level, NoiseSchedule, check_steps
 from nearfar.errors import UsageError
-from nearfar.tensors import Images, TimeGrid, Times, per_image, select
+from nearfar.tensors import Images, TimeGrid, Times, per_image, select, sent
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(noisy (batch, channel, height, width), time (batch,)) -> output, in the network's own dtype."""
@@ -121,7 +121,7 @@ class NetworkDenoiser:
     def __call__(self, x_t: Images, t: Times) -> Images:
         alpha, sigma = self.schedule.coefficients(t)
         x, time = self.inputs(x_t, t, sigma)
-        output = self.network(x.to(self.dtype), time.to(x_t.device, torch.float32))
+        output = self.network(x.to(self.dtype), sent(time, x_t.device, torch.float32))
         output = output[:, : x_t.shape[1]].to(x_t.dtype)
         return self.prediction(output, x_t, per_image(alpha, x_t), per_image(sigma, x_t))
 
@@ -141,6 +141,11 @@ def predict(denoiser: Denoiser, x_t: Images, t: Times) -> tuple[Images, Images]:
         return x_0, noise
     alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(t))
     return select(t < asked, (x_t - sigma * noise) / alpha, x_0), noise
+
+
+def clean_image(denoiser: Denoiser, x_t: Images, t: Times) -> Images:
+    """The clean image alone, `predict` without its noise. One network call."""
+    return predict(denoiser, x_t, t)[0] if (t < denoiser.schedule.first_time).any() else denoiser(x_t, t)
 
 
 STEPS = 20
@@ -250,7 +255,7 @@ class DPMSolverPP:
     ) -> tuple[Images, History]:
         (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
         rho_t, rho = sigma_t / alpha_t, sigma / alpha
-        x_0, _ = predict(denoiser, x, t)
+        x_0 = clean_image(denoiser, x, t)
         estimate, remembered = extrapolate(x_0, rho_t, rho, history, s >= denoiser.schedule.first_time)
         kept = decay(rho_t, rho)
         if not self.stochastic:
@@ -325,7 +330,7 @@ def solve(
     history: History | None = None
     for number, (t, s) in enumerate(pairwise(times.unbind(1)), start=1):
         moved, history = solver.step(denoiser, x, t, s, noise, history)
-        x = select(t == s, x, moved)
+        x = select(t == s, x, moved) if (t == s).any() else moved
         if on_step:
             on_step(number, x)
     return x

@@ -133,8 +133,13 @@ def make_job(
 
 
 def workers_for(model: FrozenModel, batch_size: int) -> int:
-    """One for each core; images so large that they go one by one are computed by all cores, in the memory of one."""
-    return torch.get_num_threads() if model.device.type == "cpu" and batch_size > 1 else 1
+    """One for each core; images so large that they go one by one are computed by all cores, in the memory of one.
+
+    On a GPU two: while it works on one batch, the keys and the first noise of the next are made.
+    """
+    if model.device.type != "cpu":
+        return 2
+    return torch.get_num_threads() if batch_size > 1 else 1
 
 
 def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) ->
         "steps": sampling.steps,
         "warp": WARP,
         "solver": solver_name(sampling.solver),
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "fit": str(fit),
     }
 

@@ -99,7 +99,7 @@ def sample_job(
         "format": suffix,
         "dtype": None if values is None else dtype,
         "keep_all": keep_all,
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "batch_size": batch_size,
     }
     return Job(

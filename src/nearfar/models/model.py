@@ -15,6 +15,7 @@ from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import Denoiser
 from nearfar.errors import UsageError
+from nearfar.models.graphs import float32_products
 from nearfar.tensors import Images, Latents
 
 OVERLAP = 0.25
@@ -141,6 +142,7 @@ class Autoencoder:
     scaling, shift: one number, or one for each channel, (channels, 1, 1).
     sampled: draw from a KL encoder's Gaussian instead of taking its mode. tile: images longer than this many pixels
     are encoded and decoded in overlapping tiles. Images are encoded and decoded one by one, so memory follows one tile.
+    tf32: see `graphs.float32_products`.
     """
 
     network: Any = field(repr=False)
@@ -149,6 +151,7 @@ class Autoencoder:
     factor: int
     tile: int
     sampled: bool = False
+    tf32: bool = False
     span: ClassVar[float] = float("inf")
 
     @torch.inference_mode()
@@ -174,12 +177,14 @@ class Autoencoder:
 
     def _moments(self, images: Tensor) -> Tensor:
         """Mean and log variance of a KL encoder, the continuous latents of a VQ encoder."""
-        encoded = self.network.encode(images.to(self.network.dtype))
+        with float32_products(images.device, self.tf32):
+            encoded = self.network.encode(images.to(self.network.dtype))
         moments: Tensor = encoded.latent_dist.parameters if self._gaussian else encoded.latents
         return moments.float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.network.decode(latents.to(self.network.dtype)).sample
+        with float32_products(latents.device, self.tf32):
+            images: Tensor = self.network.decode(latents.to(self.network.dtype)).sample
         return images.float()
 
 
@@ -220,6 +225,7 @@ class FrozenModel:
 
     latent_shape: (channels, height, width) of what the denoiser works on for one image.
     settings: what was bound to the network (prompt, guidance, label) and decides the pixels.
+    tf32: whether its float32 products are made in tf32, which a GPU alone can.
     """
 
     denoiser: Denoiser
@@ -231,16 +237,27 @@ class FrozenModel:
     dtype: torch.dtype
     parameters: int
     settings: dict[str, Any] = field(default_factory=dict)
+    tf32: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Of the network: float32, tf32, float16 or bfloat16."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     @property
     def schedule(self) -> NoiseSchedule:
         return self.denoiser.schedule
 
 
+GPU_BATCH = 256
+"""At most in a default batch on a GPU: on an H100 small networks make 94 to 98 % of the images a second of 512 at once,
+and 256-pixel ones, whose batch shrinks to 8, 93 % of those of 32 (benchmarks/results/gpu_h100.json)."""
+
+
 def default_batch_size(model: FrozenModel) -> int:
-    """32 for networks of a few million parameters, 16 for larger ones, less for the largest; 4 times that on a GPU."""
+    """On a CPU 32 for networks of a few million parameters, 16 for larger ones, less for the largest; more on a GPU."""
     on_cpu = 32 if model.parameters < 10_000_000 else 16
-    size = on_cpu if model.device.type == "cpu" else 4 * on_cpu
+    size = on_cpu if model.device.type == "cpu" else GPU_BATCH
     places = model.latent_shape[1] * model.latent_shape[2]
     return max(1, int(size / max(1, places / PLACES) / max(1, model.parameters / PARAMETERS)))
 

@@ -7,6 +7,7 @@ the model's own domain.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 
@@ -60,17 +61,22 @@ def noised_and_denoised(
 
     Draws of a stream, in order: the encoder's where it samples, the noise of the level, one a step.
     """
-    noise = NoiseStream(streams, model.latent_shape, model.device)
-    latents, grid = encode(model, images, noise), sampling.grid(model.schedule, len(images))
-    noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
-    return solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
+    with closing(NoiseStream(streams, model.latent_shape, model.device, draws_of(sampling))) as noise:
+        latents, grid = encode(model, images, noise), sampling.grid(model.schedule, len(images))
+        noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
+        return solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
 
 
-def numbered_noise(model: FrozenModel, purpose: str, numbers: Sequence[int], seed: int) -> NoiseStream:
-    """Noise of numbered outputs: that of one depends on the seed, the purpose and its number."""
+def draws_of(sampling: Sampling) -> int:
+    """The noise of the level, and one for each step of a solver that draws."""
+    return 1 + (sampling.steps if sampling.solver.stochastic else 0)
+
+
+def numbered_noise(model: FrozenModel, purpose: str, numbers: Sequence[int], seed: int, draws: int = 0) -> NoiseStream:
+    """Noise of numbered outputs: that of one depends on the seed, the purpose and its number. draws: if known."""
     key = SecretKey.from_seed(seed)
     streams = [bytes.fromhex(key.tag(f"{purpose} {number}")) for number in numbers]
-    return NoiseStream(streams, model.latent_shape, model.device)
+    return NoiseStream(streams, model.latent_shape, model.device, draws)
 
 
 def local_sample(
@@ -135,7 +141,7 @@ def own_samples(
     """
     sampling, images = Sampling(Level(strength=1.0), steps, solver), []
     for numbers in torch.split(torch.arange(count), batch_size):
-        noise = numbered_noise(model, "own sample", numbers.tolist(), seed)
+        noise = numbered_noise(model, "own sample", numbers.tolist(), seed, draws_of(sampling))
         times, first = sampling.level.times(model.schedule, len(numbers)), noise.draw()
         noisy = model.schedule.add_noise(torch.zeros_like(first), times, first)
         images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))

@@ -1,12 +1,17 @@
 """Keys and streams: who may read them, what they depend on, and that the numbers are standard normal."""
 
+import gc
 import os
 import stat
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 
-from nearfar.diffusion.noise import NoiseStream, SecretKey
+from nearfar.diffusion import noise as noise_module
+from nearfar.diffusion.noise import AHEAD, DrawnAhead, NoiseStream, SecretKey, noise_for
 from nearfar.errors import UsageError
 
 SECRET = bytes(range(32))
@@ -173,3 +178,113 @@ def test_noise_is_standard_normal_and_independent_between_rows_and_draws():
     correlation = noise @ noise.T / count - torch.eye(6, dtype=torch.float64)
     assert correlation.fill_diagonal_(0).abs().max() < 4 / count**0.5
     assert (noise[:, 1:] * noise[:, :-1]).mean(1).abs().max() < 4 / count**0.5  # neighboring pixels
+
+
+def generators(*numbers):
+    return [np.random.Generator(np.random.Philox(key=number)) for number in numbers]
+
+
+def noise_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("noise")]
+
+
+def ended():
+    """Whether all noise threads end within seconds."""
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while noise_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not noise_threads()
+
+
+def test_the_first_bytes_of_a_stream_are_these():
+    numbers = NoiseStream(streams(5), (1, 1, 2)).draw().flatten()
+    expected = np.random.Generator(np.random.Philox(key=5)).standard_normal(2, dtype=np.float32)
+    assert numbers.tolist() == expected.tolist() == pytest.approx([0.3421, 0.9789], abs=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_numbers_drawn_ahead_are_those_drawn_when_asked(threads):
+    expected = drawn(streams(1, 2, 3, 4, 5), draws=6)
+    ahead = DrawnAhead(generators(1, 2, 3, 4, 5), (5, 3, 8, 8), 6, threads=threads)
+    found = torch.stack([ahead.draw() for _ in range(6)], dim=1)
+    assert torch.equal(found, expected)
+    assert ahead.draw() is None
+    assert ended()
+
+
+def test_no_more_is_drawn_ahead_than_was_said_and_no_less_is_kept(monkeypatch):
+    made = []
+    fill = noise_module.fill
+    monkeypatch.setattr(noise_module, "fill", lambda of, rows: (made.append(len(rows)), fill(of, rows)))
+    ahead = DrawnAhead(generators(1, 2), (2, 3), 5, threads=1)
+    first = ahead.draw()
+    kept = first.clone()
+    assert ahead.draw() is not None
+    for part in [part for _, parts in ahead._pending for part in parts]:
+        part.result()
+    assert len(made) == 2 + AHEAD
+    ahead.draw()
+    assert torch.equal(first, kept)
+    del ahead
+    assert ended()
+
+
+def test_a_stream_goes_on_after_what_was_drawn_ahead():
+    stream = NoiseStream(streams(1, 2, 3), (3, 8, 8))
+    stream._ahead = DrawnAhead(stream._generators, (3, 3, 8, 8), 2, threads=2)
+    assert torch.equal(torch.stack([stream.draw() for _ in range(4)], dim=1), drawn(streams(1, 2, 3), draws=4))
+
+
+def test_threads_end_with_their_stream_and_with_an_error_that_ends_the_run():
+    def run():
+        ahead = DrawnAhead(generators(*range(8)), (8, 64, 64), 100, threads=4)
+        ahead.draw()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        run()
+    del error
+    assert ended()
+    ahead = DrawnAhead(generators(*range(8)), (8, 64, 64), 100, threads=4)
+    ahead.close()
+    assert ended()
+    assert ahead.draw() is None
+
+
+def test_an_error_of_a_thread_is_the_caller_s(monkeypatch):
+    def fail(of, rows):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(noise_module, "fill", fail)
+    with pytest.raises(MemoryError):
+        DrawnAhead(generators(1), (1, 2), 2, threads=1).draw()
+    assert ended()
+
+
+def test_a_cpu_has_no_threads_for_noise():
+    stream = NoiseStream(streams(1, 2), (3, 8, 8), draws=9)
+    stream.draw()
+    assert not noise_threads()
+
+
+def test_keys_of_a_batch_are_those_of_its_images(images):
+    start = torch.tensor([10.0, 499.0, 250.25], dtype=torch.float64)
+    expected = [KEY.for_image(image, time, 3) for image, time in zip(images, start.tolist(), strict=True)]
+    for batch in (images, images.double(), images.contiguous(memory_format=torch.channels_last)):
+        assert noise_for(batch, start, KEY, 3) == expected
+    assert noise_for(images, start, KEY, [3, 4, 3])[1] == KEY.for_image(images[1], 499.0, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_draws_are_the_cpu_s():
+    expected = drawn(streams(*range(16)), (3, 64, 64), draws=12)
+    for draws in (0, 5, 12, 100):
+        stream = NoiseStream(streams(*range(16)), (3, 64, 64), "cuda", draws)
+        found = []
+        for _ in range(12):
+            found.append(stream.draw())
+            torch.cuda._sleep(1_000_000)  # the device is behind
+        assert torch.equal(torch.stack(found, dim=1).cpu(), expected)
+        del stream
+        assert ended()
