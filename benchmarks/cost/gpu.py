@@ -707,7 +707,8 @@ def call_seconds(bench: Bench, model: FrozenModel, each: Precision, batch: int, 
     with products(each):
         if not (graphs and bench.on_gpu):
             return seconds_of(bench, eager(model, batch))
-        return seconds_of(bench, record_graph(network_of(model), *inputs(model, batch), None).replay)
+        recording = record_graph(network_of(model), *inputs(model, batch), None)
+        return seconds_of(bench, recording.replay)
 
 
 def suspects(bench: Bench, model: FrozenModel, images: Tensor) -> Record:

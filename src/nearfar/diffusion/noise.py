@@ -104,6 +104,8 @@ class NoiseStream:
     the threads end with the last of them, with `close`, and with the stream. On a CPU there are none.
     """
 
+    _ahead: DrawnAhead | None = None
+
     def __init__(
         self, keys: Sequence[bytes], shape: Sequence[int], device: torch.device | str = "cpu", draws: int = 0
     ) -> None:
@@ -111,7 +113,8 @@ class NoiseStream:
         self._shape = (len(keys), *shape)
         self._device = torch.device(device)
         self._on_gpu = self._device.type == "cuda"
-        self._ahead = DrawnAhead(self._generators, self._shape, draws, pinned=True) if self._on_gpu and draws else None
+        if self._on_gpu and draws:
+            self._ahead = DrawnAhead(self._generators, self._shape, draws, pinned=True)
         self._underway: deque[Any] = deque()
 
     def draw(self) -> Images:

@@ -17,7 +17,7 @@ from nearfar.domain.guards import Guards, Judgment
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_latents
-from nearfar.sampling.local_sampling import BATCH, decode, descend, numbered_noise
+from nearfar.sampling.local_sampling import BATCH, decode, descend, draws_of_steps, numbered_noise
 from nearfar.tensors import Images, Latents
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -89,6 +89,6 @@ def denoised(model: FrozenModel, latents: Latents, sampling: Sampling, seed: int
     """The images that latents at a level lead to; the noise of each is its own."""
     parts = []
     for numbers in torch.split(torch.arange(len(latents)), batch_size):
-        noise = numbered_noise(model, "bandwidth", numbers.tolist(), seed)
+        noise = numbered_noise(model, "bandwidth", numbers.tolist(), seed, draws_of_steps(sampling))
         parts.append(decode(model, descend(model, latents[numbers], sampling, noise)))
     return torch.cat(parts)

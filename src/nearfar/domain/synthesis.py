@@ -33,7 +33,7 @@ from nearfar.latents.covariance import (
 from nearfar.latents.mixtures import Blend, Mixtures, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, encode, numbered_noise
+from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, draws_of_steps, encode, numbered_noise
 from nearfar.tensors import Images, Latents
 
 SPREADS: dict[str, Callable[[Latents], Covariance]] = {
@@ -241,8 +241,9 @@ class Synthesizer:
         """The outputs of these numbers. Cost: the domain's `steps` network calls for the batch."""
         starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
         latents = torch.stack([start.latent for start in starts])
-        noise = numbered_noise(self.model, "synthesis", numbers, self.seed)
-        clean = descend(self.model, latents, self.domain.sampling(DDIM(self.eta)), noise, on_step)
+        sampling = self.domain.sampling(DDIM(self.eta))
+        noise = numbered_noise(self.model, "synthesis", numbers, self.seed, draws_of_steps(sampling))
+        clean = descend(self.model, latents, sampling, noise, on_step)
         return Synthesis(decode(self.model, clean), starts, tuple(numbers))
 
     def make_all(self, numbers: Sequence[int], batch_size: int = BATCH, on_step: OnStep | None = None) -> Synthesis:

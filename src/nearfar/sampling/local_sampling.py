@@ -61,15 +61,16 @@ def noised_and_denoised(
 
     Draws of a stream, in order: the encoder's where it samples, the noise of the level, one a step.
     """
-    with closing(NoiseStream(streams, model.latent_shape, model.device, draws_of(sampling))) as noise:
+    draws = 1 + draws_of_steps(sampling)
+    with closing(NoiseStream(streams, model.latent_shape, model.device, draws)) as noise:
         latents, grid = encode(model, images, noise), sampling.grid(model.schedule, len(images))
         noisy = model.schedule.add_noise(latents, grid[:, 0], noise.draw())
         return solve(model.denoiser, noisy, grid, sampling.solver, noise, on_step)
 
 
-def draws_of(sampling: Sampling) -> int:
-    """The noise of the level, and one for each step of a solver that draws."""
-    return 1 + (sampling.steps if sampling.solver.stochastic else 0)
+def draws_of_steps(sampling: Sampling) -> int:
+    """One for each step of a solver that draws."""
+    return sampling.steps if sampling.solver.stochastic else 0
 
 
 def numbered_noise(model: FrozenModel, purpose: str, numbers: Sequence[int], seed: int, draws: int = 0) -> NoiseStream:
@@ -141,7 +142,7 @@ def own_samples(
     """
     sampling, images = Sampling(Level(strength=1.0), steps, solver), []
     for numbers in torch.split(torch.arange(count), batch_size):
-        noise = numbered_noise(model, "own sample", numbers.tolist(), seed, draws_of(sampling))
+        noise = numbered_noise(model, "own sample", numbers.tolist(), seed, 1 + draws_of_steps(sampling))
         times, first = sampling.level.times(model.schedule, len(numbers)), noise.draw()
         noisy = model.schedule.add_noise(torch.zeros_like(first), times, first)
         images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))

@@ -170,6 +170,9 @@ class Impulses:
     shape: tuple
     number: int = 0
 
+    def close(self):
+        """It has no threads."""
+
     def draw(self):
         noise = torch.zeros(self.shape[0], self.shape[1] * self.shape[2], dtype=torch.float64)
         for channel in range(self.shape[0]):
@@ -182,7 +185,7 @@ def returned(case, schedule, solver, steps, monkeypatch):
     """Mean and variance of a patch's pixels after a local sample, (strength, pixels) each."""
     draws = steps + 1 if solver.stochastic else 1
     side = int((draws * case.channels) ** 0.5) + 1
-    monkeypatch.setattr(local_sampling, "NoiseStream", lambda keys, shape, device: Impulses(tuple(shape)))
+    monkeypatch.setattr(local_sampling, "NoiseStream", lambda keys, shape, *_: Impulses(tuple(shape)))
     model = model_of(case, schedule, side)
     out = local_sample(model, pictures(case, side), strength=STRENGTHS, steps=steps, solver=solver)
     assert out.abs().max() < 1  # nothing was clipped
