@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nearfar.domain.domain import Domain, Gaussian
@@ -22,7 +22,7 @@ from nearfar.io.values import ValueTransform
 from nearfar.latents.covariance import Spectral, Structured
 from nearfar.latents.shell import Targets
 from nearfar.metrics.features import Kind
-from nearfar.structured import checked, json_object
+from nearfar.structured import checked, json_object, safetensors_header
 
 KEY, FORMAT, AGAIN = "nearfar domain", 3, "fit it again"
 MOST_STEPS = 100_000
@@ -192,16 +192,18 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UsageError(f"{path} must be a domain file, got {'a folder' if path.is_dir() else 'nothing'} there")
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(KEY, "{}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): fit it again") from None
-    about = json_object(text, f"{path} is no domain file: its header", AGAIN)
+        words = safetensors_header(path).get("__metadata__")
+    except UsageError as error:
+        raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): {AGAIN}") from None
+    text = words.get(KEY) if isinstance(words, dict) else None
+    about = json_object(text if isinstance(text, str) else "{}", f"{path} is no domain file: its header", AGAIN)
     if about.get("format") != FORMAT:
         came = printable(str(about.get("format")))
         raise UsageError(f"{path} is no domain file of format {FORMAT}, got {came}: fit it again")
-    return about, tensors
+    try:
+        return about, load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): fit it again") from None
 
 
 def own_parts(own: Gaussian) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,8 +17,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ from nearfar.io.pictures import MAX_PIXELS, decoding, open_regular_file, printab
 from nearfar.io.values import check_finite
 
 CHANNELS = (1, 3, 4)
+DEFLATED, UNBOUNDED = (8, 32946), (34925, 34926, 50000)
+"""TIFF's numbers for deflate, and for compressions (LZMA, Zstandard) whose size tifffile does not look at."""
 PALETTE = 3
 """TIFF's photometric interpretation for numbers that stand for colors."""
 
@@ -82,15 +86,37 @@ def open_npy(library: Any, file: BinaryIO) -> Stored:
 
 def open_tiff(library: Any, file: BinaryIO) -> Stored:
     """library: tifffile."""
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it would tell stderr of every broken tag
     tiff = library.TiffFile(file)
     check_single(len(tiff.pages), "pages")
     if tiff.pages[0].photometric == PALETTE:
         raise ImageError("holds a palette's indices, which are no physical values: save it as gray or RGB")
+    check_parts(tiff.pages[0], file)
     return Stored(tiff.series[0].shape, tiff.series[0].dtype, tiff.asarray)
 
 
+def check_parts(page: Any, file: BinaryIO) -> None:
+    """Refuse strips and tiles that are, or unpack to, more than the image needs: tifffile would make room for all."""
+    count = math.prod(page.chunks)
+    if count > MAX_PIXELS:
+        raise ImageError(f"has strips or tiles of {count:,} values, more than {MAX_PIXELS:,}: save it anew")
+    if page.compression in UNBOUNDED:
+        raise ImageError(
+            f"is compressed by {page.compression.name}, which is not read: save it with deflate or without"
+        )
+    for place, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if page.compression in DEFLATED:
+            file.seek(place)
+            most = count * page.dtype.itemsize
+            if len(zlib.decompressobj().decompress(file.read(length), most + 1)) > most:
+                raise ImageError("has a strip or tile that unpacks to more than its pixels: save it anew")
+
+
 def open_fits(library: Any, file: BinaryIO) -> Stored:
-    """library: astropy.io.fits; what it has scaled are floats."""
+    """library: astropy.io.fits; what it has scaled are floats. It would unpack a packed file of any size."""
+    if file.read(6) != b"SIMPLE":
+        raise ImageError("does not begin as FITS files do (SIMPLE): unpack it, where it is packed, or restore it")
+    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # many headers break some rule
         warnings.filterwarnings("error", "Error validating header")  # what follows it cannot be read
@@ -135,6 +161,8 @@ def read_array(path: Path | str, max_pixels: int = MAX_PIXELS) -> Planes:
         axis = channel_axis(stored.shape)
         with decoding(form.name):
             values = stored.load().astype(np.float64)
+        if values.shape != stored.shape:
+            raise ImageError(f"holds values of shape {values.shape}, its header says {stored.shape}: save it anew")
     return values[None] if axis is None else np.moveaxis(values, axis, 0)
 
 

@@ -28,12 +28,16 @@ but the model's image and the alpha channel can reach the output. What comes in 
 * The same picture always gives the same bytes. Everything here may be called from several threads.
 """
 
+import ctypes
 import errno
+import logging
+import math
 import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,6 +85,9 @@ FORMATS = {
 
 SUFFIXES: dict[str, str] = {suffix: name for name, form in FORMATS.items() for suffix in form.suffixes}
 """Lower-case suffix -> the format, by Pillow's name, that such a file must hold."""
+
+TILE = (322, 323)
+"""TIFF's tags for width and height of a tile."""
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -212,6 +219,7 @@ def decoding(form: str) -> Iterator[None]:
 
 def decode(file: BinaryIO, form: str, max_pixels: int) -> ImageFile:
     """Pillow's image, loaded and upright."""
+    quieten()
     header = FORMATS[form].reader(file)
     check_header(header, max_pixels)
     header.verify()  # the only call that looks at a PNG's checksums
@@ -224,11 +232,27 @@ def decode(file: BinaryIO, form: str, max_pixels: int) -> ImageFile:
     return image
 
 
+@cache
+def quieten() -> None:
+    """Pillow, and libtiff within its wheels, would tell stderr of what is wrong, which comes as an exception, too."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    folder = Path(Image.__file__).parent
+    for path in (*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")):
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(path))
+            for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                handler.restype = ctypes.c_void_p
+                handler(None)
+
+
 def check_header(image: ImageFile, max_pixels: int) -> None:
     """Refuse by what the header says: too many pixels, several frames, pixels that would lose precision."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"has {width} x {height} pixels, more than {max_pixels:,}: make it smaller or raise the limit")
+    tile = math.prod(image.tag_v2.get(tag, 1) for tag in TILE) if isinstance(image, TiffImageFile) else 1
+    if tile > max_pixels:  # room for whole tiles is made before they are looked at
+        raise ImageError(f"has tiles of {tile:,} pixels, more than {max_pixels:,}: save it anew")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"has {frames} {'pages' if image.format == 'TIFF' else 'frames'}: extract the one you want")

@@ -22,7 +22,7 @@ import torch
 
 from nearfar.errors import NearfarError, RunError, UsageError, first_line, printable
 from nearfar.models.original.checkpoints import read_weights
-from nearfar.structured import json_object, read_text
+from nearfar.structured import checked, json_object, read_text, safetensors_header
 
 PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
@@ -30,6 +30,7 @@ HALF = re.compile(r"\.(fp|bf)16[.-]")
 DESCRIPTIONS = (".json", ".txt", ".model")
 MOST_LAYERS, MOST_LENGTH = 1000, 1 << 20
 PICKLE = "diffusion_pytorch_model.bin"
+SAVE_AGAIN = "load the bare network with diffusers, and save it with save_pretrained(folder, safe_serialization=True)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Part:
     folder: Path
     kind: str
     config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The index of weights in several files: name of a weight -> its file."""
+
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -150,13 +158,15 @@ def check_weights(folder: Path) -> None:
     """Refuse a folder without weights, with a pickle that is not weights alone, and shards that lie elsewhere."""
     if not has_safetensors(folder):
         if not (folder / PICKLE).is_file():
+            if any(folder.glob("*.bin")):
+                raise UsageError(f"{folder} has its weights in pickles that nearfar does not read: {SAVE_AGAIN}")
             raise UsageError(
                 f"{folder} holds no weights (.safetensors): copy the whole folder that save_pretrained wrote"
             )
         read_weights(folder / PICKLE)
     for index in folder.glob("*.safetensors.index.json"):
-        for name in set(read_json(index).get("weight_map", {}).values()):
-            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+        for name in set(checked(Shards, read_json(index), str(index)).weight_map.values()):
+            if not re.fullmatch(r"[\w.-]+\.safetensors", name):
                 raise UsageError(f"{index} names {printable(str(name))}, which is no shard beside it: copy it again")
 
 
@@ -179,7 +189,14 @@ def check_room(folder: Path, network: Any) -> None:
 
 
 def check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """Refuse a network of which weights are missing, or have a prefix that another program has put before them."""
     if names := sorted(missing):
+        found = {key for path in folder.glob("*.safetensors") for key in safetensors_header(path)}
+        if not found and (folder / PICKLE).is_file():
+            found = set(torch.load(folder / PICKLE, map_location="meta", weights_only=True))
+        for prefix in ("_orig_mod.", "module."):
+            if prefix + names[0] in found:
+                raise UsageError(f"{folder} holds weights of a wrapped network ({prefix}{names[0]}, ...): {SAVE_AGAIN}")
         raise UsageError(f"{folder} lacks {len(names)} of the network's weights ({names[0]}, ...): copy it again")
 
 

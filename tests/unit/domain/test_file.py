@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nearfar.domain.domain import Gaussian
-from nearfar.domain.file import load_domain, load_thumbnails, save_domain
+from nearfar.domain.file import KEY, load_domain, load_thumbnails, save_domain
 from nearfar.domain.guards import Guards
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import RunError, UsageError
@@ -266,3 +266,11 @@ def test_a_domain_of_the_bundled_kind_has_no_more_in_it_than_is_told(file):
         names = {name for name in opened.keys() if not name.startswith(("own.", "guards."))}  # noqa: SIM118
     assert names == {"latents", "clean"}
     assert fitted().preprocessing == {}
+
+
+@pytest.mark.parametrize("header", [{}, {KEY: json.dumps({"format": 2})}, {"format": "pt"}])
+def test_tensors_of_another_file_are_not_read(tmp_path, monkeypatch, header):
+    save_file({"a": torch.zeros(4)}, tmp_path / "a.domain", header)
+    monkeypatch.setattr("nearfar.domain.file.load_file", None)
+    with pytest.raises(UsageError, match=r"is no domain file of format 3, got (None|2): fit it again"):
+        load_domain(tmp_path / "a.domain")

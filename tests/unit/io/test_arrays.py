@@ -1,10 +1,13 @@
 """Arrays in and out: every format as other libraries write it, the same bytes, every refusal, the model's square."""
 
+import gzip
 import io
 import math
 import pickle
+import struct
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,31 @@ def as_fits(*units):
     content = io.BytesIO()
     fits.HDUList(list(units)).writeto(content)
     return content.getvalue()
+
+
+def with_tag(number, value):
+    """A tiled TIFF, a tag of which says something else."""
+    content = as_tiff(np.zeros((16, 16), np.uint8), compression="zlib", tile=(16, 16))
+    place = next(place for place in range(len(content)) if content[place : place + 2] == struct.pack("<H", number))
+    return content[: place + 8] + struct.pack("<I", value) + content[place + 12 :]
+
+
+def without_bits():
+    """A TIFF that does not say how many bits its values have."""
+    content = as_tiff(np.zeros((8, 9), np.float32))
+    return content.replace(struct.pack("<HHI", 258, 3, 1), struct.pack("<HHI", 0, 3, 1), 1)
+
+
+def packed_bomb():
+    """A deflated strip of 16 MB, where 256 bytes are due."""
+    content = as_tiff(np.zeros((16, 16), np.uint8), compression="zlib", rowsperstrip=16)
+    bomb = zlib.compress(bytes(1 << 24))
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        tags = {tag.code: tag.valueoffset for tag in file.pages[0].tags.values()}
+    content = bytearray(content + bomb)
+    struct.pack_into("<I", content, tags[273], len(content) - len(bomb))
+    struct.pack_into("<I", content, tags[279], len(bomb))
+    return bytes(content)
 
 
 def as_npy(array, **options):
@@ -272,7 +300,7 @@ PALETTE = {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}
 REFUSED = {
     "text.npy": (lambda: b"this is no array", r"cannot be decoded as NPY"),
     "text.tif": (lambda: b"this is no array", r"cannot be decoded as TIFF"),
-    "text.fits": (lambda: b"this is no array", r"cannot be decoded as FITS"),
+    "text.fits": (lambda: b"this is no array", r"does not begin as FITS files do"),
     "complex.npy": (lambda: as_npy(np.zeros((4, 5), complex)), r"holds values of type complex128: save them as"),
     "complex.tif": (lambda: as_tiff(np.zeros((4, 5), np.complex64)), r"holds values of type complex64: save them as"),
     "bool.npy": (lambda: as_npy(np.zeros((4, 5), bool)), r"holds values of type bool: save them as"),
@@ -298,6 +326,18 @@ REFUSED = {
         r"has 3 pages, and exactly 1 is read",
     ),
     "palette.tif": (lambda: as_tiff(np.zeros((8, 9), np.uint8), **PALETTE), r"holds a palette's indices, which are no"),
+    "bomb.tif": (lambda: packed_bomb(), r"has a strip or tile that unpacks to more than its pixels: save it anew"),
+    "tile.tif": (lambda: with_tag(323, 1 << 24), r"has strips or tiles of 268,435,456 values, more than 100,000,000"),
+    "lzma.tif": (lambda: as_tiff(np.zeros((16, 16), np.uint8), compression="lzma"), r"is compressed by LZMA, which is"),
+    "zstd.tif": (lambda: with_tag(259, 50000), r"is compressed by ZSTD, which is not read: save it with deflate"),
+    "no bits.tif": (
+        lambda: without_bits(),
+        r"holds values of shape \(0, 8, 9\), its header says \(8, 9\): save it anew",
+    ),
+    "packed.fits": (
+        lambda: gzip.compress(as_fits(fits.PrimaryHDU(GRAY[0]))),
+        r"does not begin as FITS files do \(SIMPLE\): u",
+    ),
     "none.fits": (lambda: as_fits(fits.PrimaryHDU()), r"has 0 images, and exactly 1 is read"),
     "several.fits": (lambda: as_fits(fits.PrimaryHDU(GRAY[0]), fits.ImageHDU(GRAY[0])), r"has 2 images, and exactly 1"),
     "damaged.fits": (with_damaged_extension, r"cannot be decoded as FITS \(Error validating header for HDU #1"),

@@ -707,3 +707,37 @@ def test_much_text_refuses_no_sound_pixels(tmp_path, kind):
         about.add_text("Comment", "x" * 3_000_000, zip=kind == "compressed text")
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png", pnginfo=about, **more)
     assert read_picture(tmp_path / "a.png").pixels[0, 0].tolist() == [1, 2, 3]
+
+
+# What a file claims of itself
+
+
+def tiff_of(tags, data):
+    """A TIFF of 16x16 gray pixels, deflated, with these tags (number -> type and value) before its one part."""
+    tags = {256: (4, 16), 257: (4, 16), 258: (3, 8), 259: (3, 8), 262: (3, 1), 277: (3, 1)} | tags
+    entries = [struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in sorted(tags.items())]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + data
+
+
+def at_the_end(tags):
+    """Where data lie behind so many tags and the six of every file."""
+    return 14 + 12 * (6 + len(tags) + 1)
+
+
+TILES = {322: (4, 40_000), 323: (4, 40_000), 325: (4, 1000)}
+
+
+def test_tiles_of_a_tiff_are_bounded_before_room_is_made_for_them(read):
+    with pytest.raises(ImageError, match=r"has tiles of 1,600,000,000 pixels, more than 100,000,000: save it anew"):
+        read(tiff_of(TILES | {324: (4, at_the_end(TILES))}, zlib.compress(bytes(256))), "TIFF")
+
+
+@pytest.mark.parametrize("harm", ["a checksum", "a code", "a count of samples"])
+def test_libraries_do_not_speak_for_themselves_of_broken_files(read, capfd, harm):
+    tags = {278: (4, 16), 279: (4, 20)}
+    packed = bytearray(zlib.compress(bytes(256)))
+    packed[-1 if harm == "a checksum" else 4] ^= 0xFF
+    more = {277: (3, 60_000)} if harm.endswith("samples") else {}
+    with pytest.raises(ImageError, match="cannot be decoded as TIFF"):
+        read(tiff_of(tags | {273: (4, at_the_end(tags))} | more, bytes(packed)), "TIFF")
+    assert capfd.readouterr().err == ""

@@ -266,6 +266,41 @@ def too_few_weights(folder):
     change_weights(folder / WEIGHTS, lambda weights: weights.pop("conv_out.weight"))
 
 
+def weights_under(prefix, pickled=False):
+    def change(folder):
+        weights = {prefix + name: weight for name, weight in load_file(folder / WEIGHTS).items()}
+        save_file(weights, folder / WEIGHTS)
+        if pickled:
+            torch.save(weights, (folder / WEIGHTS).with_suffix(".bin"))
+            (folder / WEIGHTS).unlink()
+
+    return change
+
+
+def sharded_pickles(folder):
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    for number, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2]), 1):
+        file = folder / f"unet/diffusion_pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: weights[name] for name in names}, file)
+
+
+def shards_by_number(folder):
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"conv_in.weight": 1}}')
+
+
+def shards_in_a_list(folder):
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": ["a.safetensors"]}')
+
+
+def shards_within_shards(folder):
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"conv_in.weight": {"a": "a.safetensors"}}}')
+
+
+def shards_elsewhere(folder):
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"conv_in.weight": "../vae/a.safetensors"}}')
+
+
 def unknown_prediction(folder):
     change_json(folder / "scheduler/scheduler_config.json", prediction_type="magic")
 
@@ -292,6 +327,18 @@ SENTENCES = {
     cut_weights: r"copy/unet cannot be loaded \(Unable to load weights .*\): copy the whole folder again",
     weights_of_another_network: r"copy/unet cannot be loaded \(Error.*\): copy the whole folder again",
     too_few_weights: r"copy/unet lacks 1 of the network's weights \(conv_out.weight, ...\): copy it again",
+    weights_under(
+        "_orig_mod."
+    ): r"holds weights of a wrapped network \(_orig_mod\.conv_in\.bias, \.\.\.\): load the bare",
+    weights_under(
+        "module."
+    ): r"holds weights of a wrapped network \(module\.conv_in\.bias, \.\.\.\): load the bare network",
+    weights_under("_orig_mod.", pickled=True): r"wrapped network \(_orig_mod\.conv_in\.bias, .*: load the bare network",
+    sharded_pickles: r"has its weights in pickles that nearfar does not read: load .*safe_serialization",
+    shards_by_number: r"is wrong at weight_map\.conv_in\.weight \(Input should be a valid string\): mend",
+    shards_in_a_list: r"index\.json is wrong at weight_map \(Input should be an object\): mend it",
+    shards_within_shards: r"is wrong at weight_map\.conv_in\.weight \(Input should be a valid string\): mend",
+    shards_elsewhere: r"names \.\./vae/a\.safetensors, which is no shard beside it: copy it again",
     unknown_prediction: "prediction_type must be one of epsilon, .*, got 'magic'",
     unknown_block: r"copy/unet cannot be loaded \(Magic does not exist.\): copy the whole folder again",
     not_square: r"must have square images, got sample_size \[16, 24\]",
