@@ -2,8 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from nearfar.audit.audit import Content
+
+FIRST_WORDS = ["found", "lost", "learned", "faces", "key", "report"]
 
 
 @pytest.fixture
@@ -26,8 +32,14 @@ def audit(nearfar, model_folder, run):
 
 def test_figures_are_printed_and_a_page_stands_beside_the_outputs(audit, run):
     folder, _ = run
-    result = audit()
+    short = audit()
+    assert short.exit_code == 0
+    assert [line.split()[0] for line in short.stdout.splitlines()] == [
+        *["found", "lost", "learned", "faces", "key", "report"]
+    ]
+    result = audit("--full")
     assert result.exit_code == 0
+    assert short.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]
     assert "PSNR, dB: " in result.stdout
     assert "re-identified, own original, rank 1: " in result.stdout
     assert "What attackers find, by pixels at 16x16\n" in result.stdout
@@ -55,9 +67,30 @@ def test_a_bad_file_is_told_and_ends_with_3_and_json_has_all(audit, run):
     assert kept["figures"] == content["figures"]
 
 
+def test_limits_of_the_user_decide_the_exit_code(audit):
+    assert audit("--fail-if", "rank1>1", "--fail-if", "psnr<0").exit_code == 0
+    result = audit("--fail-if", "rank1>1", "--fail-if", "psnr>0", "--fail-if", "faces>0.1", "--json")
+    assert result.exit_code == 4
+    assert re.search(r"limit     psnr > 0: it is [0-9.]+\nlimit     faces was not measured", result.stderr)
+    assert len(json.loads(result.stdout)["over_limit"]) == 2
+
+
+def test_the_json_is_what_its_schema_says(audit, run):
+    folder, _ = run
+    assert audit().exit_code == 0
+    documented = Path(__file__).parents[2] / "docs" / "audit.schema.json"
+    adapter = TypeAdapter(Content)
+    assert json.loads(documented.read_text("utf-8")) == adapter.json_schema()
+    kept = (folder / "after.audit.json").read_bytes()
+    assert adapter.validate_json(kept)
+    with pytest.raises(ValidationError):
+        adapter.validate_json(kept.replace(b'"counts"', b'"count"'))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--fail-if", "rank1"], "--fail-if must be a figure"),
         (["--report", "page.txt"], "the report is a page, got page.txt"),
         (["--others", "nowhere"], "nowhere must be a folder of images, got nothing there"),
         (["--features", "inception"], "features must be model, efficientnet, pixels or a folder of a network"),

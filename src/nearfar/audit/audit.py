@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from nearfar.audit.answer import FACES_FOUND, answer, headlines
 from nearfar.audit.choices import Choices, Folders
 from nearfar.audit.fidelity import LEAST, fidelity, pair_distances, set_figures
 from nearfar.audit.model_attacks import (
@@ -46,7 +48,7 @@ from nearfar.io.listing import Item, Rejected
 from nearfar.io.manifest import Watch, manifest_path, read_manifest, unwatched
 from nearfar.metrics.faces import Faces
 from nearfar.metrics.features import FeatureNetwork, feature_network, pixel_features
-from nearfar.metrics.intervals import Figure
+from nearfar.metrics.intervals import Figure, wilson
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 
@@ -60,6 +62,24 @@ PROVEN, SETS, CLASSIFIER = "What is proven", "All outputs beside real images", "
 
 Features = tuple[Tensor, Tensor]
 """Of the originals and of the outputs."""
+
+
+Content = TypedDict(
+    "Content",
+    {
+        "answer": dict[str, str],
+        "headlines": dict[str, float | None],
+        "settings": dict[str, Any],
+        "counts": dict[str, int],
+        "figures": dict[str, list[Figure]],
+        "not measured": dict[str, str],
+        "outputs": list[dict[str, Any]],
+        "without output": list[str],
+        "without original": list[str],
+        "failed": list[dict[str, str]],
+    },
+)
+"""What stands in the JSON of an audit; docs/audit.schema.json is its JSON schema."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +104,8 @@ class Audit:
     def content(self) -> dict[str, Any]:
         """All of it for machines."""
         return {
+            "answer": dict(answer(self)),
+            "headlines": headlines([figure for some in self.sections.values() for figure in some]),
             "settings": self.settings,
             "counts": self.counts,
             "figures": {name: [asdict(figure) for figure in some] for name, some in self.sections.items()},
@@ -156,6 +178,7 @@ def run_audit(folders: Folders, choices: Choices, model: FrozenModel, watch: Wat
         SETS: sets,
         "What attackers find": [
             *attack_views(seen, people, watch),
+            *faces_found(seen),
             *membership(seen, model, members, others),
             *(walk_back(model, pairs, known.settings, known.key, watch) if known.key else []),
         ],
@@ -243,7 +266,20 @@ def face_view(pairs: Pairs, others: Others | None, faces: Faces, watch: Watch) -
     missed = f"no face found in {before.missed} originals and {after.missed} outputs"
     note = missed if before.missed + after.missed else ""
     name = f"faces, {faces.recognizer.name}"
-    return View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
+    view = View.of_network(name, before.vectors, after.vectors, more, note, pairs.of)
+    return replace(view, missed=(before.missed, after.missed))
+
+
+def faces_found(seen: Sequence[View]) -> list[Figure]:
+    """In how many outputs a detector still finds a face; chance is the share of originals in which it does."""
+    figures = []
+    for view in (view for view in seen if view.missed is not None):
+        originals, outputs = len(view.before), len(view.after)
+        lost_before, lost_after = view.missed or (0, 0)
+        rate = 1 - lost_after / outputs
+        interval = wilson(rate, outputs)
+        figures.append(Figure(FACES_FOUND, rate, outputs, *interval, 1 - lost_before / originals, view.name))
+    return figures
 
 
 def attack_views(seen: Sequence[View], people: Sequence[object] | None, watch: Watch) -> list[Figure]:

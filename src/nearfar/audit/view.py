@@ -29,7 +29,8 @@ class View:
 
     name: of the eye: "pixels", or the network. before: the originals. after: the outputs. others: images of other
     people that were not among the originals. note: such as how often no face was found. of: the number of each
-    output's original; output i was made from original i unless given. Vectors of networks should have unit length
+    output's original; output i was made from original i unless given. missed: in how many originals and outputs no
+    face was found, where faces were looked for. Vectors of networks should have unit length
     (`View.of_network`), which makes the distance a cosine.
     """
 
@@ -39,6 +40,7 @@ class View:
     others: Vectors | None = None
     note: str = ""
     of: Int64[Tensor, " outputs"] | None = None
+    missed: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.before.shape[1] != self.after.shape[1] or len(self.before) < 2 or len(self.after) != len(self.owner):

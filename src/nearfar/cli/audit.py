@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +12,13 @@ import typer
 
 from nearfar.audit.choices import Choices, Folders
 from nearfar.cli.carry_out import Outcome, carry_out
-from nearfar.cli.console import DONE, NOTHING_WRITTEN, SOME_FAILED, Lines, say, say_failed, shown_progress
+from nearfar.cli.console import DONE, NOTHING_WRITTEN, OVER_LIMIT, SOME_FAILED, Lines, say, say_failed, shown_progress
 from nearfar.cli.options import ModelChoice, RunChoice, command_saying
 from nearfar.errors import UsageError
 from nearfar.io.manifest import Progress
 
 if TYPE_CHECKING:
+    from nearfar.audit.answer import Limit
     from nearfar.audit.audit import Audit
     from nearfar.metrics.intervals import Figure
 
@@ -32,19 +34,26 @@ def audit(
     ] = None,
     folders: Folders,
     choices: Choices,
+    full: Annotated[bool, typer.Option("--full", help="Print all figures, not only the answer.")] = False,
+    fail_if: Annotated[
+        list[str], typer.Option(help="End with exit code 4 where this holds, like 'rank1>0.2'; several: any of them.")
+    ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     choice: ModelChoice,
 ) -> None:
     """Measure what was lost and what is still there: fidelity, attacks, use for a classifier.
 
     Outputs are matched with originals by name. Numbers with their intervals and with what chance gives, never a
-    verdict: docs/audit.md. The page shows originals, so it is as confidential as they are.
+    verdict of ours: docs/audit.md. Limits for --fail-if are on rank1, psnr, ssim, faces, accuracy, key, mu, or any
+    figure's name in the JSON. The page shows originals, so it is as confidential as they are.
     """
+    from nearfar.audit.answer import Limit
     from nearfar.audit.audit import run_audit
     from nearfar.reports.audit import write_audit
     from nearfar.reports.page import check_page
 
     check_folders(folders)
+    limits = [Limit.parse(text) for text in fail_if]
     whole = folders.after.resolve()
     page = report or whole.with_name(whole.name + ".audit.html")
     check_page(page, [folder for folder in (folders.before, folders.after) if folder.is_dir()])
@@ -54,7 +63,7 @@ def audit(
         with Stages() as watch:
             measured = run_audit(folders, choices, model, watch)
         write_audit(page, measured)
-        return outcome(measured, page)
+        return outcome(measured, page, full, limits)
 
     carry_out([], {}, RunChoice(as_json=as_json), work)
 
@@ -88,16 +97,27 @@ class Stages:
         self._stack.close()
 
 
-def outcome(measured: Audit, page: Path) -> Outcome:
-    """The figures; what could not be compared is said on stderr."""
+def outcome(measured: Audit, page: Path, full: bool, limits: Sequence[Limit]) -> Outcome:
+    """The answer, or all figures; what could not be compared, and limits that are passed, are said on stderr."""
+    from nearfar.audit.answer import answer
+
     say_failed(measured.rejected)
     lost = measured.pairing.lost
     for name in lost[:SHOWN]:
         say("missing", f"BEFORE/{name}: original without an output")
     if len(lost) > SHOWN:
         say("missing", f"{len(lost) - SHOWN} more: in the JSON beside the page")
-    places = {"report": str(page), "exit_code": SOME_FAILED if measured.rejected else DONE}
-    return measured.content() | places, [*lines(measured), ("report", str(page))]
+    figures = [figure for some in measured.sections.values() for figure in some]
+    broken = [text for limit in limits if (text := limit.broken_by(figures))]
+    for text in broken:
+        say("limit", text)
+    code = OVER_LIMIT if broken else SOME_FAILED if measured.rejected else DONE
+    more = lines(measured) if full else ()
+    return measured.content() | {"report": str(page), "over_limit": broken, "exit_code": code}, [
+        *answer(measured),
+        *more,
+        ("report", str(page)),
+    ]
 
 
 def lines(measured: Audit) -> Lines:

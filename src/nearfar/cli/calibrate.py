@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from nearfar.models.model import FrozenModel
 
 
+SHOWN = 6
+"""Images on the page, at several strengths each."""
+
+
 @dataclass(frozen=True)
 class Places:
     """What is measured, and where the calibration goes."""
@@ -155,7 +159,7 @@ def keep(
     from nearfar.diffusion.solver import Sampling
     from nearfar.io.fitting import FitMode
     from nearfar.jobs.calibrate import method_settings
-    from nearfar.reports.calibration import verdict, write_calibration_report
+    from nearfar.reports.calibration import shown_strengths, verdict, write_calibration_report
 
     sampling = Sampling(Level(1.0), work.steps, work.solver)
     method = method_settings(work.model, sampling, FitMode(settings["fit"]))
@@ -173,5 +177,5 @@ def keep(
         "failed": failed,
         "exit_code": SOME_FAILED if failed or found.strength is None else DONE,
     }
-    write_calibration_report(page, calibration, content)
+    write_calibration_report(page, calibration, content, work.along(shown_strengths(found), SHOWN))
     return content | {"file": str(file), "report": str(page)}

@@ -33,7 +33,7 @@ Report = Callable[[RunProgress], None]
 
 SECONDS_BETWEEN_LINES = 10.0
 
-DONE, STOPPED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, STOPPED, USAGE, SOME_FAILED, OVER_LIMIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit codes."""
 
 KEPT = "interrupted; what is finished is kept, and --resume goes on with it"

@@ -92,6 +92,12 @@ class Measuring:
         sampling = Sampling(Level(strengths), self.steps, self.solver)
         return decode(self.model, noised_and_denoised(self.model, images, sampling, streams, on_step))
 
+    def along(self, strengths: Sequence[float], count: int) -> list[list[Tensor]]:
+        """The first images of the sample, one row each, at every strength. Cost: a batch of network calls for each."""
+        images, none = self.sample.images[:count], lambda *_: None
+        columns = [self.outputs(images, [at] * len(images), none) for at in strengths]
+        return [list(row) for row in zip(*columns, strict=True)]
+
     def job(self, settings: dict[str, Any]) -> Job:
         """Images at strengths as items, of which scores are recorded and no files are written."""
         return make_job(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from nearfar.audit.calibration import KINDS, Calibration, Curve, Found, Target, isotonic
-from nearfar.reports.page import Report, heading, paragraph, plot, shown, table
+from nearfar.reports.charts import drawing, plot
+from nearfar.reports.page import Report, answers, folded, groups, heading, paragraph, picture, shown, table
 
 
-def write_calibration_report(path: Path, calibration: Calibration, content: dict[str, Any]) -> None:
-    """The page at `path`, and `content` beside it as JSON."""
+def write_calibration_report(
+    path: Path, calibration: Calibration, content: dict[str, Any], along: Sequence[Sequence[Tensor]]
+) -> None:
+    """The page at `path`, and `content` beside it as JSON. along: rows of images, one at each of `shown_strengths`."""
+    strengths = [f"{at:g}" for at in shown_strengths(calibration.found)]
     report = Report("Which strength meets the target").add(
-        paragraph(verdict(calibration)), paragraph(account(calibration))
+        answers([("Answer", verdict(calibration))]),
+        picture(groups(along, strengths, 1), "Some of the images at rising strength"),
     )
     for measure, curve in calibration.found.curves.items():
         smooth = isotonic([point.value for point in curve], KINDS[measure].rises)
@@ -25,9 +32,16 @@ def write_calibration_report(path: Path, calibration: Calibration, content: dict
         report.add(
             heading(f"{measure}: {KINDS[measure].words}"),
             plot(curve_figure(measure, curve, calibration), f"{measure} by strength"),
-            table(["strength", "measured", "low", "high", "monotone curve", "seen by"], rows),
+            folded("Figures", table(["strength", "measured", "low", "high", "monotone curve", "seen by"], rows)),
         )
-    report.write(path, content)
+    report.add(paragraph(account(calibration))).write(path, content)
+
+
+def shown_strengths(found: Found) -> list[float]:
+    """Those that were measured, thinned to 8, and the one that was found."""
+    measured = sorted({point.strength for curve in found.curves.values() for point in curve})
+    some = {measured[round(n * (len(measured) - 1) / 7)] for n in range(8)} if len(measured) > 8 else set(measured)
+    return sorted(some if found.strength is None else some | {found.strength})
 
 
 def eyes_of(measure: str, calibration: Calibration) -> str:
@@ -81,8 +95,7 @@ def account(calibration: Calibration) -> str:
 
 def curve_figure(measure: str, curve: Curve, calibration: Calibration) -> Figure:
     """Measured scores with their bounds, the monotone curve through them, the target and the answer."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = drawing(8.0, 4.0)
     strengths, values = [point.strength for point in curve], [point.value for point in curve]
     off = [[point.value - point.low for point in curve], [point.high - point.value for point in curve]]
     axes.errorbar(strengths, values, [[max(each, 0) for each in side] for side in off], fmt="o", label="measured")

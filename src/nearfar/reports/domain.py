@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,8 @@ from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.sample import FIRST, values_of
 from nearfar.models.model import FrozenModel
-from nearfar.reports.page import Report, groups, heading, paragraph, picture, plot, records_of, shown, table
+from nearfar.reports.charts import drawing, plot
+from nearfar.reports.page import Report, answers, folded, groups, heading, paragraph, picture, records_of, shown, table
 from nearfar.reports.survey import survey_sections
 
 SHOWN, ABREAST = 64, 8
@@ -116,21 +118,24 @@ def write_fit_report(path: Path, content: dict[str, Any], survey: Survey | None)
     targets = [[name.replace("_", " "), target_text(target)] for name, target in content["targets"].items()]
     guards = [[name.replace("_", " "), plain(value)] for name, value in content["guards"].items()]
     report = Report("An unseen domain").add(
-        *(paragraph(f"{what}: {text}") for what, text in domain_lines(content)),
+        answers(domain_lines(content)),
         paragraph(CONFIDENTIAL),
-        heading("The fit"),
-        table(["figure", "value", "what it is"], rows),
-        heading("Where its latents lie"),
-        paragraph(
-            "Targets of the three tests, measured on each latent against others, and how far off 95 % of them are."
+        folded("The fit", table(["figure", "value", "what it is"], rows)),
+        folded(
+            "Where its latents lie",
+            paragraph(
+                "Targets of the three tests, measured on each latent against others, and how far off 95 % of them are."
+            ),
+            table(["test", "target"], targets),
         ),
-        table(["test", "target"], targets),
-        heading("Guards"),
-        paragraph(
-            "A copy is nearer to a fitted image, in latents and in features, than 95 % of these to one another, "
-            f"or than {SURE:g} of that distance in one of them."
+        folded(
+            "Guards",
+            paragraph(
+                "A copy is nearer to a fitted image, in latents and in features, than 95 % of these to one another, "
+                f"or than {SURE:g} of that distance in one of them."
+            ),
+            table(["threshold", "value"], guards),
         ),
-        table(["threshold", "value"], guards),
         *([table(["not read", "reason"], failed)] if failed else []),
         *(survey_sections(survey) if survey else ()),
     )
@@ -195,12 +200,12 @@ def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Te
             f"{len(content['samples'])} samples of {len(domain.latents)} images: {settings['family']} draws, "
             f"{settings['geometry']}, pull {settings['pull']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
         ),
-        table(["", "samples", "share"], rate_rows(content)),
-        heading("Samples"),
         paragraph(
             f"Of those that were written, {SHOWN} at most: kept ones first, then flagged ones, then those to drop."
         ),
         picture(sheet_of(written[:SHOWN], out, values), "Samples"),
+        heading("What became of them"),
+        table(["", "samples", "share"], rate_rows(content)),
         heading("Copies"),
         paragraph(
             "Distance to the nearest fitted image, in units of the 5 % quantile of the fitted images' distances to one "
@@ -231,7 +236,7 @@ def sheet_of(rows: Sequence[dict[str, Any]], out: Path, values: ValueTransform |
 
 def nearest_sections(
     rows: Sequence[dict[str, Any]], out: Path, values: ValueTransform | None, fitted: Tensor | None
-) -> list[str]:
+) -> list[Markup]:
     """Samples beside the fitted images that they are nearest to, the nearest first."""
     if fitted is None:
         return [paragraph(f"{CONFIDENTIAL} So they are not shown; --show-fitted puts them here.")]
@@ -267,8 +272,8 @@ def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:
         "latents": apart(turns_of(guards.latents, guards.symmetry), guards.latents) / guards.latent_unit,
         "features": apart([guards.vectors], guards.vectors) / guards.feature_unit,
     }
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, (name, fitted) in zip(figure.subplots(1, 2), among.items(), strict=True):
+    figure, both = drawing(9.0, 3.0, columns=2)
+    for axes, (name, fitted) in zip(both, among.items(), strict=True):
         found = [row[key] for row in rows if (key := f"{name[:-1]}_copy") in row]
         edges = torch.linspace(0, max([*found, *fitted.tolist(), 1.0]), 30).tolist()
         axes.hist(fitted.tolist(), edges, density=True, alpha=0.5, label="fitted images")
@@ -281,8 +286,7 @@ def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:
 
 
 def parents_figure(parents: dict[int, int], images: int) -> Figure:
-    figure = Figure(figsize=(9, 2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = drawing(9.0, 2.0)
     axes.bar(range(images), [parents.get(number, 0) for number in range(images)])
     axes.set(xlabel="fitted image", ylabel="samples")
     return figure

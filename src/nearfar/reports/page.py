@@ -10,13 +10,12 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Sequence
-from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from nearfar.metrics.intervals import Figure as Measured
 from nearfar.metrics.intervals import grouped
 
 MARGIN, CAPTION = 4, 18
+IMAGE = Markup('<div class="wide"><img src="{}" width="{}" alt="{}"></div>')
 
 CELL, ABREAST = 96, 4
 """Pixels of a side of a small image, and groups in each row at most, unless told otherwise."""
@@ -83,27 +83,22 @@ def failures(records: Sequence[Record]) -> list[dict[str, str]]:
     return [{"name": record.name, "reason": record.reason} for record in records if record.status == "failed"]
 
 
-STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-img, svg { max-width: 100%; height: auto; display: block; margin: 1rem 0 } img { image-rendering: pixelated }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-td, th { padding: .1rem 1.2rem .1rem 0; text-align: left; white-space: nowrap }"""
+PAGE = Environment(loader=PackageLoader("nearfar.reports", "."), autoescape=True).get_template
 
 
 class Report:
     """A page under one title, to which parts (HTML) are added in reading order."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._parts = title, [f"<h1>{escape(title)}</h1>"]
+        self._title, self._parts = title, list[Markup]()
 
-    def add(self, *parts: str) -> Report:
+    def add(self, *parts: Markup) -> Report:
         self._parts += parts
         return self
 
     def html(self) -> str:
         """The whole document."""
-        head = f'<meta charset="utf-8"><title>{escape(self._title)}</title>\n<style>{STYLE}</style>'
-        body = "\n".join(self._parts)
-        return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+        return PAGE("page.html").render(title=self._title, parts=Markup("\n").join(self._parts)) + "\n"
 
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """The page at `path`, and `content` beside it as .json, each whole or not at all, readable by the user only."""
@@ -113,45 +108,48 @@ class Report:
             write_whole(path, whole.encode(), CONFIDENTIAL)
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
+def heading(text: str) -> Markup:
+    return Markup("<h2>{}</h2>").format(text)
 
 
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+def paragraph(text: str) -> Markup:
+    return Markup("<p>{}</p>").format(text)
 
 
-def table(header: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
+def answers(lines: Iterable[tuple[str, str]]) -> Markup:
+    """What a page is opened for: sentences, each with a word before it."""
+    terms = Markup("\n").join(Markup("<dt>{}</dt><dd>{}</dd>").format(*line) for line in lines)
+    return Markup("<dl>\n{}\n</dl>").format(terms)
+
+
+def folded(summary: str, *parts: Markup) -> Markup:
+    """What few readers need, shown when they ask for it."""
+    inside = Markup("\n").join(parts)
+    return Markup("<details><summary>{}</summary>\n{}\n</details>").format(summary, inside)
+
+
+def table(header: Sequence[object], rows: Iterable[Iterable[object]]) -> Markup:
     """Cells are shown as `str` shows them: round numbers before."""
-    lines = [line("th", header), *(line("td", row) for row in rows)]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+    lines = Markup("\n").join([line("th", header), *(line("td", row) for row in rows)])
+    return Markup('<div class="wide"><table>\n{}\n</table></div>').format(lines)
 
 
-def line(tag: str, cells: Iterable[object]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+def line(tag: str, cells: Iterable[object]) -> Markup:
+    cell = Markup(f"<{tag}>{{}}</{tag}>")
+    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(str(one)) for one in cells))
 
 
-def picture(image: Image.Image, alt: str) -> str:
+def picture(image: Image.Image, alt: str) -> Markup:
     """An image as PNG within the page; alt: what it shows, for those who do not see it."""
     content = io.BytesIO()
     image.save(content, "PNG")
     encoded = base64.b64encode(content.getvalue()).decode("ascii")
-    return f'<img src="data:image/png;base64,{encoded}" width="{image.width}" alt="{escape(alt)}">'
+    return IMAGE.format(f"data:image/png;base64,{encoded}", image.width, alt)
 
 
-def linked(file: str, alt: str) -> str:
+def linked(file: str, alt: str) -> Markup:
     """A picture that lies beside the page."""
-    return f'<img src="{escape(file)}" alt="{escape(alt)}">'
-
-
-def plot(figure: Figure, alt: str = "") -> str:
-    """A figure as SVG within the page; equal figures give equal text."""
-    content = io.StringIO()
-    with rc_context({"svg.hashsalt": "nearfar"}):
-        figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None})
-    drawing = content.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+    return Markup('<img src="{}" alt="{}">').format(file, alt)
 
 
 def page_beside(report: Path | None, out: Path, *sources: Path, keep: Sequence[Path] = ()) -> Path:
@@ -178,15 +176,14 @@ def shown(value: float) -> str:
     return f"{value:.4g}"
 
 
-def section(name: str, figures: Sequence[Measured]) -> list[str]:
-    """A table for each network, with what measured it below."""
-    header = ["", "value", "95 % interval", "chance", "n", "note"]
-    parts = [heading(name)]
+def section(name: str, figures: Sequence[Measured]) -> Markup:
+    """A table for each network, with what measured it below, all folded."""
+    header, parts = ["", "value", "95 % interval", "chance", "n", "note"], []
     for network, some in grouped(figures).items():
         libraries = sorted({figure.library for figure in some})
         by = f"By {network}; measured" if network else "Measured"
         parts += [table(header, [row(figure) for figure in some]), paragraph(f"{by} by {'; '.join(libraries)}.")]
-    return parts
+    return folded(name, *parts)
 
 
 def row(figure: Measured) -> list[object]:

@@ -22,17 +22,18 @@ from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan
 from nearfar.models.model import ImageContract
+from nearfar.reports.charts import drawing, plot
 from nearfar.reports.page import (
     CELL,
     Report,
     failures,
+    folded,
     groups,
     heading,
     names_of,
     page_beside,
     paragraph,
     picture,
-    plot,
     records_of,
     shown,
     table,
@@ -112,6 +113,8 @@ def report(content: dict[str, Any], sheet: Image.Image) -> Report:
     listed = [[image["name"], *(shown(image[name]) for name in names)] for image in images[:LISTED]]
     return Report("Can this model represent these images?").add(
         paragraph(f"Verdict: {content['verdict']}."),
+        heading(f"The images that come back worst (differences x {AMPLIFIED}, gray is none)"),
+        picture(sheet, "Originals, reconstructions and differences"),
         paragraph(
             f"Every image was carried to strength {settings['strength']:.4g} (time {settings['time']:.4g}, noise to "
             f"signal {settings['sigma']:.4g}) and back in {settings['steps']} steps each way by {settings['solver']}, "
@@ -124,16 +127,17 @@ def report(content: dict[str, Any], sheet: Image.Image) -> Report:
         ),
         table(["", "number", "least", "median", "greatest"], summaries(content)),
         plot(distribution(content), "How many images come back at which PSNR"),
-        heading(f"The images that come back worst (differences x {AMPLIFIED}, gray is none)"),
-        picture(sheet, "Originals, reconstructions and differences"),
-        heading("Images"),
-        paragraph(
-            f"The {len(listed)} worst of {len(images)}; {len(content['failed'])} failed. All are in the JSON beside "
-            "this page. Figures are of the images at the model's size, before they were rounded and written. Worst "
-            "residual: the root mean square change at the end of the search for an inversion step, of the worst step. "
-            "Fell back: steps whose search did not converge and took the explicit step. Calls: network calls asked for."
+        folded(
+            "Images",
+            paragraph(
+                f"The {len(listed)} worst of {len(images)}; {len(content['failed'])} failed. All are in the JSON "
+                "beside this page. Figures are of the images at the model's size, before they were rounded and "
+                "written. Worst residual: the root mean square change at the end of the search for an inversion "
+                "step, of the worst step. Fell back: steps whose search did not converge and took the explicit step. "
+                "Calls: network calls asked for."
+            ),
+            table(["image", *(COLUMNS[name] for name in names)], listed),
         ),
-        table(["image", *(COLUMNS[name] for name in names)], listed),
     )
 
 
@@ -149,8 +153,7 @@ def summaries(content: dict[str, Any]) -> Iterator[list[str]]:
 
 def distribution(content: dict[str, Any]) -> Figure:
     """Sorted PSNR of the images and of the own samples, by the share of them that lies below."""
-    figure = Figure(figsize=(7, 3))
-    axes = figure.subplots()
+    figure, (axes,) = drawing(7.0, 3.0)
     columns = {"images": [image["psnr"] for image in content["images"]], "own samples": content["own_psnr"]}
     for name, values in columns.items():
         if values:

@@ -141,6 +141,8 @@ def report(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Re
     settings = content["settings"]
     return Report(f"Replaced regions: {settings['regions']}").add(
         paragraph(f"{content['regions']}; {len(content['failed'])} images failed and were not written."),
+        heading(f"Before and after, the first {min(SHOWN, len(some))}"),
+        picture(groups([each.around for each in some[:SHOWN]], ["before", "after"]), "Regions before and after"),
         paragraph(
             f"Each was replaced by a local sample of itself at strength {settings['strength']:.4g} (noise to signal "
             f"{settings['sigma']:.4g}). All else is as it was: hair, clothes, surroundings and the rest of a face's "
@@ -153,9 +155,7 @@ def report(content: dict[str, Any], figures: Sequence[Figure], some: Sequence[Re
             "replaced region is its own, among all originals here. By all pixels of its square, whose corners are old, "
             "and by those that are wholly new."
         ),
-        *section(ATTACKS, figures),
-        heading(f"Before and after, the first {min(SHOWN, len(some))}"),
-        picture(groups([each.around for each in some[:SHOWN]], ["before", "after"]), "Regions before and after"),
+        section(ATTACKS, figures),
         heading("Images that failed"),
         table(["image", "reason"], [[each["name"], each["reason"]] for each in content["failed"]]),
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nearfar.domain.survey import ROUND, SIGNIFICANT, TOLD_APART, CloudStatistics, LevelStatistics, Survey
 from nearfar.latents.statistics import MeanStd, RadialSpectrum
-from nearfar.reports.page import heading, paragraph, plot, table
+from nearfar.reports.charts import drawing, plot
+from nearfar.reports.page import answers, folded, heading, paragraph, table
 
 UNSEEN, OWN = "tab:orange", "tab:blue"
 SHOWN = 3
@@ -23,8 +25,8 @@ def distances_figure(survey: Survey) -> Figure:
         "angle at the origin (degrees)": lambda cloud: cloud.geometry.origin_angle,
         "angle of a triple (degrees)": lambda cloud: cloud.geometry.triple_angle,
     }
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, (title, value) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    figure, four = drawing(10.0, 6.0, rows=2, columns=2)
+    for axes, (title, value) in zip(four, panels.items(), strict=True):
         band(axes, survey, [value(level.unseen) for level in survey.levels], UNSEEN, "unseen")
         band(axes, survey, [value(level.own) for level in survey.levels], OWN, "the model's own")
         label(axes, survey, title)
@@ -33,9 +35,11 @@ def distances_figure(survey: Survey) -> Figure:
 
 def spectrum_figure(survey: Survey) -> Figure:
     """Variance of the latents by frequency, over all channels, at a low, a middle and a high level."""
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
     levels = some_of(survey.levels)
-    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False, sharey=True).flat, levels, strict=True):
+    figure, row = drawing(10.0, 3.5, columns=len(levels))
+    for axes in row[1:]:
+        axes.sharey(row[0])
+    for axes, level in zip(row, levels, strict=True):
         for cloud, color, name in ((level.unseen, UNSEEN, "unseen"), (level.own, OWN, "the model's own")):
             axes.loglog(cloud.spectrum.frequencies[1:], channel_mean(cloud.spectrum)[1:], color=color, label=name)
         axes.set_title(f"strength {level.strength:g}")
@@ -47,8 +51,7 @@ def spectrum_figure(survey: Survey) -> Figure:
 
 def separation_figure(survey: Survey) -> Figure:
     """What the proposal rests on: accuracy, center distance, roundness, p-values. Gray: threshold; dotted: proposal."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    accuracy, centers, roundness, p_values = figure.subplots(2, 2).flat
+    figure, (accuracy, centers, roundness, p_values) = drawing(10.0, 6.0, rows=2, columns=2)
     apart = [level.separation for level in survey.levels]
     curve(accuracy, survey, [one.accuracy for one in apart], TOLD_APART)
     accuracy.set_ylim(0, 1.05)
@@ -118,7 +121,7 @@ def channel_mean(spectrum: RadialSpectrum) -> list[float]:
     return [sum(column) / len(column) for column in zip(*spectrum.variance, strict=True)]
 
 
-def survey_sections(survey: Survey) -> list[str]:
+def survey_sections(survey: Survey) -> list[Markup]:
     """The survey for a page: the proposal and why, what was found at each level, the figures with what they show."""
     return [
         heading("Latents by level"),
@@ -128,11 +131,11 @@ def survey_sections(survey: Survey) -> list[str]:
             "steps and one more for each level. A cloud passes as Gaussian if neither the spread of its distances from "
             "the mean nor its leading directions contradict that: not every deviation shows there."
         ),
-        table(HEADER, [row(level) for level in survey.levels]),
-        *(paragraph(f"Strength {level.strength:g}: {level.verdict}.") for level in survey.levels),
         plot(separation_figure(survey), "Separability, roundness and p-values by strength"),
         plot(distances_figure(survey), "Norms, distances and angles of both clouds by strength"),
         plot(spectrum_figure(survey), "Variance of the latents by frequency at a few strengths"),
+        answers((f"Strength {level.strength:g}", f"{level.verdict}.") for level in survey.levels),
+        folded("All figures", table(HEADER, [row(level) for level in survey.levels])),
     ]
 
 

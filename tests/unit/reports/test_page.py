@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nearfar.reports.page import Report, heading, paragraph, picture, plot, table
+from nearfar.reports.charts import Bar, bars, drawing, plot
+from nearfar.reports.page import Report, answers, folded, heading, paragraph, picture, table
 
 NASTY = """<script>alert("1")</script> & 'quotes' é"""
 
@@ -62,7 +63,7 @@ def test_a_table_has_its_header_and_every_cell():
 
 def test_a_picture_is_in_the_page_to_the_last_bit():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    ((tag, attributes),) = Reader(picture(Image.fromarray(pixels), NASTY)).elements
+    _, (tag, attributes) = Reader(picture(Image.fromarray(pixels), NASTY)).elements
     assert (tag, attributes["alt"], attributes["width"]) == ("img", NASTY, "7")
     head, _, encoded = attributes["src"].partition(",")
     assert head == "data:image/png;base64"
@@ -87,3 +88,39 @@ def test_nothing_is_fetched_from_elsewhere():
     ]  # fmt: skip
     assert references
     assert all(value.startswith(("data:", "#")) for value in references)
+
+
+def test_what_few_need_is_folded_and_answers_are_terms():
+    content = Report("t").add(answers([("who", NASTY)]), folded(NASTY, paragraph("inside"))).html()
+    read = Reader(content)
+    assert [tag for tag in read.tags() if tag in ("dl", "dt", "dd", "details", "summary")] == [
+        *("dl", "dt", "dd"),
+        *("details", "summary"),
+    ]
+    assert read.text.count(NASTY) == 2
+    assert "script" not in read.tags()
+
+
+def test_a_page_has_both_schemes_and_fits_a_phone():
+    content = Report("t").html()
+    assert "prefers-color-scheme: dark" in content
+    assert 'name="viewport"' in content
+
+
+def test_bars_say_in_words_what_they_draw():
+    drawn = bars([Bar(NASTY, 0.5, 0.4, 0.6, 0.01, 1.0), Bar("none", 0.0)], "Shares.")
+    read = Reader(drawn)
+    labels = [attributes["aria-label"] for tag, attributes in read.elements if tag == "svg"]
+    assert labels == [f"{NASTY}: 50 %, interval from 40 %, to 60 %, chance 1 %, untouched 100 %", "none: 0 %"]
+    shares = [float(one["width"]) for tag, one in read.elements if tag == "rect" and one["class"] == "share"]
+    assert shares == [50, 0]
+    assert "script" not in read.tags()
+
+
+def test_the_text_of_a_chart_can_be_selected():
+    figure, (axes,) = drawing(3.0, 2.0)
+    axes.set(xlabel="strength")
+    root = ElementTree.fromstring(plot(figure))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "strength" in texts
+    assert "#000000" not in plot(figure)

@@ -69,7 +69,7 @@ def test_page_and_numbers_agree_and_names_stay_text(out, tmp_path):
     page = (tmp_path / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == content
     for text in (content["verdict"], "good &lt;b&gt;.png", "<td>20</td>", "data:image/png;base64,", "<svg"):
-        assert text.replace("'", "&#x27;") in page
+        assert text.replace("'", "&#39;") in page
     assert "<b>" not in page
     report(content, sheet).write(tmp_path / "again.html", content)
     assert (tmp_path / "again.html").read_text("utf-8") == page

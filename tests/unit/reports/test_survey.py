@@ -68,7 +68,7 @@ def test_sections_say_what_is_proposed_and_why(found):
     assert f"Level to work at: strength {found.proposed:g}, because {found.reason}." in text
     assert text.count("<svg") == 3
     assert len(re.findall("<tr>", text)) == 1 + len(STRENGTHS)
-    assert all(f"Strength {level.strength:g}: {level.verdict}." in text for level in found.levels)
+    assert all(f"<dt>Strength {level.strength:g}</dt><dd>{level.verdict}.</dd>" in text for level in found.levels)
     assert proposal(replace(found, proposed=None, reason="of it")) == "Level to work at: none, because of it."
 
 
