@@ -19,7 +19,7 @@ from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.run import plan_run, run
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
-from nearfar.reports.page import Report, contact_sheet, linked, paragraph, table
+from nearfar.reports.page import Report, contact_sheet, folded, linked, paragraph, table
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
 SHOWN_FACES = 7
@@ -53,10 +53,10 @@ def make_demo(out: Path) -> Path:
         for text in TEXTS
     )
     page = Report(TITLE.format(count=len(list(originals.iterdir())))).add(
-        paragraph(above),
         linked("sheet.png", "Originals and their local samples at rising strength"),
-        table(COLUMNS, rows),
+        paragraph(above),
         paragraph(below),
+        folded("Strengths, times, folders", table(COLUMNS, rows)),
     )
     (out / "index.html").write_text(page.html(), encoding="utf-8")
     return out / "index.html"

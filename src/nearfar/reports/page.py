@@ -149,7 +149,7 @@ def picture(image: Image.Image, alt: str) -> Markup:
 
 def linked(file: str, alt: str) -> Markup:
     """A picture that lies beside the page."""
-    return Markup('<img src="{}" alt="{}">').format(file, alt)
+    return Markup('<div class="wide"><img src="{}" alt="{}"></div>').format(file, alt)
 
 
 def page_beside(report: Path | None, out: Path, *sources: Path, keep: Sequence[Path] = ()) -> Path:
