@@ -35,6 +35,7 @@ from nearfar.errors import ModelWarning
 from nearfar.models import loading
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
+from nearfar.models.unet import PixelUNet
 from nearfar.sampling import local_sampling
 from nearfar.sampling.local_sampling import local_sample
 
@@ -54,14 +55,16 @@ def almost_nothing(x, *_, **__):
 
 @dataclass
 class Spy:
-    """A network's `forward` that notes its arguments. answer: what it returns for them."""
+    """A network's `forward` that notes its arguments. answer: what it returns for them; wrapped: as diffusers does."""
 
     answer: Any = almost_nothing
+    wrapped: bool = True
     calls: list = field(default_factory=list)
 
     def __call__(self, *arguments, **options):
         self.calls.append((*arguments, options))
-        return SimpleNamespace(sample=self.answer(*arguments, **options))
+        answer = self.answer(*arguments, **options)
+        return SimpleNamespace(sample=answer) if self.wrapped else answer
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def watch(path, answer=almost_nothing, **options):
     loaded, load_part = [], loading.load_part
     with mock.patch.object(loading, "load_part", lambda *part: loaded.append(load_part(*part)) or loaded[-1]):
         model = load_model(path, "cpu", **options)
-    loaded[0].forward = Spy(answer)
+    loaded[0].forward = Spy(answer, wrapped=not isinstance(loaded[0], PixelUNet))
     return Watched(path, model, loaded[0], loaded[0].forward)
 
 

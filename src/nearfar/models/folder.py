@@ -22,6 +22,8 @@ import torch
 
 from nearfar.errors import NearfarError, RunError, UsageError, first_line, printable
 from nearfar.models.original.checkpoints import read_weights
+from nearfar.models.unet import Config, PixelUNet
+from nearfar.models.unet_files import count_weights, fill, pixel_unet, read_tensors, understood
 from nearfar.structured import checked, json_object, read_text, safetensors_header
 
 PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
@@ -101,17 +103,37 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_part(part: Part, dtype: torch.dtype) -> Any:
     """The network of a part in evaluation mode, its gradients off; every weight must be there.
 
-    Memory: the weights once in `dtype` when accelerate is installed, twice when it is not.
+    A UNet2DModel that `PixelUNet` can be is read without diffusers.
     """
-    import diffusers
-
     if "quantization_config" in part.config:
         raise UsageError(f"{part.folder} is quantized, which nearfar does not read: take the model it was made from")
     check_weights(part.folder)
     check_size(part.folder, part.config)
+    config = understood(part.config) if part.kind == "UNet2DModel" else None
+    network = load_with_diffusers(part, dtype) if config is None else load_pixel_unet(part, config, dtype)
+    return network.eval().requires_grad_(False)
+
+
+def load_pixel_unet(part: Part, config: Config, dtype: torch.dtype) -> PixelUNet:
+    """Our own network. Memory: the weights once in `dtype`, and those of the file meanwhile."""
+    network = pixel_unet(config)
+    check_room(part.folder, count_weights(network))
+    with reading(part.folder):
+        files = weights_of(part.folder)
+        pickled = files == [part.folder / PICKLE]  # and known to be weights alone
+        weights = torch.load(files[0], weights_only=True) if pickled else read_tensors(files)
+        check_complete(part.folder, fill(network, weights, dtype))
+    return network
+
+
+def load_with_diffusers(part: Part, dtype: torch.dtype) -> Any:
+    """Memory: the weights once in `dtype` when accelerate is installed, twice when it is not."""
+    import diffusers
+
     with reading(part.folder), without_bars():
         with torch.device("meta"):
-            check_room(part.folder, getattr(diffusers, part.kind).from_config(part.config))
+            empty = getattr(diffusers, part.kind).from_config(part.config)
+        check_room(part.folder, count_weights(empty))
         network, loading = getattr(diffusers, part.kind).from_pretrained(
             part.folder,
             dtype=dtype,
@@ -122,8 +144,7 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     check_complete(part.folder, loading["missing_keys"])
-    network = network if network.dtype == dtype else network.to(dtype)  # diffusers 0.42 leaves SD3's as it was
-    return network.eval().requires_grad_(False)
+    return network if network.dtype == dtype else network.to(dtype)  # diffusers 0.42 leaves SD3's as it was
 
 
 @contextmanager
@@ -181,9 +202,9 @@ def check_size(where: Path, config: Any, name: str = "") -> None:
         check_size(where, value, name)
 
 
-def check_room(folder: Path, network: Any) -> None:
+def check_room(folder: Path, count: int) -> None:
     """Refuse a network of more weights than its files have bytes."""
-    count, room = sum(one.numel() for one in network.parameters()), sum(p.stat().st_size for p in weights_of(folder))
+    room = sum(path.stat().st_size for path in weights_of(folder))
     if count > room:
         raise UsageError(f"{folder} asks for {count:,} weights, its files have {room:,} bytes: copy it again")
 

@@ -44,6 +44,8 @@ from nearfar.models.model import (
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
 from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_prompt, text_family
+from nearfar.models.unet import PixelUNet
+from nearfar.models.unet_files import count_weights, fill, pixel_unet, understood
 
 FLUX_SIDE = 128
 """Latents along one side of the 1024 pixels that FLUX was trained on; its config does not say."""
@@ -144,10 +146,19 @@ def file_parts(path: Path, source: str, dtype: torch.dtype) -> Parts:
     card = card_of(source)
     converted = convert(path, **(card.checkpoint if card else {}))
     notes = tuple(f"{path.name}: {assumption}" for assumption in converted.assumptions)
-    network = converted.unet.to(dtype).requires_grad_(False)
+    network = as_ours(converted.unet, dtype)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Parts(source, network, dict(converted.scheduler.config), provenance(source, digest, ""), notes=notes)
+
+
+def as_ours(unet: Any, dtype: torch.dtype) -> Any:
+    """A UNet2DModel as the network that a folder with its weights would be read as."""
+    config = understood(unet.config)
+    network = unet.to(dtype) if config is None else pixel_unet(config)
+    if config is not None:
+        fill(network, unet.state_dict(), dtype)
+    return network.eval().requires_grad_(False)
 
 
 def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force: bool) -> Parts:
@@ -166,7 +177,7 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
     note = refuse_distilled(folder, source, network, scheduler, force)
     autoencoder = folder.part("vae", "vqvae")
     loaded = load_part(network, dtype)
-    if "attention_heads" in loaded.config:
+    if "attention_heads" in loaded.config and not isinstance(loaded, PixelUNet):
         apply_heads(loaded)
     return Parts(
         source,
@@ -213,7 +224,7 @@ def assemble(parts: Parts, request: Request, device: torch.device, dtype: torch.
         provenance=parts.provenance,
         device=device,
         dtype=dtype,
-        parameters=sum(p.numel() for p in parts.network.parameters()),
+        parameters=count_weights(parts.network),
         settings=bound_settings(parts, request),
     )
 

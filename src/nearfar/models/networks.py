@@ -28,6 +28,7 @@ from nearfar.diffusion.solver import (
     sigma_as_time,
 )
 from nearfar.errors import UsageError, first_line
+from nearfar.models.unet import PixelUNet
 
 TABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 MOST_STEPS = 100_000
@@ -75,16 +76,46 @@ def read_scheduler(config: Config, where: str) -> Conventions:
 
 def read_table(config: Config, where: str) -> Conventions:
     """DDPM and its kin: the table of betas as diffusers makes it."""
-    from diffusers import DDPMScheduler
-
     prediction = one_of(TABLE_PREDICTIONS, config, where)
     if config.get("timestep_type") == "continuous":
         raise UsageError(f"{where} has an Euler scheduler's continuous times, which nearfar does not read: choose "
                          "a model with discrete ones")  # fmt: skip
-    table = DDPMScheduler(**{key: config[key] for key in BETAS if config.get(key) is not None}).alphas_cumprod
+    table = signal_table({key: config[key] for key in BETAS if config.get(key) is not None})
     factor = 1000 / len(table)
     inputs = partial(rescaled_time, factor=factor) if config.get("rescale_timesteps") else as_they_are
     return Conventions(NoiseSchedule.variance_preserving(table), PREDICTIONS[prediction], inputs)
+
+
+def signal_table(config: Config) -> Tensor:
+    """The share of the signal that is left after each step, float32, bit by bit as DDPMScheduler has it.
+
+    Ho et al.'s linear betas, latent diffusion's (linear in their root), Nichol and Dhariwal's cosine (arXiv
+    2102.09672, formula 17), or listed ones; any other config is diffusers' to read.
+    """
+    kind, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
+    low, high = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    if config.get("rescale_betas_zero_snr") or kind not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        from diffusers import DDPMScheduler
+
+        table: Tensor = DDPMScheduler(**config).alphas_cumprod
+        return table
+    if "trained_betas" in config:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    elif kind == "squaredcos_cap_v2":
+        betas = torch.tensor(cosine_betas(steps), dtype=torch.float32)
+    else:
+        power = 1 if kind == "linear" else 2
+        betas = torch.linspace(low ** (1 / power), high ** (1 / power), steps, dtype=torch.float32) ** power
+    return (1 - betas).cumprod(0)
+
+
+def cosine_betas(steps: int) -> list[float]:
+    """At most 0.999, as the last would leave nothing of the signal."""
+
+    def signal(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return [min(1 - signal((step + 1) / steps) / signal(step / steps), 0.999) for step in range(steps)]
 
 
 def read_score(config: Config, where: str) -> Conventions:
@@ -162,12 +193,15 @@ def moved(arguments: Arguments, device: torch.device, dtype: torch.dtype) -> Arg
 
 
 def unconditional(unet: Any, label: int | None) -> Network:
-    """A UNet2DModel, its class bound where it has classes, in the memory layout that convolutions like best."""
+    """A network of pixels, ours or diffusers', its class bound where it has classes; channels last where it runs."""
     check_label(unet.config.num_class_embeds, label)
+    ours = isinstance(unet, PixelUNet)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         labels = None if label is None else torch.full((len(x),), label, device=x.device)
-        output: Tensor = unet(x.contiguous(memory_format=torch.channels_last), t, class_labels=labels).sample
+        x = x.contiguous(memory_format=torch.channels_last)
+        answer = unet(x, t, class_labels=labels)
+        output: Tensor = answer if ours else answer.sample
         return output.contiguous()
 
     return network

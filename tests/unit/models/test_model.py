@@ -14,6 +14,7 @@ from nearfar.errors import UsageError
 from nearfar.models.folder import BUNDLED, folder_digest, open_folder
 from nearfar.models.loading import load_model
 from nearfar.models.model import ImageContract, PixelSpace
+from nearfar.models.networks import signal_table
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -189,7 +190,7 @@ def test_a_model_in_pieces_is_hashed_whole(tmp_path, monkeypatch):
         assert folder_digest(open_folder(Path("faces64"))) != whole
         piece.write_bytes(content)
     pieces[2].unlink()
-    with pytest.raises(UsageError, match="copy the whole folder again"):
+    with pytest.raises(UsageError, match="lacks 24 of the network's weights"):
         load_model("faces64", "cpu")
 
 
@@ -324,7 +325,7 @@ SENTENCES = {
     no_unet: "lacks unet/config.json: copy the whole folder that save_pretrained wrote",
     no_weights: r"copy/unet holds no weights \(.safetensors\): copy the whole folder that save_pretrained wrote",
     code_instead_of_weights: r"holds Python objects \(.*\), not only weights: nothing was run",
-    cut_weights: r"copy/unet cannot be loaded \(Unable to load weights .*\): copy the whole folder again",
+    cut_weights: r"copy/unet cannot be loaded \(Error while deserializing .*\): copy the whole folder again",
     weights_of_another_network: r"copy/unet cannot be loaded \(Error.*\): copy the whole folder again",
     too_few_weights: r"copy/unet lacks 1 of the network's weights \(conv_out.weight, ...\): copy it again",
     weights_under(
@@ -392,3 +393,22 @@ def test_sizes_that_are_lists_or_null_are_read(tmp_path, model_folder, stored, a
     if stored is None:
         with pytest.raises(UsageError, match="got none: give --size"):
             load_model(tmp_path / "other", "cpu")
+
+
+TABLES = {
+    "linear": {},
+    "linear of 4000 steps": {"num_train_timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005},
+    "scaled linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "cosine of 300 steps": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
+    "listed": {"trained_betas": [0.1, 0.2, 0.3]},
+    "sigmoid": {"beta_schedule": "sigmoid"},
+    "zero SNR": {"rescale_betas_zero_snr": True},
+}
+
+
+@pytest.mark.parametrize("config", TABLES.values(), ids=TABLES)
+def test_tables_of_betas_are_bit_by_bit_those_of_diffusers(config):
+    from diffusers import DDPMScheduler
+
+    assert torch.equal(signal_table(config), DDPMScheduler(**config).alphas_cumprod)
