@@ -58,8 +58,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import nearfar
 from nearfar import FrozenModel, NoiseStream, SecretKey
 from nearfar.diffusion.noise import noise_for
-from nearfar.models.folder import BUNDLED as OF_THE_PACKAGE
 from nearfar.models.graphs import GpuNetwork, record_graph
+from nearfar.models.lookup import BUNDLED as OF_THE_PACKAGE
 
 Record = dict[str, Any]
 Call = Callable[[], Any]

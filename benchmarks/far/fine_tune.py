@@ -19,7 +19,7 @@ import typer
 from diffusers import DDPMScheduler, UNet2DModel
 
 from benchmarks.support.domains import load_domain, symmetric_copies
-from nearfar.models.folder import BUNDLED
+from nearfar.models.lookup import BUNDLED
 from recipes.train_ddpm import Objective, export, start_run, train_step
 
 WARM_UP = 50

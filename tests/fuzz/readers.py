@@ -37,8 +37,8 @@ from nearfar.io.pictures import encode, read_picture
 from nearfar.io.values import ValueTransform
 from nearfar.metrics.faces import read_header
 from nearfar.metrics.features import processor_size, read_processor
-from nearfar.models.folder import open_folder
 from nearfar.models.loading import load_model
+from nearfar.models.lookup import open_folder
 from nearfar.structured import csv_rows, json_object, read_text, safetensors_header, yaml_object
 from oracle_domains import fitted
 from tiny_models import FAMILIES

@@ -93,7 +93,7 @@ def options_of(checkpoint: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 def described(card: Card) -> str:
     """A card for people: what is known, a line for each fact."""
-    from nearfar.models.folder import bundled_name
+    from nearfar.models.lookup import bundled_name
 
     size = f"{card.size}x{card.size}"
     about = (card.family, size, f"trained on {card.trained_on}" if card.trained_on else "")

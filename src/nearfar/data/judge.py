@@ -24,7 +24,8 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.metrics.features import FeatureNetwork, logistic_pipeline, processor_size, read_processor
-from nearfar.models.folder import check_size, read_config, reading
+from nearfar.models.folder import check_size, reading
+from nearfar.models.lookup import read_config
 from nearfar.tensors import Images
 
 BATCH, FOLDS = 32, 5

@@ -24,7 +24,8 @@ from nearfar.diffusion.schedule import Level
 from nearfar.errors import UsageError
 from nearfar.io.fitting import with_channels
 from nearfar.latents.covariance import SIDE, coarse, cosines
-from nearfar.models.folder import check_size, read_config, reading
+from nearfar.models.folder import check_size, reading
+from nearfar.models.lookup import read_config
 from nearfar.models.model import FrozenModel
 from nearfar.structured import checked, json_object, read_text
 from nearfar.tensors import Images, Latents

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nearfar.errors import UsageError
-from nearfar.models.folder import DiffusersFolder, Part
+from nearfar.models.lookup import DiffusersFolder, Part
 from nearfar.models.model import FrozenModel
 
 CARDS = Path(__file__).with_name("cards.toml")

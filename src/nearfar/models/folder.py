@@ -1,9 +1,7 @@
-"""Folders as diffusers writes them: an index, and a folder with configuration and weights for each part.
+"""The parts of a diffusers folder, loaded: their weights read and checked, the network made.
 
-The first pixel models on the hub (google/ddpm-...) keep the network and the scheduler flat beside the index; diffusers
-takes a part from the root when it has no folder of its own, and so does this. Weights are read from safetensors; those
-that an old repository has as a pickle only are read as weights alone, and nothing in it is run. A name is looked for
-as a path, then among the bundled models, then in the local cache of the hub.
+Weights are read from safetensors; those that an old repository has as a pickle only are read as weights alone, and
+nothing in it is run.
 """
 
 from __future__ import annotations
@@ -21,27 +19,17 @@ from typing import Any
 import torch
 
 from nearfar.errors import NearfarError, RunError, UsageError, first_line, printable
+from nearfar.models.lookup import PARTS, PICKLE, DiffusersFolder, Part, read_json
 from nearfar.models.original.checkpoints import read_weights
 from nearfar.models.unet import Config, PixelUNet
 from nearfar.models.unet_files import count_weights, fill, pixel_unet, read_tensors, understood
-from nearfar.structured import checked, json_object, read_text, safetensors_header
+from nearfar.structured import checked, safetensors_header
 
-PARTS = ("unet", "model", "transformer", "vae", "vqvae", "scheduler", "text_encoder*", "tokenizer*")
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
 HALF = re.compile(r"\.(fp|bf)16[.-]")
 DESCRIPTIONS = (".json", ".txt", ".model")
 MOST_LAYERS, MOST_LENGTH = 1000, 1 << 20
-PICKLE = "diffusion_pytorch_model.bin"
 SAVE_AGAIN = "load the bare network with diffusers, and save it with save_pretrained(folder, safe_serialization=True)"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a model: its folder, its class and its configuration."""
-
-    folder: Path
-    kind: str
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,55 +37,6 @@ class Shards:
     """The index of weights in several files: name of a weight -> its file."""
 
     weight_map: dict[str, str]
-
-
-@dataclass(frozen=True)
-class DiffusersFolder:
-    """A folder with a `model_index.json`."""
-
-    root: Path
-    index: dict[str, Any]
-
-    @property
-    def family(self) -> str:
-        return printable(str(self.index.get("_class_name")))
-
-    def kind_of(self, name: str) -> str | None:
-        """The class of a part; None when the index has none."""
-        entry = self.index.get(name)
-        kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        return None if kind is None else printable(str(kind))
-
-    def part(self, *names: str) -> Part | None:
-        """The first of these parts that the index names."""
-        for name in names:
-            kind = self.kind_of(name)
-            if kind is not None:
-                file = "scheduler_config.json" if name == "scheduler" else "config.json"
-                flat = not (self.root / name).is_dir() and (self.root / file).is_file()
-                folder = self.root if flat else self.root / name
-                return Part(folder, kind, read_config(self.root, folder / file))
-        return None
-
-
-def open_folder(root: Path) -> DiffusersFolder:
-    """Read the index of a diffusers folder."""
-    index = root / "model_index.json"
-    if not index.is_file():
-        raise UsageError(
-            f"{root} is no diffusers folder (no model_index.json): give one that a pipeline's save_pretrained wrote"
-        )
-    return DiffusersFolder(root, read_json(index))
-
-
-def read_config(root: Path, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"{root} lacks {path.relative_to(root)}: copy the whole folder that save_pretrained wrote")
-    return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json_object(read_text(path), str(path), "copy the folder again")
 
 
 def load_part(part: Part, dtype: torch.dtype) -> Any:
@@ -262,144 +201,3 @@ def weights_of(folder: Path) -> list[Path]:
     weights = list(folder.glob("*.safetensors"))
     full = [path for path in weights if not HALF.search(path.name) and ".non_ema." not in path.name]
     return full or weights or list(folder.glob(PICKLE))
-
-
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
-BUNDLED = {name: Path(__file__).with_name(name) for name in ("faces", "faces64", "cells")}
-"""The models in this package."""
-KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")
-WANTED = [
-    *("model_index.json", "README.md", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"),
-    *(f"{part}/{kind}" for part in PARTS for kind in KINDS),
-]
-VARIANTS = ["*.fp16.*", "*.fp16-*", "*.non_ema.*"]  # the same weights once more
-
-
-def find_model(source: str | Path, *, revision: str | None = None, download: bool = False) -> Path:
-    """The path of a model: `source` itself where it exists, else a bundled model or a hub repository of that name.
-
-    revision: the full commit. download: fetch what the cache lacks, which needs a revision.
-    Raises UsageError, naming the way out, for what is not there, not pinned or not reachable.
-    """
-    path, name = Path(source).expanduser(), source.as_posix() if isinstance(source, Path) else source
-    bundled = BUNDLED.get(bundled_name(name))
-    if path.exists():
-        check_namesake(path, bundled)
-        return local_path(path, revision, download)
-    if bundled:
-        return local_path(bundled, revision, download)
-    if not HUB_NAME.fullmatch(name):
-        raise UsageError(
-            f"{name} does not exist: give a model's folder or file, or owner/name with --download --revision COMMIT"
-        )
-    check_revision(name, revision, download)
-    if download:
-        return fetch(name, str(revision))
-    commit = revision or only_commit(name)
-    folder = cache_folder(name) / "snapshots" / commit
-    if not folder.is_dir():
-        raise UsageError(missing(name, f" at {commit}"))
-    return folder
-
-
-def bundled_name(source: str) -> str:
-    """`bundled/cells` -> `cells`, `bundled` -> `faces`; other names as they are."""
-    return "faces" if source == "bundled" else source.removeprefix("bundled/")
-
-
-def check_namesake(path: Path, bundled: Path | None) -> None:
-    """A path hides the bundled model of its name: say so where the path is no model."""
-    if bundled and path.is_dir() and not (path / "model_index.json").is_file():
-        raise UsageError(
-            f"{path} is a folder here without a model (no model_index.json), which hides the bundled model of that "
-            f"name: give bundled/{bundled.name}"
-        )
-
-
-def local_path(path: Path, revision: str | None, download: bool) -> Path:
-    """An existing path as it is; --revision and --download say nothing about it."""
-    if revision is not None or download:
-        option = "--download" if download else "--revision"
-        raise UsageError(f"{path} is a local path, {option} is for names on the hub: leave {option} out")
-    return path
-
-
-def check_revision(name: str, revision: str | None, download: bool) -> None:
-    """Only a full commit names the same weights tomorrow; a branch or a tag moves."""
-    if revision is None and not download:
-        return
-    if revision is None or not COMMIT.fullmatch(revision):
-        got = "none" if revision is None else repr(revision)
-        raise UsageError(f"--revision must be a commit of 40 hexadecimal digits, got {got}: {where_commits(name)}")
-
-
-def where_commits(name: str) -> str:
-    return f"copy one from https://huggingface.co/{name}/commits/main"
-
-
-def only_commit(name: str) -> str:
-    """The commit of the only cached snapshot."""
-    snapshots = cache_folder(name) / "snapshots"
-    commits = sorted(path.name for path in snapshots.iterdir() if path.is_dir()) if snapshots.is_dir() else []
-    if not commits:
-        raise UsageError(missing(name, ""))
-    if len(commits) > 1:
-        raise UsageError(f"{name} is cached at {len(commits)} commits: give --revision, one of {', '.join(commits)}")
-    return commits[0]
-
-
-def cache_folder(name: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-
-
-def missing(name: str, at: str) -> str:
-    folder = Path(name).parent
-    here = f" (there is a folder {folder} here, without it)" if folder.is_dir() else ""
-    cache = cache_folder(name).parent
-    return (
-        f"{name}{at} is neither a path{here} nor in the Hugging Face cache ({cache}), and nothing is downloaded "
-        f"unasked: add --download --revision COMMIT ({where_commits(name)})"
-    )
-
-
-def fetch(name: str, commit: str) -> Path:
-    """The snapshot, with what the cache lacks downloaded; pickled weights for parts that have no others."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=WANTED, ignore_patterns=VARIANTS))
-        if pickles := pickles_of(folder):
-            snapshot_download(name, revision=commit, allow_patterns=pickles)
-        return folder
-    except HFValidationError as error:
-        raise UsageError(f"{name} cannot be a name on the hub ({first_line(error)}): check it") from error
-    except Exception as error:  # the client of the hub passes on what its HTTP library raises
-        raise UsageError(f"{name} at {commit} was not downloaded: {reason(name, error)}") from error
-
-
-def pickles_of(folder: Path) -> list[str]:
-    """Where a network's weights can only be pickled: a part with a configuration and no safetensors."""
-    parts = [path.parent for path in (folder / "config.json", *folder.glob("*/config.json")) if path.is_file()]
-    lacking = [part for part in parts if not any(part.glob("*.safetensors"))]
-    return [(part.relative_to(folder) / PICKLE).as_posix() for part in lacking]
-
-
-def reason(name: str, error: Exception) -> str:
-    """Why a download failed, and the way out."""
-    from huggingface_hub import errors
-
-    known = {
-        errors.GatedRepoError: f"accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`",
-        errors.RepositoryNotFoundError: "the hub shows no such repository; check the name, or log in if it is private",
-        errors.RevisionNotFoundError: f"it has no such commit; {where_commits(name)}",
-        errors.LocalEntryNotFoundError: "the hub cannot be reached; go online (HF_HUB_OFFLINE must not be set), or "
-        "copy the folder from another machine and give its path",
-    }
-    if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub was reached, and refused the listing
-        error = error.__cause__
-    texts = [text for kind, text in known.items() if isinstance(error, kind)]
-    return texts[0] if texts else f"{first_line(error)}; try again, what has arrived is kept"

@@ -19,18 +19,9 @@ from torch import Tensor
 from nearfar.diffusion.solver import Network, NetworkDenoiser
 from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
-from nearfar.models.folder import (
-    BUNDLED,
-    DiffusersFolder,
-    Part,
-    find_model,
-    folder_digest,
-    load_part,
-    open_folder,
-    read_license,
-    reading,
-)
+from nearfar.models.folder import folder_digest, load_part, read_license, reading
 from nearfar.models.graphs import GpuNetwork, record_graph
+from nearfar.models.lookup import BUNDLED, DiffusersFolder, Part, find_model, open_folder
 from nearfar.models.model import (
     Autoencoder,
     FrozenModel,

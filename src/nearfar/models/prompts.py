@@ -15,16 +15,8 @@ import torch
 from nearfar.diffusion.solver import Network
 from nearfar.errors import UsageError
 from nearfar.models import networks
-from nearfar.models.folder import (
-    DiffusersFolder,
-    Part,
-    check_complete,
-    check_size,
-    check_weights,
-    read_config,
-    reading,
-    variant_of,
-)
+from nearfar.models.folder import check_complete, check_size, check_weights, reading, variant_of
+from nearfar.models.lookup import DiffusersFolder, Part, read_config
 from nearfar.models.networks import Arguments, Prompt
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")

@@ -14,8 +14,8 @@ import pytest
 from huggingface_hub import constants
 
 from nearfar.errors import UsageError
-from nearfar.models.folder import find_model
 from nearfar.models.loading import load_model
+from nearfar.models.lookup import find_model
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 WANTED = {
@@ -43,7 +43,7 @@ SCRIPT = """
 import json, sys
 from nearfar.errors import UsageError
 from nearfar.models.loading import load_model
-from nearfar.models.folder import find_model
+from nearfar.models.lookup import find_model
 def answer(source, options):
     try:
         return str(find_model(source, **options))

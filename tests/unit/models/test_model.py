@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from nearfar.diffusion.solver import PREDICTIONS, from_epsilon, from_sample
 from nearfar.errors import UsageError
-from nearfar.models.folder import BUNDLED, folder_digest, open_folder
+from nearfar.models.folder import folder_digest
 from nearfar.models.loading import load_model
+from nearfar.models.lookup import BUNDLED, open_folder
 from nearfar.models.model import ImageContract, PixelSpace
 from nearfar.models.networks import signal_table
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from benchmarks.cost.gpu import pixels_256
-from nearfar.models.folder import Part, load_part
+from nearfar.models.folder import load_part
+from nearfar.models.lookup import Part
 from nearfar.models.unet import PixelUNet
 from nearfar.models.unet_files import count_weights, fill, on_small_map, pixel_unet, understood
 
