@@ -3,7 +3,8 @@
 import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.models.model import FrozenModel, ImageContract, LatentSpace, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, LatentSpace, PixelSpace, Provenance
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 SCHEDULE = NoiseSchedule.variance_preserving(

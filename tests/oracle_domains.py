@@ -9,8 +9,9 @@ import torch
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.domain.domain import Domain
 from nearfar.errors import ModelWarning
-from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, PixelSpace, Provenance
 from nearfar.sampling.local_sampling import own_samples
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 SIDE, COUNT, MEAN = 8, 16, 0.1

@@ -46,10 +46,10 @@ EVERYWHERE = ("errors", "tensors", "structured")
 WINGS = {
     "diffusion": "",
     "latents": "",
-    "models": "diffusion",
-    "io": "models",
+    "io": "",
+    "models": "diffusion io",
     "metrics": "diffusion latents models io",
-    "sampling": "diffusion models metrics",
+    "sampling": "diffusion models io metrics",
     "domain": "diffusion latents models io metrics sampling",
     "data": "diffusion models io metrics sampling",
     "audit": "diffusion models io metrics data sampling",

@@ -4,6 +4,7 @@ Names are imported when they are first used, so that the command line answers wi
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version("nearfar")
     if name not in _HOME:
         raise AttributeError(f"module 'nearfar' has no attribute {name!r}")
     return getattr(import_module(f"nearfar.{_HOME[name]}"), name)

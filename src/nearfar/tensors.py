@@ -1,10 +1,14 @@
-"""Shapes that the package speaks of, and the one place where a value per image is broadcast over its pixels."""
+"""Shapes that the package speaks of, what a model's images must be, and where a value per image meets its pixels."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+
+from nearfar.errors import UsageError
 
 Images = Float[Tensor, "batch channel height width"]
 Latents = Float[Tensor, "batch places rows columns"]
@@ -25,3 +29,21 @@ def per_image(values: Float[Tensor, " batch"], like: Images) -> Float[Tensor, "b
 def select(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Images:
     """Each image from the first of two batches where it is chosen, else from the second."""
     return torch.where(sent(chosen, images.device)[:, None, None, None], images, others)
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """What the model takes: float32 `(batch, channels, size, size)` in [-1, 1]."""
+
+    size: int
+    channels: int
+
+    def check(self, images: Images) -> None:
+        """Refuse images of another shape, out of range or not finite."""
+        expected = (self.channels, self.size, self.size)
+        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
+            shape = f"(batch, {self.channels}, {self.size}, {self.size})"
+            raise UsageError(f"images must be {shape}, got {tuple(images.shape)}")
+        if not images.isfinite().all() or images.abs().max() > 1:
+            span = f"{images.min().item():g} to {images.max().item():g}"
+            raise UsageError(f"images must lie in [-1, 1], got values from {span}: divide 8-bit by 127.5, less 1")

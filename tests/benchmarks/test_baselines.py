@@ -5,7 +5,8 @@ import torch
 
 from benchmarks.far import baselines
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, PixelSpace, Provenance
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))

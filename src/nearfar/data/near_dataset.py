@@ -28,9 +28,10 @@ from nearfar.diffusion.solver import SOLVER, STEPS, Sampling, Solver
 from nearfar.errors import UsageError
 from nearfar.io.fitting import fit, unfit
 from nearfar.io.pictures import Frame, Picture, encode, read_picture
-from nearfar.models.model import FrozenModel, ImageContract, default_batch_size
+from nearfar.models.model import FrozenModel, default_batch_size
 from nearfar.sampling.inversion import solver_name
 from nearfar.sampling.local_sampling import sample_near
+from nearfar.tensors import ImageContract
 
 Pixels = NDArray[np.uint8]
 MODES = ("1", "L", "P", "RGB")
@@ -192,6 +193,9 @@ class NearDataset(Dataset[Any]):
         self.base, self.copies = base, copies
         self.cache = copy_cache(model, cache, **options)
         self.batch_size = default_batch_size(model)
+
+    def __repr__(self) -> str:
+        return f"NearDataset({self.copies} copies of each of {len(self.base)} images)"
 
     def __len__(self) -> int:
         return len(self.base) * self.copies

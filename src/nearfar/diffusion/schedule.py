@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -69,7 +70,7 @@ def interpolate(x: Tensor, nodes: Table, values: Table) -> Tensor:
     return torch.lerp(values[left], values[right], share)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
     """The noise level of every time.
 
@@ -80,6 +81,10 @@ class NoiseSchedule:
     times: Table
     levels: Table
     path: NoisePath
+
+    def __repr__(self) -> str:
+        most = self.ratio(self.times[-1:]).item()
+        return f"NoiseSchedule({self.path.name}, {len(self.times) - 1} noisy levels, sigma up to {most:.4g})"
 
     @classmethod
     def variance_preserving(cls, alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -186,9 +191,20 @@ def check_range(name: str, amounts: Tensor, largest: float) -> None:
         raise UsageError(f"{name} must be in [0, {largest:.4g}], got {first:g}{where}")
 
 
-def check_steps(steps: int) -> None:
+def check_steps(steps: Any) -> None:
+    if not isinstance(steps, int):
+        raise UsageError(f"steps must be a whole number, got {steps!r}")
     if steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
+
+
+def as_amounts(name: str, amount: Any) -> Tensor:
+    """One number or one for each image, float64 on the CPU. Raises UsageError for what is no number."""
+    try:
+        return torch.as_tensor(amount, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        got = type(amount).__name__ if len(repr(amount)) > 40 else repr(amount)
+        raise UsageError(f"{name} must be a number, or one for each image, got {got}") from None
 
 
 @dataclass(frozen=True)
@@ -205,7 +221,7 @@ class Level:
         if (self.strength is None) == (self.sigma is None):
             raise UsageError("give either strength or sigma, got " + ("neither" if self.strength is None else "both"))
         if self.strength is not None:
-            check_range("strength", torch.as_tensor(self.strength, dtype=torch.float64).cpu(), 1.0)
+            check_range("strength", as_amounts("strength", self.strength), 1.0)
 
     @property
     def name(self) -> str:
@@ -214,7 +230,7 @@ class Level:
 
     def times(self, schedule: NoiseSchedule, count: int) -> Times:
         """The time that each of `count` images is noised to."""
-        amounts = torch.as_tensor(getattr(self, self.name), dtype=torch.float64).cpu()
+        amounts = as_amounts(self.name, getattr(self, self.name))
         if amounts.ndim > 1 or (amounts.ndim == 1 and len(amounts) != count):
             raise UsageError(
                 f"{self.name} must be one number or {count}, one per image, got shape {tuple(amounts.shape)}"

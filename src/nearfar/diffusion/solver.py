@@ -13,7 +13,7 @@ batch. Coefficients are computed in float64, the state stays in its own dtype. W
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -112,7 +112,7 @@ class NetworkDenoiser:
     channels (learned variance) are dropped.
     """
 
-    network: Network
+    network: Network = field(repr=False)
     schedule: NoiseSchedule
     prediction: Prediction = from_epsilon
     dtype: torch.dtype = torch.float32
@@ -354,6 +354,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        if not hasattr(self.solver, "step"):
+            raise UsageError(f"solver must be a Solver, such as nearfar.DDIM(), got {self.solver!r}")
 
     def at(self, level: Level) -> Sampling:
         """The same way from another level."""

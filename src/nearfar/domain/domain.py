@@ -15,10 +15,12 @@ from nearfar.diffusion.schedule import Level, NoiseSchedule
 from nearfar.diffusion.solver import STEPS, Denoiser, OnStep, Sampling, Solver
 from nearfar.domain.guards import Guards, distinct
 from nearfar.errors import ModelWarning, UsageError
+from nearfar.io.conversion import as_images
+from nearfar.io.notebook import html_table, summary
 from nearfar.latents.covariance import Covariance, Latent, LowRank, Structured, posterior_mean, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
 from nearfar.metrics.quality import psnr
-from nearfar.models.model import FrozenModel
+from nearfar.models.model import FrozenModel, checked_model
 from nearfar.sampling.inversion import INVERTER, traced_inversion
 from nearfar.sampling.local_sampling import BATCH, decode, descend, encode_all, own_samples
 from nearfar.tensors import Images, Latents, Times
@@ -84,7 +86,7 @@ FEW = 10
 OwnImages = Float[Tensor, "_ channel height width"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Domain:
     """Where the images of a domain lie in one model's latent space, and what the model takes for its own.
 
@@ -118,7 +120,7 @@ class Domain:
     def fit(
         cls,
         model: FrozenModel,
-        images: Images,
+        images: Any,
         *,
         strength: float = STRENGTH,
         steps: int = STEPS,
@@ -132,6 +134,8 @@ class Domain:
     ) -> Domain:
         """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
 
+        Pictures are taken, too: a list of PIL images or arrays of any sizes.
+
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
         pull: in [0, 1]; images are inverted with the pulled model, so that the way back, pulled too, ends at them.
         own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
@@ -140,6 +144,7 @@ class Domain:
         Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
+        images, _ = as_images(images, checked_model(model).image)
         check_images(model, images)
         sampling = Sampling(Level(strength), steps, INVERTER)
         if own is None:
@@ -164,6 +169,23 @@ class Domain:
             settings=bound(model),
             pull=pull,
         )
+
+    def facts(self) -> dict[str, object]:
+        """What `repr` says and a notebook shows; nothing from which the images could be had."""
+        return {
+            "images": len(self.latents),
+            "strength": f"{self.strength:g}",
+            "steps": self.steps,
+            "latents": "x".join(map(str, self.latents.shape[1:])),
+            "model": f"sha256:{self.model[:12]}",
+            "pull": f"{self.pull:g}",
+        }
+
+    def __repr__(self) -> str:
+        return summary("Domain", self.facts())
+
+    def _repr_html_(self) -> str:
+        return html_table("Domain", self.facts())
 
     def sampling(self, solver: Solver = INVERTER) -> Sampling:
         """The way between the clean end and the domain's level."""

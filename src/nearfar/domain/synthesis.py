@@ -17,6 +17,8 @@ from nearfar.diffusion.solver import DDIM, OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.recipe import FAMILY
 from nearfar.errors import UsageError
+from nearfar.io.conversion import as_images
+from nearfar.io.notebook import sheet_png
 from nearfar.latents.covariance import (
     Covariance,
     Diagonal,
@@ -32,7 +34,7 @@ from nearfar.latents.covariance import (
 )
 from nearfar.latents.mixtures import Blend, Mixtures, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
 from nearfar.latents.shell import Shell, accept, picks
-from nearfar.models.model import FrozenModel
+from nearfar.models.model import FrozenModel, checked_model
 from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, draws_of_steps, encode, numbered_noise
 from nearfar.tensors import Images, Latents
 
@@ -210,13 +212,19 @@ def steer(latent: Latent, deviation: Latent, mean: Latent, amount: float) -> Lat
 Image = Float[Tensor, "channel height width"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Synthesis:
     """New images, float32 in [-1, 1], on the CPU, and where each of them began. `numbers`: the outputs' own."""
 
     images: Images
     starts: tuple[Start, ...]
     numbers: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Synthesis({len(self.images)} images, acceptance {self.acceptance:.2g})"
+
+    def _repr_png_(self) -> bytes:
+        return sheet_png(self.images)
 
     @property
     def acceptance(self) -> float:
@@ -306,7 +314,7 @@ def synthesize(
 def vary(
     model: FrozenModel,
     domain: Domain,
-    image: Image,
+    image: Any,
     count: int,
     *,
     amount: float = 0.5,
@@ -314,13 +322,15 @@ def vary(
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Images:
-    """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain.
+    """`count` variations of one image `(channel, height, width)` in [-1, 1] of the domain, or of a picture.
 
     amount: 0 gives the image back, 1 forgets it and is what `synthesize` makes: the image's latent and a draw are added
     as in `steer`, so that every mixture lies where latents of the domain lie. options: those of `synthesizer`;
     the image is inverted with its `pull`, too.
     Cost: one inversion, and `steps` calls for each batch.
     """
+    if not isinstance(image, Tensor):
+        image = as_images(image, checked_model(model).image)[0][0]
     making = varying(model, domain, image, amount=amount, on_step=on_step, **options)
     return making.make_all(range(count), batch_size, on_step).images
 

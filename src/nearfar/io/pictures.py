@@ -156,12 +156,17 @@ def read_picture(path: Path | str, max_pixels: int = MAX_PIXELS) -> Picture:
 
 def encode(picture: Picture, keep_metadata: bool = False) -> bytes:
     """The picture as a file in its own format; without metadata of any kind unless `keep_metadata` is set."""
-    frame = picture.frame
-    pixels = picture.pixels if frame.alpha is None else np.dstack([picture.pixels, frame.alpha])
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    buffer = BytesIO()
-    image.save(buffer, frame.format, **FORMATS[frame.format].options | (frame.metadata if keep_metadata else {}))
+    frame, buffer = picture.frame, BytesIO()
+    options = FORMATS[frame.format].options | (frame.metadata if keep_metadata else {})
+    as_pil(picture).save(buffer, frame.format, **options)
     return buffer.getvalue()
+
+
+def as_pil(picture: Picture) -> Image.Image:
+    """Pillow's image of a picture, with its alpha channel."""
+    alpha = picture.frame.alpha
+    pixels = picture.pixels if alpha is None else np.dstack([picture.pixels, alpha])
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def open_regular_file(path: Path) -> BinaryIO:
@@ -269,7 +274,7 @@ def stored_bits(image: ImageFile) -> int:
     return 16 if isinstance(image, PngImageFile) and ";16" in str(image.tile[0].args) else 8
 
 
-def to_picture(image: ImageFile, form: str) -> Picture:
+def to_picture(image: Image.Image, form: str) -> Picture:
     """The pixels of a loaded image, sorted into colors and alpha."""
     colors, alpha = split_alpha(image)
     if alpha and form == "BMP":
@@ -284,7 +289,7 @@ def to_picture(image: ImageFile, form: str) -> Picture:
     return Picture(pixels, frame)
 
 
-def deep_gray_pixels(image: ImageFile) -> NDArray[np.uint16]:
+def deep_gray_pixels(image: Image.Image) -> NDArray[np.uint16]:
     """16-bit gray with 0 black; Pillow leaves files where 0 is white as they are."""
     pixels = np.array(image).astype(np.uint16)  # in the machine's byte order
     white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION, 0) == 0
@@ -314,7 +319,7 @@ def to_srgb(colors: Image.Image, icc_profile: bytes | None) -> Image.Image:
     return converted.convert("L" if colors.mode == "L" else "RGB")
 
 
-def kept_metadata(image: ImageFile, form: str) -> dict[str, Any]:
+def kept_metadata(image: Image.Image, form: str) -> dict[str, Any]:
     """Pillow's save options that write the picture's metadata; none when they cannot be parsed or written."""
     with suppress(Exception):
         options = metadata_options(image, form)
@@ -323,7 +328,7 @@ def kept_metadata(image: ImageFile, form: str) -> dict[str, Any]:
     return {}
 
 
-def metadata_options(image: ImageFile, form: str) -> dict[str, Any]:
+def metadata_options(image: Image.Image, form: str) -> dict[str, Any]:
     """EXIF, XMP and dpi in the way in which Pillow wants them for this format."""
     exif, xmp, options = kept_exif(image, form), kept_xmp(image), dict[str, Any]()
     dpi = tuple(float(value) for value in image.info.get("dpi", ()))
@@ -339,7 +344,7 @@ def metadata_options(image: ImageFile, form: str) -> dict[str, Any]:
     return options | ({"exif": exif.tobytes()} if len(exif) else {})
 
 
-def kept_exif(image: ImageFile, form: str) -> Image.Exif:
+def kept_exif(image: Image.Image, form: str) -> Image.Exif:
     """The EXIF tags that describe. Pillow cannot write the camera's and the position's directories to TIFF."""
     source, kept = image.getexif(), Image.Exif()
     kept.update({tag: value for tag, value in source.items() if tag in DESCRIPTIVE_EXIF and is_short(value)})
@@ -354,7 +359,7 @@ def is_short(value: object) -> bool:
     return len(repr(value)) <= LONGEST_TAG
 
 
-def kept_xmp(image: ImageFile) -> bytes:
+def kept_xmp(image: Image.Image) -> bytes:
     """The XMP packet with its orientation reset; empty when pictures are embedded in it."""
     packet: bytes = image.info.get("xmp", b"")
     if PICTURE_IN_XMP.search(packet):

@@ -21,8 +21,7 @@ from nearfar.io.fitting import fit as fit_picture
 from nearfar.io.listing import PICTURES, Kind, Rejected, list_folder
 from nearfar.io.pictures import printable, read_picture
 from nearfar.io.values import CURVES, ValueTransform, check_finite, fit_values
-from nearfar.models.model import ImageContract
-from nearfar.tensors import Images
+from nearfar.tensors import ImageContract, Images
 
 A = TypeVar("A")
 

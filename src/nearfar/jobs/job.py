@@ -21,10 +21,10 @@ from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.manifest import CONFIDENTIAL, Manifest, Record, has_content, salt_path, write_whole, writing
 from nearfar.io.pictures import Frame, encode, read_picture
-from nearfar.models.model import FrozenModel, ImageContract, check_batch_size, default_batch_size
+from nearfar.models.model import FrozenModel, check_batch_size, default_batch_size
 from nearfar.sampling.inversion import solver_name
 from nearfar.sampling.local_sampling import sample_near
-from nearfar.tensors import Images
+from nearfar.tensors import ImageContract, Images
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from nearfar.io.pictures import Picture, Pixels, encode, read_picture
 from nearfar.io.regions import Region, box_region, changed_share, crop, face_region, match_colors, paste, widen
 from nearfar.jobs.job import Job, Reading, Results
 from nearfar.metrics.faces import FaceDetector
-from nearfar.models.model import ImageContract
+from nearfar.tensors import ImageContract
 
 FACE_MARGIN, BOX_MARGIN = 0.0, 0.25
 """What a region's square has more on each side: faces fill it as the bundled model knows them, boxes need a border."""

@@ -34,8 +34,8 @@ from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, plain_frame, workers_for
 from nearfar.jobs.run import Plan, check_out, plan_items
-from nearfar.models.model import FrozenModel, ImageContract
-from nearfar.tensors import Images
+from nearfar.models.model import FrozenModel
+from nearfar.tensors import ImageContract, Images
 
 AMOUNT = 0.5
 FIRST = 1

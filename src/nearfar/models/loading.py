@@ -22,21 +22,13 @@ from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import folder_digest, load_part, read_license, reading
 from nearfar.models.graphs import GpuNetwork, record_graph
 from nearfar.models.lookup import BUNDLED, DiffusersFolder, Part, find_model, open_folder
-from nearfar.models.model import (
-    Autoencoder,
-    FrozenModel,
-    ImageContract,
-    LatentSpace,
-    PatchSpace,
-    PixelSpace,
-    Provenance,
-    UnitRange,
-)
+from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, UnitRange
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
 from nearfar.models.original.checkpoints import apply_heads, convert
-from nearfar.models.prompts import Request, TextFamily, check_request, encode_prompt, text_family
+from nearfar.models.prompts import Request, TextFamily, check_request, encode_live_prompt, encode_prompt, text_family
 from nearfar.models.unet import PixelUNet
 from nearfar.models.unet_files import count_weights, fill, pixel_unet, understood
+from nearfar.tensors import ImageContract
 
 FLUX_SIDE = 128
 """Latents along one side of the 1024 pixels that FLUX was trained on; its config does not say."""
@@ -46,7 +38,10 @@ PATCHED = {12: 2, 48: 4}
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a model is made of, loaded. source: what it was asked for by. folder: where text encoders lie, if any."""
+    """What a model is made of, loaded. source: what it was asked for by. folder: where text encoders lie, if any.
+
+    pipeline: the live one that has them loaded.
+    """
 
     source: str
     network: Any
@@ -56,6 +51,7 @@ class Parts:
     folder: DiffusersFolder | None = None
     family: TextFamily | None = None
     notes: tuple[str, ...] = ()
+    pipeline: Any | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class LatentShape:
 
 
 def load_model(
-    source: str | Path | None = None,
+    source: Any = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     *,
@@ -86,7 +82,8 @@ def load_model(
 ) -> FrozenModel:
     """Load a diffusers folder, an original checkpoint, a bundled model (faces, faces64, cells) or a hub name.
 
-    source: an existing path before a bundled model before a hub name; the bundled `faces` when it is not given.
+    source: an existing path before a bundled model before a hub name; the bundled `faces` when it is not given. Or a
+    live diffusers pipeline, whose networks are copied, so that training it on changes nothing here.
     device: "auto" takes CUDA when it is there. dtype: the network's; the state stays float32.
     None is float32, on CUDA with products in tf32 (about 86 dB from torch.float32, which is the CPU's to 1e-5, and 2 to
     3 times its speed).
@@ -101,20 +98,32 @@ def load_model(
     RunError when the memory does not hold it.
     Warns (ModelWarning) of a license that restricts commercial use, guidance, and what was assumed of a checkpoint.
     """
-    path = BUNDLED["faces"] if source is None else find_model(source, revision=revision, download=download)
     device = pick_device(device)
     tf32, dtype = dtype is None and device.type == "cuda", dtype or torch.float32
     check_precision(device, dtype)
     request = Request(prompt, negative_prompt, float(guidance), label, size, sampled)
-    name = shown_name(source, path)
-    parts = file_parts(path, name, dtype) if path.is_file() else folder_parts(open_folder(path), name, dtype, force)
-    with reading(name):
+    parts = parts_of(source, dtype, force, revision=revision, download=download)
+    with reading(parts.source):
         model = assemble(parts, request, device, dtype)
     if device.type == "cuda":
         model = on_gpu(model, tf32, graphs and parts.family is None)
     for note in (*parts.notes, *notes_on(model)):
         warnings.warn(note, ModelWarning, stacklevel=2)
     return model
+
+
+def parts_of(source: Any, dtype: torch.dtype, force: bool, **where: Any) -> Parts:
+    """The parts of what was asked for, loaded. where: options of `find_model`."""
+    from nearfar.models.pipelines import pipeline_parts
+
+    if hasattr(source, "components") and hasattr(source, "scheduler"):
+        return pipeline_parts(source, dtype, force)
+    if not isinstance(source, str | Path | None):
+        got = type(source).__name__
+        raise UsageError(f"a model is given as a folder, a file, a name or a diffusers pipeline, got {got}")
+    path = BUNDLED["faces"] if source is None else find_model(source, **where)
+    name = shown_name(source, path)
+    return file_parts(path, name, dtype) if path.is_file() else folder_parts(open_folder(path), name, dtype, force)
 
 
 def on_gpu(model: FrozenModel, tf32: bool, graphs: bool) -> FrozenModel:
@@ -261,7 +270,11 @@ def bind(parts: Parts, conventions: Conventions, request: Request, device: torch
         wanted = "an autoencoder and a scheduler of " + ("flow matching" if family.flow else "betas or EDM")
         raise UsageError(f"{source} must have {wanted}, got {parts.scheduler['_class_name']}: choose another model")
     check_request(request, bool(parts.network.config.get("guidance_embeds")), source)
-    return family.network(parts.network, encode_prompt(family, parts.folder, parts.network, request, device))
+    if parts.pipeline is not None:
+        prompt = encode_live_prompt(family, parts.pipeline, parts.network.dtype, request, device)
+    else:
+        prompt = encode_prompt(family, parts.folder, parts.network, request, device)
+    return family.network(parts.network, prompt)
 
 
 def latent_space(

@@ -15,8 +15,10 @@ from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import Denoiser
 from nearfar.errors import UsageError
+from nearfar.io.conversion import as_images, as_pil_images
+from nearfar.io.notebook import html_table, summary
 from nearfar.models.graphs import float32_products
-from nearfar.tensors import Images, Latents
+from nearfar.tensors import ImageContract, Images, Latents
 
 OVERLAP = 0.25
 """Share of a tile that it has in common with the next one."""
@@ -193,24 +195,6 @@ PLACES, PARAMETERS = 64 * 64, 50_000_000
 
 
 @dataclass(frozen=True)
-class ImageContract:
-    """What the model takes: float32 `(batch, channels, size, size)` in [-1, 1]."""
-
-    size: int
-    channels: int
-
-    def check(self, images: Images) -> None:
-        """Refuse images of another shape, out of range or not finite."""
-        expected = (self.channels, self.size, self.size)
-        if images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            shape = f"(batch, {self.channels}, {self.size}, {self.size})"
-            raise UsageError(f"images must be {shape}, got {tuple(images.shape)}")
-        if not images.isfinite().all() or images.abs().max() > 1:
-            span = f"{images.min().item():g} to {images.max().item():g}"
-            raise UsageError(f"images must lie in [-1, 1], got values from {span}: divide 8-bit by 127.5, less 1")
-
-
-@dataclass(frozen=True)
 class Provenance:
     """Where a model comes from. `sha256` covers its configuration and weights."""
 
@@ -219,7 +203,7 @@ class Provenance:
     license: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FrozenModel:
     """A pretrained model, ready to be sampled; nothing here is ever trained.
 
@@ -247,6 +231,42 @@ class FrozenModel:
     @property
     def schedule(self) -> NoiseSchedule:
         return self.denoiser.schedule
+
+    def from_pil(self, pictures: Any) -> Images:
+        """A PIL image, or a list of them, as the model takes them: upright, in sRGB, padded to squares, resized."""
+        return as_images(pictures, self.image)[0]
+
+    def to_pil(self, images: Images, like: Any = None) -> list[Any]:
+        """The model's images as PIL images. like: the pictures they were made of, whose sizes and alpha they get."""
+        return as_pil_images(images, like)
+
+    def facts(self) -> dict[str, object]:
+        """What `repr` says and a notebook shows."""
+        size, channels = self.image.size, self.image.channels
+        return {
+            "model": self.provenance.source,
+            "images": f"{size}x{size} {'gray' if channels == 1 else 'RGB'}",
+            "family": "latent diffusion" if self.latent_space.span == float("inf") else "pixel diffusion",
+            "schedule": self.schedule.path.name,
+            "parameters": f"{self.parameters / 1e6:.1f} million",
+            "license": self.provenance.license,
+            "device": f"{self.device} {self.precision}",
+            **{name: value for name, value in self.settings.items() if name in ("prompt", "label") and value},
+        }
+
+    def __repr__(self) -> str:
+        return summary("FrozenModel", self.facts())
+
+    def _repr_html_(self) -> str:
+        return html_table("FrozenModel", self.facts())
+
+
+def checked_model(model: Any) -> FrozenModel:
+    """Refuse what is no loaded model. Wrappers that carry the same attributes are models."""
+    if not hasattr(model, "latent_space"):
+        raise UsageError(f"model must be what nearfar.load_model returns, got {type(model).__name__}: load it first")
+    loaded: FrozenModel = model
+    return loaded
 
 
 GPU_BATCH = 256

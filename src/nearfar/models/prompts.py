@@ -135,6 +135,15 @@ def encode_prompt(
         return family.encode(pipeline, request, device).to(device, network.dtype)
 
 
+@torch.no_grad()
+def encode_live_prompt(
+    family: TextFamily, pipeline: Any, dtype: torch.dtype, request: Request, device: torch.device
+) -> Prompt:
+    """The same by the text encoders of a live pipeline, where they are."""
+    with reading(f"the prompt of {type(pipeline).__name__}"):
+        return family.encode(pipeline, request, pipeline.device).to(device, dtype)
+
+
 def load_text_part(folder: DiffusersFolder, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """A text encoder or tokenizer; None where the index has none, as SD3 without its T5."""
     import transformers

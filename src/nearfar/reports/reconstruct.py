@@ -21,7 +21,6 @@ from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
 from nearfar.jobs.run import Plan
-from nearfar.models.model import ImageContract
 from nearfar.reports.charts import drawing, plot
 from nearfar.reports.page import (
     CELL,
@@ -39,6 +38,7 @@ from nearfar.reports.page import (
     table,
 )
 from nearfar.sampling.representation import ALLOWANCE, QUANTILE, calls_of, threshold
+from nearfar.tensors import ImageContract
 
 SHOWN, ABREAST, LISTED, AMPLIFIED = 24, 3, 200, 8
 """Images on the sheet, in each of its rows, and in the table, the worst first; what differences are multiplied by."""

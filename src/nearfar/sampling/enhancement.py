@@ -16,9 +16,10 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level, NoiseSchedule
 from nearfar.diffusion.solver import SOLVER, STEPS, Denoiser, OnStep, Sampling, Solver
 from nearfar.errors import UsageError
-from nearfar.models.model import FrozenModel, LatentSpace
+from nearfar.io.conversion import as_tensor, hand_over, is_array_of_floats
+from nearfar.models.model import FrozenModel, LatentSpace, checked_model
 from nearfar.sampling.back_projection import AreaDownsampling
-from nearfar.sampling.local_sampling import noised_and_denoised
+from nearfar.sampling.local_sampling import Given, noised_and_denoised
 from nearfar.sampling.tiling import TiledDenoiser, tile_count
 from nearfar.tensors import Images, Times
 
@@ -64,25 +65,35 @@ class Enlargement:
 
 def enhance(
     model: FrozenModel,
-    images: Images,
+    images: Given,
     *,
     key: SecretKey | None = None,
     batch_size: int = 16,
     on_step: OnStep | None = None,
     **how: Any,
-) -> Large:
+) -> Given:
     """Images `scale` times as large, with detail that the model finds likely. It is invented, not what was there.
 
-    images: float32 `(batch, channel, height, width)` in [-1, 1], of any size, with the model's channels.
+    images: float32 `(batch, channel, height, width)` in [-1, 1], of any size, with the model's channels; or
+    pictures, as PIL images or arrays of any sizes, which come back in their own kind.
     how: `scale` and the other fields of `Enlargement`.
     key: source of all randomness, a random one unless given; an image's result does not depend on its batch.
     batch_size: tiles in one network call. on_step: called after each step with `(step, state)`; steps count from 1,
     over all passes.
-    Returns float32 `(batch, channel, height * scale, width * scale)` in [-1, 1] on the CPU.
+    Returns for tensors float32 `(batch, channel, height * scale, width * scale)` in [-1, 1] on the CPU.
     Cost: `cascade * solver.calls(steps)` uses of a `TiledDenoiser`. Memory: 140 bytes for each pixel of the results
     besides the network's (measured: 2.2 GB for 4096 x 4096).
     """
-    return enlarge(model, images, Enlargement(**how), key or SecretKey.random(), batch_size, on_step)
+    settled = partial(
+        enlarge, checked_model(model), how=Enlargement(**how), key=key or SecretKey.random(),
+        batch_size=batch_size, on_step=on_step,
+    )  # fmt: skip
+    if isinstance(images, Tensor) or is_array_of_floats(images):
+        squares, back = as_tensor(images)
+        made: Given = back(settled(squares))
+    else:
+        made = hand_over(images).enlarged(model.image.channels, settled)
+    return made
 
 
 def enlarge(

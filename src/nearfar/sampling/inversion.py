@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -13,8 +14,9 @@ from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
 from nearfar.diffusion.schedule import Amount, Level
 from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, OnStep, Sampling, Solver
 from nearfar.errors import UsageError
-from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import ascend, decode, descend, encode
+from nearfar.io.conversion import as_images
+from nearfar.models.model import FrozenModel, checked_model
+from nearfar.sampling.local_sampling import Given, ascend, decode, descend, encode
 from nearfar.tensors import Images, Latents
 
 INVERTER = FixedPointDDIM()
@@ -24,7 +26,7 @@ RECONSTRUCTORS: dict[str, Solver] = {**INVERTERS, "bdia": BDIA()}
 
 def invert(
     model: FrozenModel,
-    images: Images,
+    images: Any,
     *,
     strength: Amount | None = None,
     sigma: Amount | None = None,
@@ -34,7 +36,7 @@ def invert(
 ) -> Latents:
     """The latents at a noise level from which the deterministic trajectory leads to these images.
 
-    images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
+    images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size; or pictures, see `local_sample`.
     strength: share of the forward process in [0, 1]; or sigma: noise to signal. One value, or one per image.
     on_step: called after each solver step with `(step, state)`; steps count from 1.
     solver: `FixedPointDDIM()`, which `denoise` undoes; `Heun()`, nearer to the exact trajectory in as many steps;
@@ -43,9 +45,9 @@ def invert(
     whole batch: `steps` with DDIM, `2 * steps` with Heun, and with FixedPointDDIM as many as it needs (about 4
     a step at 20 steps).
     """
-    model.image.check(images)
-    check_invertible(solver)
-    return ascend(model, encode(model, images), Sampling(Level(strength, sigma), steps, solver), on_step)
+    sampling = Sampling(Level(strength, sigma), steps, check_invertible(solver))
+    squares, _ = as_images(images, checked_model(model).image)
+    return ascend(model, encode(model, squares), sampling, on_step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,20 +110,24 @@ def check_latents(model: FrozenModel, latents: Latents) -> None:
 
 def reconstruct(
     model: FrozenModel,
-    images: Images,
+    images: Given,
     *,
     strength: Amount | None = None,
     sigma: Amount | None = None,
     steps: int = STEPS,
     solver: Solver = INVERTER,
     on_step: OnStep | None = None,
-) -> Images:
+) -> Given:
     """The images after a way to a noise level and back: what this model can represent of them.
 
     Arguments as for `invert`; `BDIA()` besides, whose return is exact for every network: what it loses is lost by the
-    latent space. Returns float32 images in [-1, 1] on the CPU. Cost: that of `invert` and `denoise`.
+    latent space. Returns images in the kind that was given: tensors as float32 in [-1, 1] on the CPU, pictures in their
+    sizes. Cost: that of `invert` and `denoise`.
     """
-    return there_and_back(model, images, Sampling(Level(strength, sigma), steps, solver), on_step)
+    sampling = Sampling(Level(strength, sigma), steps, solver)
+    squares, back = as_images(images, checked_model(model).image)
+    made: Given = back(there_and_back(model, squares, sampling, on_step))
+    return made
 
 
 def there_and_back(model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None = None) -> Images:

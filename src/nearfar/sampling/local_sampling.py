@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import TypeVar
 
 import torch
 
 from nearfar.diffusion.noise import NoiseStream, SecretKey, noise_for
 from nearfar.diffusion.schedule import Amount, Level
 from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling, Solver, solve
-from nearfar.models.model import FrozenModel
+from nearfar.errors import UsageError
+from nearfar.io.conversion import as_images
+from nearfar.models.model import FrozenModel, checked_model
 from nearfar.tensors import Images, Latents
+
+Given = TypeVar("Given")
+"""What is handed over: a tensor, an array, a PIL image or a list of pictures."""
 
 
 def encode(model: FrozenModel, images: Images, noise: NoiseStream | None = None) -> Latents:
@@ -82,7 +88,7 @@ def numbered_noise(model: FrozenModel, purpose: str, numbers: Sequence[int], see
 
 def local_sample(
     model: FrozenModel,
-    images: Images,
+    images: Given,
     *,
     strength: Amount | None = None,
     sigma: Amount | None = None,
@@ -91,21 +97,26 @@ def local_sample(
     solver: Solver = SOLVER,
     variant: int | Sequence[int] = 0,
     on_step: OnStep | None = None,
-) -> Images:
+) -> Given:
     """New images near the given ones.
 
-    images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size.
+    images: float32 `(batch, channel, height, width)` in [-1, 1], of the model's size; or pictures of any size, as PIL
+    images or arrays, which come back in their own kind and size (`io/conversion.py`).
     strength: share of the forward process in [0, 1]; 0 gives the images back, 1 ignores them.
     sigma: noise to signal, instead of strength. Either may be one value per image.
     key: source of all randomness, a random one unless given; the same key gives the same images whatever their batch,
     to within rounding (a folder run makes them equal to the bit).
     variant: 1, 2, ... ask for further samples of the same image; one number, or one per image.
     on_step: called after each solver step with `(step, state)`; steps count from 1.
-    Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the whole batch:
-    split what does not fit into memory.
+    Returns for tensors float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls, each for the
+    whole batch: split what does not fit into memory.
     """
     sampling = Sampling(Level(strength, sigma), steps, solver)
-    return sample_near(model, images, sampling, key or SecretKey.random(), variant, on_step)
+    if not isinstance(key, SecretKey | None):
+        raise UsageError(f"key must be a nearfar.SecretKey, got {type(key).__name__}: use SecretKey.load")
+    squares, back = as_images(images, checked_model(model).image)
+    made: Given = back(sample_near(model, squares, sampling, key or SecretKey.random(), variant, on_step))
+    return made
 
 
 def sample_near(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch import Tensor
 from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.schedule import Amount, Level
 from nearfar.diffusion.solver import STEPS, Heun, OnStep, Sampling, Solver
+from nearfar.io.conversion import as_images
+from nearfar.io.notebook import sheet_png
 from nearfar.metrics.quality import psnr, ssim
-from nearfar.models.model import FrozenModel
+from nearfar.models.model import FrozenModel, checked_model
 from nearfar.sampling.inversion import INVERTER, there_and_back, traced_inversion
 from nearfar.sampling.local_sampling import BATCH, decode, descend, own_samples
 from nearfar.tensors import Images
@@ -27,7 +30,7 @@ ALLOWANCE = 3.0
 about 1 dB, and photographs carry grain and compression that samples lack."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Representation:
     """Reconstructions, float32 in [-1, 1], and figures: one value per image each, float64 `(batch,)`.
 
@@ -39,10 +42,16 @@ class Representation:
     images: Images
     figures: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        return f"Representation({len(self.images)} images, median PSNR {self.figures['psnr'].median():.1f} dB)"
+
+    def _repr_png_(self) -> bytes:
+        return sheet_png(self.images)
+
 
 def represent(
     model: FrozenModel,
-    images: Images,
+    images: Any,
     *,
     strength: Amount | None = None,
     sigma: Amount | None = None,
@@ -54,7 +63,8 @@ def represent(
 
     Arguments, errors and cost as for `reconstruct`. Nothing is random.
     """
-    return represented(model, images, Sampling(Level(strength, sigma), steps, solver), on_step)
+    sampling = Sampling(Level(strength, sigma), steps, solver)
+    return represented(model, as_images(images, checked_model(model).image)[0], sampling, on_step)
 
 
 def represented(

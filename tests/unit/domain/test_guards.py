@@ -14,7 +14,8 @@ from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import inverse_cosines
 from nearfar.metrics.features import LONGEST, features_of, middle, outputs_of, shortened, way_down
 from nearfar.models.loading import load_model
-from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, PixelSpace, Provenance
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))

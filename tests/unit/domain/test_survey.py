@@ -12,8 +12,9 @@ from nearfar.diffusion.solver import solve
 from nearfar.domain import survey as module
 from nearfar.domain.survey import climb, propose, segments, survey, survey_calls
 from nearfar.errors import ModelWarning, UsageError
-from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, PixelSpace, Provenance
 from nearfar.sampling.local_sampling import own_samples
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 COUNT, SIDE, MEAN = 24, 8, 0.1

@@ -21,8 +21,9 @@ from nearfar.io.manifest import write_whole
 from nearfar.io.pictures import Frame, encode, read_picture
 from nearfar.io.stacks import read_inputs, write_arrays
 from nearfar.io.values import fit_values
-from nearfar.models.model import FrozenModel, ImageContract, PixelSpace, Provenance
+from nearfar.models.model import FrozenModel, PixelSpace, Provenance
 from nearfar.sampling.inversion import reconstruct
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 GRAY, COLOR = ImageContract(16, 1), ImageContract(16, 3)

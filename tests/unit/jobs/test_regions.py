@@ -15,7 +15,7 @@ from nearfar.io.regions import face_region
 from nearfar.jobs.job import Results
 from nearfar.jobs.regions import box_search, figures, picture_with, read_regions, upright
 from nearfar.metrics.faces import FaceDetector
-from nearfar.models.model import ImageContract
+from nearfar.tensors import ImageContract
 
 CONTRACT = ImageContract(8, 3)
 

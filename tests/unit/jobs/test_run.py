@@ -26,7 +26,7 @@ from nearfar.jobs import run as run_module
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.job import Job, Results, as_picture, one_square, unchanged
 from nearfar.jobs.run import plan_run, run
-from nearfar.models.model import ImageContract
+from nearfar.tensors import ImageContract
 
 KEY = SecretKey.from_seed(0)
 LOSSLESS = (".png", ".tif", ".bmp")

@@ -14,8 +14,9 @@ from nearfar.errors import UsageError
 from nearfar.models.folder import folder_digest
 from nearfar.models.loading import load_model
 from nearfar.models.lookup import BUNDLED, open_folder
-from nearfar.models.model import ImageContract, PixelSpace
+from nearfar.models.model import PixelSpace
 from nearfar.models.networks import signal_table
+from nearfar.tensors import ImageContract
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

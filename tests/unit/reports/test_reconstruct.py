@@ -17,9 +17,9 @@ from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Listing
 from nearfar.io.manifest import Manifest, Record, manifest_path
 from nearfar.jobs.run import Plan
-from nearfar.models.model import ImageContract
 from nearfar.reports.page import CAPTION, MARGIN, check_page, to_pil
 from nearfar.reports.reconstruct import account, check_report, cost, distribution, report, verdict, worst_images
+from nearfar.tensors import ImageContract
 
 SETTINGS = {"strength": 0.9, "time": 899.0, "sigma": 60.3, "steps": 20, "solver": "fixed-point"}
 OWN = [40.0 + number for number in range(21)]  # low quantile 41, threshold 38

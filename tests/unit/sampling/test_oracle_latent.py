@@ -13,10 +13,11 @@ import torch
 
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import DDIM, SOLVERS, Heun
-from nearfar.models.model import FrozenModel, ImageContract, LatentSpace, PatchSpace, Provenance
+from nearfar.models.model import FrozenModel, LatentSpace, PatchSpace, Provenance
 from nearfar.sampling import local_sampling
 from nearfar.sampling.inversion import denoise, invert, reconstruct
 from nearfar.sampling.local_sampling import local_sample
+from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
 STRENGTHS = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
