@@ -34,28 +34,34 @@ from benchmarks.support.shell import ONE_THREAD, SERVER, TOO_LONG
 from benchmarks.support.small_inputs import write_inputs, write_key
 from benchmarks.support.small_models import MODELS
 
-PRELOADED = ["benchmarks.support.small_models", "benchmarks.support.small_inputs", "nearfar.reports.audit"]
-TAIL, SLOW = "--model models/pixel --batch-size 4 --steps 6", "--model models/pixel --batch-size 4 --steps 60"
+MODULES = (
+    *("audit.audit", "audit.calibration", "cli.app", "domain.file", "domain.survey", "jobs.calibrate", "jobs.enhance"),
+    *("jobs.reconstruct", "jobs.regions", "jobs.sample", "jobs.units", "models.loading", "reports.audit"),
+    *("reports.calibration", "reports.domain", "reports.reconstruct", "reports.regions", "reports.survey"),
+)
+PRELOADED = ["benchmarks.support.small_models", "benchmarks.support.small_inputs", *(f"nearfar.{m}" for m in MODULES)]
+TAIL, SLOW = "--model models/pixel --batch-size 4 --steps 3", "--model models/pixel --batch-size 4 --steps 12"
+MANY = "--model models/pixel --batch-size 64 --steps 2"
 RUNS = {
-    "anonymize": f"anonymize in/long OUT/made --key-file key --resume {TAIL}",
+    "anonymize": f"anonymize in/flat OUT/made --key-file key --resume {SLOW}",
     "regions": f"anonymize in/boxes OUT/made --key-file key --regions boxes --keep-unmatched --resume {SLOW}",
-    "augment": f"augment in/classes OUT/made --copies 3 --keep-originals --resume {TAIL}",
-    "coco": f"augment in/boxes OUT/made --copies 4 --resume {SLOW}",
-    "yolo": f"augment in/yolo OUT/made --copies 4 --resume {SLOW}",
-    "parquet": f"augment in/sets/parquet OUT/made --copies 4 --resume {SLOW}",
-    "saved": f"augment in/sets/splits OUT/made --copies 2 --resume {SLOW}",
-    "shards": f"augment in/shards OUT/made --copies 4 --resume {SLOW}",
-    "enhance": f"enhance in/flat OUT/made --scale 2 --resume {TAIL}",
-    "reconstruct": f"reconstruct in/flat OUT/made --own-samples 4 --resume {SLOW}",
+    "augment": f"augment in/tests OUT/made --copies 3 --keep-originals --resume {TAIL}",
+    "coco": f"augment in/boxes OUT/made --copies 2 --resume {SLOW}",
+    "yolo": f"augment in/yolo OUT/made --copies 2 --resume {SLOW}",
+    "parquet": f"augment in/sets/parquet OUT/made --copies 2 --resume {TAIL}",
+    "saved": f"augment in/sets/splits OUT/made --copies 2 --resume {TAIL}",
+    "shards": f"augment in/shards OUT/made --copies 2 --resume {SLOW}",
+    "enhance": f"enhance in/small OUT/made --scale 2 --resume {TAIL}",
+    "reconstruct": f"reconstruct in/small OUT/made --own-samples 4 --resume {SLOW}",
     "invert": f"invert in/flat OUT/made --resume {SLOW}",
-    "calibrate": f"calibrate in/many OUT/c.json --target similarity=0.7 --features pixels --overwrite --resume {TAIL}",
-    "fit": f"domain fit in/flat OUT/a.domain --no-pilot --overwrite --report OUT/page.html {TAIL}",
-    "sample": "domain sample first/a.domain OUT/made --count 60 --keep-all --resume --model models/pixel",
-    "survey": f"domain survey in/flat --report OUT/page.html {TAIL}",
-    "audit": "audit in/classes second/made --features pixels --report OUT/page.html --model models/pixel",
+    "calibrate": f"calibrate in/many OUT/c.json --target similarity=0.7 --features pixels --overwrite --resume {MANY}",
+    "fit": f"domain fit in/flat OUT/a.domain --no-pilot --overwrite --report OUT/page.html {MANY}",
+    "sample": "domain sample first/a.domain OUT/made --count 24 --keep-all --resume --model models/pixel",
+    "survey": f"domain survey in/flat --report OUT/page.html {MANY}",
+    "audit": "audit in/tests second/made --features pixels --report OUT/page.html --model models/pixel",
 }
 """Name -> line, in which OUT stands for a folder of its own. Given again, a line goes on or begins anew."""
-FIRST = {"first": RUNS["fit"], "second": f"anonymize in/classes OUT/made --key-file key {TAIL}"}
+FIRST = {"first": RUNS["fit"], "second": f"anonymize in/tests OUT/made --key-file key {TAIL}"}
 """What some of them need."""
 
 

@@ -279,3 +279,22 @@ def test_metadata_is_stripped_unless_it_is_asked_for(source, out, smooth, anonym
         assert plain.size == described.size == (12, 20)  # turned, and not to be turned again
         assert described.getexif().get(274, 1) == 1
         assert described.info["dpi"] == (300, 300)
+
+
+def test_pictures_that_may_not_have_been_meant_are_replaced_and_told(anonymize, tmp_path, smooth):
+    for place in ("images/a.png", "images/b.png", ".ipynb_checkpoints/a.png"):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        smooth(len(place)).save(tmp_path / "in" / place)
+    for place in ("masks/a.png", "images/b_mask.png"):
+        (tmp_path / "in" / place).parent.mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 3).save(tmp_path / "in" / place)
+    result = anonymize(tmp_path / "in", tmp_path / "out")
+    notes = [line for line in result.stderr.splitlines() if "like all others" in line]
+    assert [line.removesuffix(": they are replaced like all others") for line in notes] == [
+        "note      2 pictures, such as images/b_mask.png, look like masks or labels of others",
+        "note      1 pictures, such as .ipynb_checkpoints/a.png, lie in hidden folders",
+    ]
+    for path in (tmp_path / "in").rglob("*.png"):
+        out = tmp_path / "out" / path.relative_to(tmp_path / "in")
+        assert out.exists()
+        assert out.read_bytes() != path.read_bytes()

@@ -62,3 +62,15 @@ def test_what_is_in_the_way_is_refused_and_kept(tmp_path, nearfar, what):
     assert result.exit_code == 2
     assert result.stderr == f"nearfar: {tmp_path / what} must be an empty folder or none at all: choose another\n"
     assert state(tmp_path) == before
+
+
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_demo_says_what_to_do(tmp_path, nearfar, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "write_sheet", interrupt)
+    result = nearfar("demo", tmp_path / "demo")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "nearfar: interrupted; OUT is unfinished: remove it to begin again"
+    assert "Traceback" not in result.stderr

@@ -209,12 +209,27 @@ def anonymize(
     model = choice.load()
     job = calibrated.job(model, calibration, key=key, **options)
     job = region_job(job, search, method.keep_metadata) if search else job
-    more = [*calibrated.lines(calibration), *parts.lines()]
+    more = [*calibrated.lines(calibration), *parts.lines(), *odd_ones(folders.source)]
     after = parts.after(job, search, folders)
     carry_out_job(
         job, model, folders, how,
         more=lambda _: more, before=lambda: keep_key(key, method.key_file), after=after,
     )  # fmt: skip
+
+
+def odd_ones(source: Path) -> Lines:
+    """Pictures that may not have been meant: replaced like all others, as nothing may stay as it is, and told."""
+    from nearfar.data.companions import hidden, label_pictures
+    from nearfar.io.listing import list_folder
+
+    names = [item.name for item in list_folder(source).items]
+    masks, aside = sorted(label_pictures(source, names)), [name for name in names if hidden(name)]
+    kinds = {"look like masks or labels of others": masks, "lie in hidden folders": aside}
+    return [
+        ("note", f"{len(found)} pictures, such as {found[0]}, {what}: they are replaced like all others")
+        for what, found in kinds.items()
+        if found
+    ]
 
 
 def open_key(path: Path | None, folders: Folders) -> SecretKey | None:

@@ -19,7 +19,7 @@ from nearfar.cli.console import visible
 from nearfar.cli.domain import domain
 from nearfar.cli.enhance import enhance
 from nearfar.cli.models import models
-from nearfar.cli.options import command
+from nearfar.cli.options import command_saying
 from nearfar.cli.reconstruct import invert, reconstruct
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ app.add_typer(domain, name="domain")
 
 
 @app.command()
-@command
+@command_saying("interrupted; OUT is unfinished: remove it to begin again")
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures and the page.")] = Path("demo"),
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nearfar.cli.console import shown_progress, write_line
+from nearfar.cli.console import raise_on_signals, shown_progress, write_line
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import Sampling
 from nearfar.errors import UsageError
@@ -41,6 +41,7 @@ def make_demo(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} must be an empty folder or none at all: choose another")
     originals = out / "originals"
+    raise_on_signals()
     write_photographs(originals)
     model = load_model()
     rows = [anonymize_at(strength, model, originals, out) for strength in STRENGTHS]

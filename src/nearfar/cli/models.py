@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import say, visible
-from nearfar.cli.options import command, option
+from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, visible
+from nearfar.cli.options import command_saying, option
 
 if TYPE_CHECKING:
     from typer import Context
@@ -58,7 +58,7 @@ class Layout:
 
 
 @models.command("convert")
-@command
+@command_saying(NOTHING_WRITTEN)
 def convert_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An original .pt or .ckpt; nothing in it is run.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The diffusers folder to write.")],
@@ -71,6 +71,7 @@ def convert_checkpoint(
     """
     from nearfar.models.original.checkpoints import convert, is_plain, save_converted
 
+    raise_on_signals()
     converted = convert(checkpoint, **options_of(checkpoint, vars(layout)))
     for assumption in converted.assumptions:
         say("note", assumption)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nearfar.data.coco import Coco, read_coco, shape_of
-from nearfar.data.companions import hidden, label_pictures, read_companions, renamed
+from nearfar.data.companions import Companions, hidden, label_pictures, read_companions, renamed
 from nearfar.data.labels import Labels, Layout, Made, check_there, csv_file, parsed_json, read_text, relative_name
 from nearfar.data.yolo import read_yolo
 from nearfar.errors import RunError, UsageError
@@ -44,7 +45,13 @@ class Annotations:
         """Those of the first layout that has any: metadata, COCO, YOLO, class folders."""
         return next((found for layout in self.layouts if any((found := layout.labels).values())), {})
 
-    @property
+    @cached_property
+    def companions(self) -> Mapping[str, Sequence[str]]:
+        """Image -> files that are carried over beside its copies, masks among them."""
+        carried = (each.of for each in self.layouts if isinstance(each, Companions))
+        return {name: places for of in carried for name, places in of.items()}
+
+    @cached_property
     def shapes(self) -> dict[str, tuple[float, float] | None]:
         """Height and width of images as COCO files tell them."""
         files = [layout for layout in self.layouts if isinstance(layout, Coco)]

@@ -21,13 +21,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nearfar.data.labels import Labels, Made, read_text
 from nearfar.data.unread import SUFFIXES, WORD
 from nearfar.data.yolo import check_lines, is_yolo
-from nearfar.errors import ModelWarning, UsageError
+from nearfar.errors import ImageError, ModelWarning, UsageError
 from nearfar.io.listing import copy_name
+from nearfar.io.pictures import Frame
 
 LABEL_FOLDERS = re.compile(
     r"masks?|labels?|annotations?|seg|segmentations?|segmentation(class|object)|gt|ground[-_ ]?truths?|gtfine|"
@@ -37,6 +38,8 @@ LABEL_FOLDERS = re.compile(
 ENDINGS = re.compile(
     r"[-_. ](masks?|labels?|seg|segmentation|gt|ground_?truth|gtfine_\w+|trimap|matte|label_?ids)", re.IGNORECASE
 )
+LONGEST_NAME = 255
+"""Bytes that file systems give a name."""
 LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 CLASSES = re.compile(r"(.*/)?(classes\.txt|[^/]*\.names|[^/]*\.data)")
 ABOUT = re.compile(r"(readme|licen[sc]e|changelog|requirements|citation)\b", re.IGNORECASE)
@@ -70,6 +73,19 @@ def renamed(place: str, made: Made) -> str:
     if base.startswith(stem):
         return posixpath.join(folder, new + base[len(stem) :])
     return copy_name(place, int(new.rpartition("~")[2]))
+
+
+def check_companions(source: Path, made: Made, places: Sequence[str], pictures: Collection[str], frame: Frame) -> None:
+    """ImageError where a copy's companion would have too long a name, or a mask may lack the picture's EXIF turn."""
+    for place in places:
+        if len(posixpath.basename(renamed(place, made)).encode()) > LONGEST_NAME:
+            raise ImageError(f"has {place} beside it, whose copy would have too long a name: give both shorter ones")
+        if place in pictures and frame.orientation != 1:
+            with Image.open(source / place) as mask:
+                size, turned = mask.size, mask.getexif().get(ExifTags.Base.Orientation, 1)
+            upright = frame.orientation >= 5 and frame.width != frame.height and size == (frame.width, frame.height)
+            if not upright and turned != frame.orientation:
+                raise ImageError(f"has an EXIF turn that {place} may not have: turn the pixels of the picture for good")
 
 
 def hidden(name: str) -> bool:

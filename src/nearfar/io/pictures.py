@@ -217,7 +217,7 @@ def decoding(form: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageError("does not fit into the memory: make it smaller") from error
-    except Exception as error:
+    except Exception as error:  # decoders of hostile bytes raise almost anything
         reason = printable(str(error)) or type(error).__name__
         raise ImageError(f"cannot be decoded as {form} ({reason}): restore it or save it anew") from error
 
@@ -231,7 +231,7 @@ def decode(file: BinaryIO, form: str, max_pixels: int) -> ImageFile:
     file.seek(0)
     image = FORMATS[form].reader(file)
     image.load()
-    with suppress(Exception):
+    with suppress(Exception):  # EXIF data that cannot be parsed turn nothing
         image.info[TURNED] = image.getexif().get(ExifTags.Base.Orientation, 1)
     ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -321,7 +321,7 @@ def to_srgb(colors: Image.Image, icc_profile: bytes | None) -> Image.Image:
 
 def kept_metadata(image: Image.Image, form: str) -> dict[str, Any]:
     """Pillow's save options that write the picture's metadata; none when they cannot be parsed or written."""
-    with suppress(Exception):
+    with suppress(Exception):  # whatever a stranger's metadata make the writers of other formats raise
         options = metadata_options(image, form)
         Image.new("L", (1, 1)).save(BytesIO(), form, **FORMATS[form].options | options)
         return options

@@ -14,7 +14,7 @@ import torch
 
 from nearfar.data.annotations import Annotations, read_annotations
 from nearfar.data.coco import check_shape
-from nearfar.data.companions import hidden
+from nearfar.data.companions import check_companions, hidden
 from nearfar.data.copies import Wanted, check_classes, copies_of_each
 from nearfar.data.judge import Judge, batches, cross_fitted, trained_judge
 from nearfar.data.labels import Labels, Made
@@ -97,7 +97,7 @@ def augmentation(
     expand, images = job.expand, frozenset(names)
     job = replace(
         job,
-        read=partial(read_annotated, job.read, annotations.shapes, source),
+        read=partial(read_annotated, job.read, annotations, source),
         expand=lambda items: expand([item for item in items if item.path.relative_to(source).as_posix() in images]),
     )
     return Augmentation(job, annotations, judge, wanted)
@@ -181,11 +181,14 @@ def read(read_one: Read, item: Item) -> Reading:
     return Reading(torch.empty(0, 1, 1, 1), read_picture(item.path).frame, context=item.path.read_bytes())
 
 
-def read_annotated(read_one: Read, shapes: Mapping[str, Any], source: Path, item: Item) -> Reading:
-    """A copy is upright: ImageError where its original's boxes were drawn in a picture of another shape."""
-    reading = read_one(item)
+def read_annotated(read_one: Read, annotations: Annotations, source: Path, item: Item) -> Reading:
+    """A copy is upright: ImageError where its original's boxes or masks were drawn in a picture of another shape."""
+    reading, origin = read_one(item), item.path.relative_to(source).as_posix()
+    made = Made(item.name, origin, marks_of(item))
     if item.variant:
-        check_shape(shapes.get(item.path.relative_to(source).as_posix()), reading.frame.height, reading.frame.width)
+        check_shape(annotations.shapes.get(origin), reading.frame.height, reading.frame.width)
+        places = annotations.companions.get(origin, ())
+        check_companions(source, made, places, annotations.pictures, reading.frame)
     return reading
 
 

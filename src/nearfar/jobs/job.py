@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from nearfar.diffusion.noise import SecretKey, fingerprint
 from nearfar.diffusion.schedule import WARP, Level
-from nearfar.diffusion.solver import OnStep, Sampling
+from nearfar.diffusion.solver import OnStep, Sampling, from_epsilon
+from nearfar.errors import ModelWarning
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.manifest import CONFIDENTIAL, Manifest, Record, has_content, salt_path, write_whole, writing
@@ -102,6 +104,7 @@ Objection = Callable[[Tensor, Results], str]
 Measure = Callable[[Results, Reading], dict[str, float]]
 """(results, what they were made of) -> figures of this file for the record; called after `encode`."""
 
+LEAST_SIGNAL = 1e-6
 UNCHANGED = 1 / 255
 """Root mean square change, in [-1, 1], below which an output counts as its input: half a gray level."""
 
@@ -145,6 +148,7 @@ def workers_for(model: FrozenModel, batch_size: int) -> int:
 def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) -> dict[str, Any]:
     """The settings of every job that goes to a noise level, above 0, and back."""
     sampling.level.check_noisy(model.schedule)
+    warn_of_no_signal(model, sampling.level)
     return {
         **sampling.level.describe(model.schedule),
         "steps": sampling.steps,
@@ -153,6 +157,21 @@ def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) ->
         "precision": model.precision,
         "fit": str(fit),
     }
+
+
+def warn_of_no_signal(model: FrozenModel, level: Level) -> None:
+    """Where nothing of the image is left, its noise cannot be told from it: a network that predicts noise says nothing.
+
+    Schedules with zero terminal SNR come to that point (Lin et al., arXiv 2305.08891), others keep a little.
+    """
+    signal = model.schedule.coefficients(level.times(model.schedule, 1))[0].min().item()
+    if signal < LEAST_SIGNAL and getattr(model.denoiser, "prediction", None) is from_epsilon:
+        warnings.warn(
+            "this model's schedule ends without any signal (zero terminal SNR) and its network predicts noise, which "
+            "says nothing of an image there: take a strength below 1, such as 0.99",
+            ModelWarning,
+            stacklevel=2,
+        )
 
 
 def one_square(image: ImageContract, mode: FitMode) -> Read:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from threading import Lock
 from typing import Any, cast
@@ -44,7 +44,7 @@ ARCFACE = ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.7
 
 GRAPH, NODE, OPERATOR, INPUT = 7, 1, 4, 11
 NAME, TYPE, TENSOR, SHAPE, DIMENSION, VALUE = 1, 2, 1, 2, 1, 1
-FIRST_NODES = 8
+FIRST_NODES, MOST_BYTES, MOST_FIELDS = 8, 1 << 29, 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,9 +301,11 @@ class OnnxHeader:
 def read_header(path: Path | str) -> OnnxHeader:
     """The first input with four axes and 1 or 3 channels. Raises UsageError where there is none, or no ONNX file."""
     try:
-        graph = first(Path(path).read_bytes(), GRAPH)
-        nodes = [first(node, OPERATOR).decode() for node in messages(graph, NODE)]
-        inputs = {first(value, NAME).decode(): shape_of(value) for value in messages(graph, INPUT)}
+        if Path(path).stat().st_size > MOST_BYTES:
+            raise UsageError(f"{path} has more than {MOST_BYTES:,} bytes: name a smaller network")
+        graph = first(memoryview(Path(path).read_bytes()), GRAPH)
+        nodes = [text_of(first(node, OPERATOR)) for node in islice(messages(graph, NODE), FIRST_NODES)]
+        inputs = {text_of(first(value, NAME)): shape_of(value) for value in messages(graph, INPUT)}
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): name an ONNX file") from error
     except (IndexError, StopIteration, TypeError, ValueError) as error:
@@ -311,28 +313,36 @@ def read_header(path: Path | str) -> OnnxHeader:
     images = [(name, shape) for name, shape in inputs.items() if len(shape) == 4 and shape[1] in (1, 3)]
     if not images:
         raise UsageError(f"{path} takes no image (batch, channel, height, width), but {inputs}: name another network")
-    return OnnxHeader(*images[0], tuple(nodes[:FIRST_NODES]))
+    return OnnxHeader(*images[0], tuple(nodes))
 
 
-def shape_of(value: bytes) -> tuple[int, ...]:
+def text_of(field: memoryview) -> str:
+    """A name, cut at 60 bytes."""
+    return bytes(field[:60]).decode()
+
+
+def shape_of(value: memoryview) -> tuple[int, ...]:
     """The lengths of an input's axes, 0 where they are open."""
     tensor = first(first(value, TYPE), TENSOR)
     axes = messages(first(tensor, SHAPE), DIMENSION)
     return tuple(next((cast(int, field) for number, field in fields(axis) if number == VALUE), 0) for axis in axes)
 
 
-def first(message: bytes, number: int) -> bytes:
+def first(message: memoryview, number: int) -> memoryview:
     return next(messages(message, number))
 
 
-def messages(message: bytes, number: int) -> Iterator[bytes]:
-    return (field for its_number, field in fields(message) if its_number == number and isinstance(field, bytes))
+def messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    return (field for its_number, field in fields(message) if its_number == number and isinstance(field, memoryview))
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and content of each field: an integer, or the bytes of what is inside."""
-    place = 0
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Number and content of each field: an integer, or what is inside. ValueError for more than any network has."""
+    place = count = 0
     while place < len(message):
+        count += 1
+        if count > MOST_FIELDS:
+            raise ValueError("too many fields")
         tag, place = variable_length(message, place)
         if tag & 7 == 0:
             content, place = variable_length(message, place)
@@ -349,10 +359,12 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         place += length
 
 
-def variable_length(message: bytes, place: int) -> tuple[int, int]:
-    """An integer in groups of seven bits, lowest first, and where the next field begins."""
+def variable_length(message: memoryview, place: int) -> tuple[int, int]:
+    """An integer of 64 bits in groups of seven, lowest first, and where the next field begins."""
     number = shift = 0
     while message[place] & 128:
+        if shift > 56:
+            raise ValueError("a number of more than 64 bits")
         number |= (message[place] & 127) << shift
         place, shift = place + 1, shift + 7
     return number | message[place] << shift, place + 1

@@ -178,3 +178,52 @@ def test_imagefolder_of_hugging_face_reads_copies_with_their_labels(augment, sou
     assert read.column_names == ["image", "age", "inherited_from", "label_inherited", "strength"]
     assert (sum(read["label_inherited"]), set(read["age"]), len(read)) == (8, {3}, 16)
     assert set(read["inherited_from"]) == {"", *(row["file_name"] for row in rows)}
+
+
+def turned(picture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+@pytest.mark.parametrize(
+    ("orientation", "mask_size", "mask_turn", "fails"),
+    [
+        (6, (24, 16), 1, True),  # as the pixels are stored
+        (6, (16, 24), 1, False),  # as the picture is seen
+        (6, (24, 16), 6, False),  # turned by its own EXIF data
+        (3, (24, 16), 1, True),  # upside down or not: nobody knows
+        (1, (24, 16), 1, False),
+    ],
+)
+def test_masks_of_turned_pictures_are_carried_over_where_they_fit(
+    model, tmp_path, smooth, orientation, mask_size, mask_turn, fails
+):
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    picture, mask = smooth(1, (24, 16)), Image.new("L", mask_size, 3)
+    picture.save(tmp_path / "in/images/a.png", **turned(picture, orientation))
+    mask.save(tmp_path / "in/masks/a.png", **turned(mask, mask_turn))
+    smooth(2).save(tmp_path / "in/images/b.png")
+    progress = augment_folder(model, tmp_path / "in", tmp_path / "out", Wanted(), steps=1, batch_size=4)
+    reasons = [(one.name, one.reason) for one in progress.failed]
+    sentence = "has an EXIF turn that masks/a.png may not have: turn the pixels of the picture for good"
+    assert reasons == ([("images/a~1.png", sentence)] if fails else [])
+    assert (tmp_path / "out/masks/a~1.png").exists() == (not fails)
+    assert (tmp_path / "out/images/b~1.png").exists()
+
+
+@pytest.mark.parametrize("ending", ["_mask.png", ".caption", "_gt.png"])
+def test_a_companion_whose_copy_would_have_too_long_a_name_fails_alone(model, tmp_path, smooth, ending):
+    stem = "x" * (255 - len(ending))
+    (tmp_path / "in").mkdir()
+    smooth(1).save(tmp_path / "in" / f"{stem}.png")
+    smooth(2).save(tmp_path / "in" / "b.png")
+    other = tmp_path / "in" / f"{stem}{ending}"
+    Image.new("L", (16, 16)).save(other) if ending.endswith("png") else other.write_text("a cat")
+    for resume in (False, True):
+        options = {"resume": resume, "steps": 1, "batch_size": 4}
+        progress = augment_folder(model, tmp_path / "in", tmp_path / "out", Wanted(), **options)
+        assert [record.name for record in progress.failed] == [f"{stem}~1.png"]
+        assert f"has {other.name} beside it, whose copy would have too long a name" in progress.failed[0].reason
+    assert sorted(contents(tmp_path / "out")) == ["b~1.png", "inherited.csv"]

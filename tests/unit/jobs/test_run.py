@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 import time
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.schedule import Level
-from nearfar.diffusion.solver import Sampling
+from nearfar.diffusion.schedule import Level, NoiseSchedule
+from nearfar.diffusion.solver import Sampling, from_epsilon, from_v
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import PART, manifest_path, read_manifest
@@ -745,3 +747,22 @@ def test_an_item_with_a_strength_of_its_own_is_made_at_that_strength(source, tmp
         assert execute(replace(job, expand=at(own)), source, tmp_path / name).done == 1
     given, own, other = (pixels(tmp_path / name / "a.png") for name in ("given", "own", "other"))
     assert (given == own).all() and (given != other).any()  # noqa: PT018
+
+
+@pytest.mark.parametrize(
+    ("zero", "prediction", "strength", "warns"),
+    [
+        (True, from_epsilon, 1.0, True),
+        (True, from_epsilon, 0.99, False),
+        (True, from_v, 1.0, False),
+        (False, from_epsilon, 1.0, False),
+    ],
+)
+def test_noise_prediction_where_no_signal_is_left_is_warned_of(model, zero, prediction, strength, warns):
+    table = DDPMScheduler(rescale_betas_zero_snr=zero).alphas_cumprod
+    schedule = NoiseSchedule.variance_preserving(table)
+    denoiser = replace(model.denoiser, schedule=schedule, prediction=prediction)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        anonymize_job(replace(model, denoiser=denoiser), Sampling(Level(strength)))
+    assert ["zero terminal SNR" in str(each.message) for each in caught] == [True] * warns

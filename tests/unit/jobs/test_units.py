@@ -352,3 +352,29 @@ def test_a_finished_shard_that_goes_while_the_others_are_made_is_an_error(augmen
         augment(shards)
     monkeypatch.undo()
     assert augment(shards, resume=True)[0].progress.total == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "{outside}", "link.png", "folder/../../secret.png", "linked/secret.png"]
+)
+def test_rows_that_name_files_outside_their_own_folder_fail_alone(augment, tmp_path, smooth, name):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "in" / "folder").mkdir(parents=True)
+    smooth(1).save(tmp_path / "secret.png")
+    smooth(2).save(tmp_path / "in" / "mine.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path)
+    paths = ["mine.png", name.format(outside=tmp_path / "secret.png")]
+    table = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]})
+    features = datasets.Features({"image": datasets.Image()})
+    rows = table.cast(
+        datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    )
+    import pyarrow.parquet
+
+    words = {b"huggingface": json.dumps({"info": {"features": features.to_dict()}}).encode()}
+    pyarrow.parquet.write_table(rows.data.table.replace_schema_metadata(words), tmp_path / "in" / "a.parquet")
+    found, out = augment(tmp_path / "in" / "a.parquet")
+    assert [record.name for record in found.progress.failed] == ["a.parquet/00000001"]
+    assert "which is not in" in found.progress.failed[0].reason
+    assert datasets.Dataset.from_parquet(str(out / "a.parquet"))["inherited_from"] == ["00000000.png"]

@@ -1,5 +1,7 @@
 """Faces by networks that the user names: hand-made ONNX files whose answers are known, and detectors that are stubs."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -177,3 +179,32 @@ def test_sixteen_bits_become_the_nearest_eight():
     assert eight.dtype == np.uint8
     assert eight.shape == (256, 256, 3)
     np.testing.assert_array_equal(eight[..., :1], np.rint(pixels / 257))
+
+
+def many_fields():
+    return b"\x08\x01" * (1 << 18)
+
+
+def long_number():
+    return b"\x08" + b"\x80" * (1 << 20) + b"\x01"
+
+
+def long_name():
+    return b"\x3a\x84\x80\x40\x0a\x80\x80\x40" + b"x" * (1 << 20)
+
+
+@pytest.mark.parametrize("content", [many_fields, long_number, long_name])
+def test_headers_beyond_all_bounds_are_refused_in_a_moment(tmp_path, content):
+    (tmp_path / "n.onnx").write_bytes(content())
+    began = time.process_time()
+    with pytest.raises(UsageError) as refusal:
+        read_header(tmp_path / "n.onnx")
+    assert time.process_time() - began < 2
+    assert len(str(refusal.value)) < 1000
+
+
+def test_a_file_of_more_than_half_a_gigabyte_is_not_read(tmp_path):
+    with (tmp_path / "n.onnx").open("wb") as file:
+        file.truncate((1 << 29) + 1)
+    with pytest.raises(UsageError, match=r"has more than 536,870,912 bytes: name a smaller network"):
+        read_header(tmp_path / "n.onnx")
