@@ -91,6 +91,8 @@ class Started:
     @classmethod
     def of(cls, line: str, out: Path) -> Started:
         out.mkdir(parents=True, exist_ok=True)
+        for end in (".out", ".err"):
+            logs(out).with_suffix(end).unlink(missing_ok=True)
         words = [*line.replace("OUT", str(out)).split(), "--device", "cpu"]
         started = cls(SERVER.Process(target=child, args=(words, str(logs(out)))), out)
         started.process.start()
@@ -103,6 +105,12 @@ class Started:
             raise AssertionError(f"{self.out}: does not end")
         texts = [logs(self.out).with_suffix(end) for end in (".out", ".err")]
         return Ended(self.process.exitcode, *(path.read_text("utf-8") if path.exists() else "" for path in texts))
+
+    @property
+    def has_told(self) -> bool:
+        """Whether it has told its outcome: what happens to its files then is no concern of it."""
+        said = logs(self.out).with_suffix(".out")
+        return said.exists() and said.stat().st_size > 0
 
     def signal(self, *numbers: int) -> bool:
         running = self.process.is_alive()
@@ -243,19 +251,13 @@ class Round:
         harm = random.choice([*HARMS])
         started = Started.of(self.line, self.out)
         time.sleep(random.uniform(0, 0.02 if harm.endswith("start") else self.whole.seconds))
-        acted = HARMS[harm](started)
+        acted, after = HARMS[harm](started), started.has_told
         ended = started.wait()
         kind = "went on to the end" if ended.code == self.whole.code else "killed" if ended.code < 0 else "said why"
-        kind = kind if acted else "nothing to do it to"
+        kind = "done after the end" if after else kind if acted else "nothing to do it to"
         self.counts[f"{harm}: {kind}"] += 1
         problem = self.whole.problem(ended, self.out)
-        if problem and not harm.startswith("SIG") and self.after_the_end(ended):
-            return ""
-        return problem and f"after {harm}: {problem}"
-
-    def after_the_end(self, ended: Ended) -> bool:
-        """Whether harm was done when the run had told its outcome and everything was there."""
-        return ended.code == self.whole.code and ended.out != ""
+        return "" if after or not problem else f"after {harm}: {problem}"
 
 
 def prepare(first: Mapping[str, str] = FIRST) -> None:
