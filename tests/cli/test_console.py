@@ -111,3 +111,23 @@ def test_a_signal_while_libraries_are_imported_is_one_line(tmp_path, endless, nu
     process.signal(number)
     ended = process.wait()
     assert (ended.code, ended.err, ended.out) == (130, "nearfar: interrupted\n", "")
+
+
+@pytest.mark.process
+def test_nothing_slow_is_imported_before_signals_are_heard():
+    """What Python itself imports when it starts is the interpreter's business, what follows is ours."""
+    script = "import sys; before = set(sys.modules); import nearfar.__main__; print(*set(sys.modules) - before)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = set(ended.stdout.split())
+    assert {"signal", "nearfar.__main__"} <= imported
+    assert not imported & {
+        "typing",
+        "re",
+        "random",
+        "pathlib",
+        "importlib.metadata",
+        "email",
+        "typer",
+        "torch",
+        "numpy",
+    }
