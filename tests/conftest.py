@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; the tests' networks are too small to share
+os.environ["NEARFAR_CACHE"] = os.devnull  # nothing of a test is kept, nor taken from another; it cannot be written
 
 FOLDERS = ("", "plain", "with space/in ner", "ünï-çødé/日本")
 

@@ -288,11 +288,11 @@ class Fitting:
     def announce(self, strength: float) -> None:
         """Say what is about to be done, and what it costs."""
         from nearfar.diffusion.schedule import Level
-        from nearfar.diffusion.solver import STEPS
         from nearfar.domain.domain import OWN_SAMPLES
+        from nearfar.sampling.own_domain import own_calls
 
         count, batches = len(self.inputs.images), self.batches(len(self.inputs.images))
-        own = self.batches(OWN_SAMPLES) * STEPS
+        own = own_calls(self.model, OWN_SAMPLES, seed=self.seed, batch_size=self.batch_size)
         say("model", model_line(self.model))
         say("level", level_line(Level(strength).describe(self.model.schedule)))
         say("work", f"{count} images, {len(self.inputs.failed)} unusable, {self.inputs.ignored} other files ignored")
@@ -308,11 +308,10 @@ class Fitting:
 
 def own_of(model: FrozenModel, count: int, seed: int, batch_size: int) -> Any:
     """Samples of the model's own domain, told of on stderr."""
-    from nearfar.diffusion.solver import STEPS
-    from nearfar.sampling.local_sampling import own_samples
+    from nearfar.sampling.own_domain import own_calls, own_domain
 
-    with stepping("own samples", math.ceil(count / batch_size) * STEPS, batch_size) as tick:
-        return own_samples(model, count, seed=seed, batch_size=batch_size, on_step=tick)
+    with stepping("own samples", own_calls(model, count, seed=seed, batch_size=batch_size), batch_size) as tick:
+        return own_domain(model, count, seed=seed, batch_size=batch_size, on_step=tick)
 
 
 def level_for(strength: float | None, surveyed: Survey | None) -> float:

@@ -22,7 +22,8 @@ from nearfar.latents.shell import FEWEST, Targets, measure
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import FrozenModel, checked_model
 from nearfar.sampling.inversion import INVERTER, traced_inversion
-from nearfar.sampling.local_sampling import BATCH, decode, descend, encode_all, own_samples
+from nearfar.sampling.local_sampling import BATCH, decode, descend, encode_all
+from nearfar.sampling.own_domain import own_domain
 from nearfar.tensors import Images, Latents, Times
 
 PULL = 0.15
@@ -138,8 +139,8 @@ class Domain:
 
         strength: the level of the latents; `survey` proposes one. steps: of the fixed-point inversion.
         pull: in [0, 1]; images are inverted with the pulled model, so that the way back, pulled too, ends at them.
-        own: samples of the model's own domain, made with `seed` unless given. seed: besides, which latents the targets
-        of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
+        own: samples of the model's own domain, `own_domain` of `seed` unless given. seed: besides, which latents the
+        targets of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
         `guards.SYMMETRIES`.
         Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
         20 for each batch of the 200 own samples, and what the guards' features take.
@@ -148,7 +149,7 @@ class Domain:
         check_images(model, images)
         sampling = Sampling(Level(strength), steps, INVERTER)
         if own is None:
-            own = own_samples(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
+            own = own_domain(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
         clean, its_own = encode_all(model, images, batch_size).half().float(), encode_all(model, own, batch_size)
         toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nearfar.domain.domain import Domain
-from nearfar.domain.guards import rates
+from nearfar.domain.guards import Judgment, rates
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
@@ -27,7 +27,10 @@ CANDIDATES: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings of `synthesis.mosaic`, and the shares that the guards found (`guards.rates`)."""
+    """Settings of `synthesis.mosaic`, and the shares that the guards found (`guards.rates`).
+
+    Of all outputs, or of those up to the batch at which more were copies than all of them may have.
+    """
 
     mixing: Mapping[str, Any]
     rates: Mapping[str, float]
@@ -56,17 +59,17 @@ def pilot(
     passed over. Warns if no candidate keeps the limit, and takes the one that copies least; warns also if the guards
     flag most of what it makes.
     options: of `synthesize`; the seed is 1 unless given. Cost: the domain's `steps` network calls, and one for the
-    guards, for each batch of each candidate that is tried.
+    guards, for each batch of each candidate that is tried; a candidate is left at the batch that settles that it copies
+    too much.
     """
     tried: list[Trial] = []
     for mixing in candidates:
         try:
-            made = synthesize(model, domain, count, batch_size=batch_size, **{"seed": 1, **options, **mixing})
+            tried.append(trial_of(model, domain, mixing, count, limit, batch_size, {"seed": 1, **options}))
         except UsageError:
             if not tried:
                 raise
             continue
-        tried.append(Trial(mixing, rates(domain.guards.judge(model, made.images, batch_size))))
         if tried[-1].copies <= limit:
             break
     chosen = min(tried, key=lambda trial: (trial.copies > limit, trial.copies))
@@ -79,3 +82,24 @@ def pilot(
         text = f"the guards flag {chosen.rates['flag']:.0%} of the outputs, mostly for layout or detail"
         warnings.warn(f"{text}: look at a few, or try less pull or the family parents", ModelWarning, stacklevel=2)
     return replace(domain, mixing=chosen.mixing), tuple(tried)
+
+
+def trial_of(
+    model: FrozenModel,
+    domain: Domain,
+    mixing: Mapping[str, Any],
+    count: int,
+    limit: float,
+    batch_size: int,
+    options: Mapping[str, Any],
+) -> Trial:
+    """Outputs of a candidate, judged batch by batch until all are or too many are copies, whatever else there is."""
+    judged: list[Judgment] = []
+    for first in range(0, count, batch_size):
+        size = min(batch_size, count - first)
+        made = synthesize(model, domain, size, first=first, batch_size=batch_size, **{**options, **mixing})
+        judged += domain.guards.judge(model, made.images, batch_size)
+        found = Trial(mixing, rates(judged))
+        if found.copies * len(judged) > limit * count:
+            break
+    return found

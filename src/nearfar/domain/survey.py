@@ -25,7 +25,8 @@ from nearfar.latents.normality import Frames, Gaussianity, gaussianity, rotation
 from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, geometry, gram_matrix, radial_spectrum
 from nearfar.latents.two_sample import Separation, separation
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.local_sampling import BATCH, encode_all, own_samples
+from nearfar.sampling.local_sampling import BATCH, encode_all
+from nearfar.sampling.own_domain import own_domain
 from nearfar.tensors import Images, Latents
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -119,7 +120,7 @@ def survey(
     check_strengths(strengths)
     count, parts = len(images), segments(strengths, steps)
     if own is None:
-        own = own_samples(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
+        own = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
     elif len(own) < count:
         raise UsageError(f"own must hold as many images as the domain, {count}, got {len(own)}: leave it out")
     model.image.check(own)

@@ -144,17 +144,18 @@ def own_samples(
     steps: int = STEPS,
     solver: Solver = SOLVER,
     batch_size: int = BATCH,
+    first: int = 0,
     on_step: OnStep | None = None,
 ) -> Images:
     """Images that the model makes from pure noise.
 
-    Sample `i` depends on the model, the seed and `i`, not on `count`. Returns float32 images in [-1, 1] on the CPU.
-    Cost: `solver.calls(steps)` network calls for each batch.
+    Sample `i` depends on the model, the seed and `i`, not on `count`. first: begin with that one of the `count`.
+    Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls for each batch.
     """
     sampling, images = Sampling(Level(strength=1.0), steps, solver), []
-    for numbers in torch.split(torch.arange(count), batch_size):
+    for numbers in torch.split(torch.arange(first, count), batch_size):
         noise = numbered_noise(model, "own sample", numbers.tolist(), seed, 1 + draws_of_steps(sampling))
-        times, first = sampling.level.times(model.schedule, len(numbers)), noise.draw()
-        noisy = model.schedule.add_noise(torch.zeros_like(first), times, first)
+        times, drawn = sampling.level.times(model.schedule, len(numbers)), noise.draw()
+        noisy = model.schedule.add_noise(torch.zeros_like(drawn), times, drawn)
         images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))
     return torch.cat(images)

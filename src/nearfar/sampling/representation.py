@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from nearfar.diffusion.fixed_point import FixedPointDDIM
-from nearfar.diffusion.schedule import Amount, Level
+from nearfar.diffusion.schedule import WARP, Amount, Level
 from nearfar.diffusion.solver import STEPS, Heun, OnStep, Sampling, Solver
 from nearfar.io.conversion import as_images
 from nearfar.io.notebook import sheet_png
 from nearfar.metrics.quality import psnr, ssim
+from nearfar.models.kept import kept
 from nearfar.models.model import FrozenModel, checked_model
-from nearfar.sampling.inversion import INVERTER, there_and_back, traced_inversion
-from nearfar.sampling.local_sampling import BATCH, decode, descend, own_samples
+from nearfar.sampling.inversion import INVERTER, solver_name, there_and_back, traced_inversion
+from nearfar.sampling.local_sampling import BATCH, decode, descend
+from nearfar.sampling.own_domain import own_domain, settings_of
 from nearfar.tensors import Images
 
 OWN_SAMPLES = 32
@@ -108,11 +110,17 @@ def own_representation(
 ) -> list[float]:
     """PSNR in dB of `count` of the model's own samples after the same way there and back.
 
-    Cost for each batch: that of `own_samples` and of `reconstruct`.
+    Cost for each batch: that of `own_domain` and of `reconstruct`; nothing where the figures are kept already.
     """
-    samples = own_samples(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
-    parts = [represented(model, part, sampling, on_step) for part in torch.split(samples, batch_size)]
-    return torch.cat([part.figures["psnr"] for part in parts]).tolist()
+    way = {**sampling.level.describe(model.schedule), "steps": sampling.steps, "warp": WARP}
+    settings = {**way, "solver": solver_name(sampling.solver), "samples": settings_of(seed)}
+
+    def make(begun: int) -> Tensor:
+        samples = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)[begun:]
+        parts = [represented(model, part, sampling, on_step) for part in torch.split(samples, batch_size)]
+        return torch.cat([part.figures["psnr"] for part in parts])
+
+    return kept(model, "own-psnr", settings, (count,), make).tolist()
 
 
 def threshold(own_psnr: Sequence[float]) -> float:

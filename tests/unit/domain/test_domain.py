@@ -13,7 +13,7 @@ from nearfar.latents.shell import measure
 from nearfar.metrics.quality import psnr
 from nearfar.models.model import PatchSpace
 from nearfar.sampling.inversion import INVERTER, denoise, invert, reconstruct, traced_inversion
-from nearfar.sampling.local_sampling import own_samples
+from nearfar.sampling.own_domain import own_domain
 from oracle_domains import COUNT, SCHEDULE, SIDE, fit, fitted, oracle, own, unseen
 
 
@@ -82,7 +82,7 @@ def test_targets_are_measured_on_the_latents_and_the_own_domain_on_its_samples()
 def test_the_own_domain_is_sampled_with_the_seed_unless_given(monkeypatch):
     monkeypatch.setattr("nearfar.domain.domain.OWN_SAMPLES", 24)
     sampled, given = (
-        fit(oracle(), unseen(), own=some, seed=5, steps=4) for some in (None, own_samples(oracle(), 24, seed=5))
+        fit(oracle(), unseen(), own=some, seed=5, steps=4) for some in (None, own_domain(oracle(), 24, seed=5))
     )
     assert torch.equal(sampled.own.mean, given.own.mean)
     assert not torch.equal(sampled.own.mean, fitted(steps=4).own.mean)

@@ -58,3 +58,10 @@ def test_a_limit_that_cannot_be_kept_is_told():
     with pytest.warns(ModelWarning, match=r"^however images are mixed, more than 0% of the outputs are copies \(100%"):
         chosen, _ = pilot(oracle(), fitted(), count=4, limit=1e-9, candidates=(ONE,))
     assert chosen.mixing == ONE
+
+
+def test_a_candidate_is_left_when_too_many_are_copies_for_any_rest():
+    """One parent is a copy always: 4 of 12 are seen, as 12 may have one copy at most."""
+    _, trials = pilot(oracle(), fitted(), count=12, limit=0.1, candidates=(ONE, TWO), batch_size=4)
+    made = synthesize(oracle(), fitted(), 4, seed=1, batch_size=4, **ONE).images
+    assert trials[0].rates == rates(fitted().guards.judge(oracle(), made, 4))

@@ -13,7 +13,7 @@ from nearfar.domain import survey as module
 from nearfar.domain.survey import climb, propose, segments, survey, survey_calls
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel, PixelSpace, Provenance
-from nearfar.sampling.local_sampling import own_samples
+from nearfar.sampling.own_domain import own_domain
 from nearfar.tensors import ImageContract
 from oracle import GaussianDenoiser
 
@@ -99,7 +99,7 @@ def test_few_steps_widen_both_clouds_alike(model):
 
 
 def test_the_own_domain_is_sampled_unless_given(model):
-    own = own_samples(model, COUNT, seed=5)
+    own = own_domain(model, COUNT, seed=5)
     sampled, given = (survey(model, images(), own=own, strengths=(0.5,), seed=5) for own in (None, own))
     assert sampled == given
 
