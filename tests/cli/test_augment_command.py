@@ -1,12 +1,14 @@
 """`nearfar augment` from end to end with the tiny model: what it says, refuses, and makes after a kill."""
 
 import json
+import shutil
 import signal
 
 import pytest
 
 from folders import contents, finished
 from nearfar.io.manifest import manifest_path
+from nearfar.jobs.augment import Augmentation
 from processes import Warm, wait_until
 
 
@@ -96,3 +98,23 @@ def test_shards_are_augmented_one_by_one(nearfar, model_folder, source, tmp_path
     summary = json.loads(result.stdout)
     assert (summary["units"], summary["copies"], summary["done"]) == (1, 3, 3)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one.tar"]
+
+
+@pytest.mark.parametrize("what", ["an output", "OUT", "the record"])
+def test_what_goes_while_annotations_are_written_is_an_error(augment, tmp_path, monkeypatch, what):
+    finish = Augmentation.finish
+
+    def harmful(work, source, out):
+        counts = finish(work, source, out)
+        if what == "an output":
+            next(out.rglob("*.png")).unlink()
+        elif what == "OUT":
+            shutil.rmtree(out)
+        else:
+            manifest_path(out).unlink()
+        return counts
+
+    monkeypatch.setattr(Augmentation, "finish", harmful)
+    result = augment()
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "were removed or changed while the run went on" in result.stderr.splitlines()[-1]

@@ -69,14 +69,16 @@ def carry_out_job(
 
     more: lines about the plan. before: done just before it begins. after: done when all images are, to be shown.
     """
-    from nearfar.jobs.run import plan_run
+    from nearfar.jobs.run import check_standing, plan_run
 
     plan = plan_run(job, folders.source, folders.out, how.resume)
 
     def work() -> Outcome:
         before()
         done = run_shown(job, folders.out, plan)
-        return outcome(done, folders, job, after(plan, done))
+        more = after(plan, done)
+        check_standing(job, folders.out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
+        return outcome(done, folders, job, more)
 
     carry_out([*about(model, job, plan), *more(plan)], planned(job, plan), how, work)
 

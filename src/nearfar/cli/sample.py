@@ -55,7 +55,7 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
     listed. Sample i depends on model, domain, options, batch size and i, not on --count.
     """
     from nearfar.domain.file import load_domain, load_thumbnails
-    from nearfar.jobs.run import run
+    from nearfar.jobs.run import check_standing, run
     from nearfar.jobs.sample import default_suffix, earlier_settings, plan_samples, sample_job
     from nearfar.reports.domain import fitted_images, write_sample_report
 
@@ -75,7 +75,9 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
         with shown_progress("sample") as report:
             done = run(work, out, plan, report)
         fitted = fitted_images(domain, model, load_thumbnails(file), writing.show_fitted)
-        return outcome(done, out, write_sample_report(page, work.settings, domain, out, count, fitted), page)
+        content = write_sample_report(page, work.settings, domain, out, count, fitted)
+        check_standing(work, out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
+        return outcome(done, out, content, page)
 
     planned = {"settings": work.settings, "todo": len(plan.todo), "kept": len(plan.kept)}
     carry_out(about(model, domain, work, plan), planned, how, make)
