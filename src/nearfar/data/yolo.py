@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import exists
 from pathlib import Path
@@ -89,8 +90,9 @@ def inward(config: str, source: Path, place: str) -> bytes:
         inside = [below(source, base, str(one), place) for one in (given if isinstance(given, list) else [given])]
         content[split] = inside if isinstance(given, list) else inside[0]
     kept = re.sub(r"(?m)^path:.*\n?", "", config)
-    if (yaml.safe_load(kept) or {}) == content:
-        return kept.encode()
+    with suppress(UsageError):  # where `path` has several lines, the rest of it is left
+        if yaml_object(kept, place) == content:
+            return kept.encode()
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode()
 
 

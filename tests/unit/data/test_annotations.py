@@ -9,6 +9,7 @@ import yaml
 
 from nearfar.data.annotations import Annotations, read_annotations
 from nearfar.data.labels import Made
+from nearfar.data.yolo import inward
 from nearfar.errors import UsageError
 
 MADE = [Made("a.png", "a.png"), *(Made(f"a~{number}.png", "a.png", {"strength": 0.3}) for number in (1, 2))]
@@ -190,3 +191,9 @@ def test_only_label_files_of_copies_are_removed(tmp_path):
         (tmp_path / "labels" / name).touch()
     Annotations([]).write(tmp_path, [])
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["a.txt", "a~b.txt"]
+
+
+@pytest.mark.parametrize("path", ['"a\n  b"', "|\n  a\n  b", '"a\n\n  : b"', "a\n  b", "[a,\n b: c]"])
+def test_a_path_of_several_lines_leaves_nothing_in_the_copy(tmp_path, path):
+    config = f"path: {path}\ntrain: images\nnames: [cat]\n"
+    assert yaml.safe_load(inward(config, tmp_path, "data.yaml")) == {"train": "images", "names": ["cat"]}
