@@ -151,8 +151,11 @@ def remove_record(started: Started) -> bool:
 
 
 def put_link(started: Started) -> bool:
-    """Something that the run has made, a file or a folder, lies elsewhere now, and a link to it in its place."""
-    made, away = sorted(started.out.rglob("*")), started.out.with_name(f"{started.out.name}-away{time.monotonic_ns()}")
+    """Something below OUT, or its record, lies elsewhere now, and a link in its place; OUT itself may be a link."""
+    made, away = (
+        sorted(p for p in started.out.rglob("*") if p.name != "made"),
+        started.out.with_name(f"{started.out.name}-away{time.monotonic_ns()}"),
+    )
     with suppress(OSError, IndexError):  # it may be gone by now
         path = random.choice(made)
         path.rename(away)
