@@ -198,8 +198,8 @@ def anonymize(
     only faces or boxes are replaced: docs/regions.md.
     """
     from nearfar.diffusion.solver import SOLVERS
+    from nearfar.jobs.places import check_places
     from nearfar.jobs.regions import region_job
-    from nearfar.jobs.run import check_places
 
     options = trajectory.options(0.35, method.solver, SOLVERS) | {"keep_metadata": method.keep_metadata}
     calibration = calibrated.read(trajectory, parts.regions)

@@ -69,7 +69,7 @@ def augment(folders: Sources, *, wanted: Wanted, making: MakingOptions, choice: 
     WebDataset shards (.tar) come out as what they were. docs/augment.md has the details.
     """
     from nearfar.jobs.augment import augmentation
-    from nearfar.jobs.run import check_places
+    from nearfar.jobs.places import check_places
     from nearfar.jobs.units import check_wishes, units_of
 
     options, units = job_options(making), units_of(folders.source)

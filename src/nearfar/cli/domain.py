@@ -127,10 +127,10 @@ def fit_domain(
     FILE holds where they lie in the model's latent space: new images are made of it by `nearfar domain sample`, and the
     fitted ones could be had back, so it is as confidential as they are.
     """
+    check_fit(places, level, keeping.overwrite, telling.report)
     from nearfar.domain.guards import SYMMETRIES
     from nearfar.reports.domain import domain_lines
 
-    check_fit(places, level, keeping.overwrite, telling.report)
     one_of(level.symmetry, "symmetry", SYMMETRIES)
     model = choice.load()
     inputs = reading.read(places.source, model)
@@ -199,9 +199,7 @@ def inspect_domain(
 
 
 def check_fit(places: Places, level: Fitted, overwrite: bool, report: Path | None) -> None:
-    """Refuse what cannot be meant, before a model is loaded."""
-    from nearfar.reports.page import check_page
-
+    """Refuse what cannot be meant, before anything is loaded."""
     if level.strength is not None and not 0 < level.strength <= 1:
         raise UsageError(f"strength must be in (0, 1], got {level.strength:g}")
     if level.strength is not None and level.survey:
@@ -210,6 +208,8 @@ def check_fit(places: Places, level: Fitted, overwrite: bool, report: Path | Non
         raise UsageError(f"steps must be at least 1, got {level.steps}")
     check_new_file(places.file, places.source, overwrite)
     if report:
+        from nearfar.reports.page import check_page
+
         check_page(report, [places.source])
 
 

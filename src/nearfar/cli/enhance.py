@@ -42,7 +42,7 @@ def enhance(folders: Folders, *, enlarging: Enlarging, choice: ModelChoice, how:
     """
     from nearfar.io.listing import list_folder
     from nearfar.jobs.enhance import enhance_job
-    from nearfar.jobs.run import check_places
+    from nearfar.jobs.places import check_places
     from nearfar.sampling.enhancement import Enlargement
 
     options, free = job_options(enlarging), enlarging.no_consistency

@@ -19,6 +19,7 @@ import typer
 
 from nearfar.cli.console import KEPT, reported_errors, warnings_as_notes
 from nearfar.errors import UsageError
+from nearfar.structured import read_text
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import Solver
@@ -186,6 +187,7 @@ def flattened(function: Callable[..., None], interrupted: str) -> Callable[..., 
         with reported_errors(interrupted), warnings_as_notes():
             check_paths(given)
             taken = {name: filled(group, given) for name, group in groups.items()}
+            check_early({key: value for group in taken.values() for key, value in vars(group).items()} | given)
             function(**given, **taken)
 
     flat_function.__name__, flat_function.__doc__ = function.__name__, function.__doc__
@@ -205,6 +207,40 @@ def check_paths(given: Mapping[str, Any]) -> None:
                 )
             if name in ("source", "before", "after") and not path.exists():
                 raise UsageError(f"{path} must be a folder of images, got nothing there")
+
+
+def check_early(given: Mapping[str, Any]) -> None:
+    """Refuse what needs no library to be seen to be wrong: numbers, a model that is not there, places for results."""
+    for name in ("steps", "batch_size", "count"):
+        value = given.get(name)
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"{name.replace('_', ' ')} must be at least 1, got {value}")
+    strength = given.get("strength")
+    if "sigma" in given and strength is not None and not 0 <= strength <= 1:
+        raise UsageError(f"strength must be in [0, 1], got {strength:g}")
+    if given.get("calibration") is not None:
+        read_text(given["calibration"])
+    if "resume" in given and isinstance(given.get("out"), Path):
+        from nearfar.jobs.places import check_out, check_places
+
+        if isinstance(given.get("source"), Path):
+            check_places(given["source"], given["out"], given["resume"])
+        else:
+            check_out(given["out"], given["resume"])
+    if given.get("model") is not None and "download" in given:
+        check_model(given)
+
+
+def check_model(given: Mapping[str, Any]) -> None:
+    """Refuse a name that stands for nothing, and a folder without an index; what is to be downloaded is not asked."""
+    from nearfar.models.lookup import check_revision, find_model, open_folder
+
+    if given["download"]:
+        check_revision(given["model"], given["revision"], True)
+        return
+    path = find_model(given["model"], revision=given["revision"])
+    if path.is_dir():
+        open_folder(path)
 
 
 def filled(group: Any, given: dict[str, Any]) -> Any:

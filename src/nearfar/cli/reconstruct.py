@@ -41,8 +41,8 @@ def reconstruct(
     report beside it: error and cost of every image, a sheet, and a verdict measured on the model's own samples.
     --strength is 0.9 unless given.
     """
+    from nearfar.jobs.places import check_places
     from nearfar.jobs.reconstruct import reconstruct_job
-    from nearfar.jobs.run import check_places
     from nearfar.reports.reconstruct import check_report, cost, write_report_on
     from nearfar.sampling.inversion import RECONSTRUCTORS
 
@@ -74,8 +74,8 @@ def invert(
     Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
     unless given.
     """
+    from nearfar.jobs.places import check_places
     from nearfar.jobs.reconstruct import invert_job
-    from nearfar.jobs.run import check_places
     from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
 
     options = trajectory.options(0.9, solver, RECONSTRUCTORS)

@@ -86,7 +86,7 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
 def check_sample(wanted: Wanted, recipe: Recipe, report: Path | None, resume: bool) -> Path:
     """Refuse what cannot be meant, before a model is loaded; where the report's page goes."""
     from nearfar.domain.synthesis import FAMILIES, GEOMETRIES
-    from nearfar.jobs.run import check_out
+    from nearfar.jobs.places import check_out
     from nearfar.jobs.sample import check_count
     from nearfar.reports.page import page_beside
 

@@ -16,7 +16,6 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.listing import Item, Listing, list_folder
 from nearfar.io.manifest import (
     OF_ITS_NAME,
-    PART,
     Earlier,
     Manifest,
     Progress,
@@ -45,6 +43,7 @@ from nearfar.io.manifest import (
 )
 from nearfar.jobs.job import Job, Results, Verdict, salt_kept, still_good
 from nearfar.jobs.pipeline import Batch, Loaded, Square, ahead, whole, worker_pool
+from nearfar.jobs.places import check_places
 
 NO_RESULTS = Results(torch.empty(0))
 NOT_FINITE = "the model returned values that are not finite: try float32, or another model"
@@ -86,46 +85,6 @@ def plan_items(job: Job, listing: Listing, out: Path, resume: bool) -> Plan:
     outdated = [name for name in inside if name not in kept]
     batch_size = choose_batch_size(job, todo, list(kept.values()))
     return Plan(todo, list(kept.values()), outdated, listing, batch_size, job.salt)
-
-
-def check_places(source: Path, out: Path, resume: bool) -> None:
-    """Refuse folders of which one lies in the other: outputs would become inputs, or originals be overwritten."""
-    a, b = source.resolve(), out.resolve()
-    if a == b or a in b.parents or b in a.parents:
-        raise UsageError(f"{source} and {out} must not contain each other: choose an output folder elsewhere")
-    check_out(out, resume)
-
-
-def check_out(out: Path, resume: bool) -> None:
-    """Refuse an output folder that holds something else than what shall be resumed."""
-    for path in (out, *out.absolute().parents):
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} must be a folder, got a file: choose another output")
-        if path.is_symlink() and not path.exists():
-            raise UsageError(f"{path} is a link to nothing: make the folder that it names, or choose another output")
-    check_writable(out.resolve().parent)
-    check_no_links(out)
-    manifest = manifest_path(out)
-    has_files = out.is_dir() and any(out.iterdir())
-    if has_files and not resume:
-        raise UsageError(f"{out} is not empty: give --resume to go on with it, or choose another output")
-    if has_files and not manifest.exists():
-        raise UsageError(f"{out} has no manifest ({manifest.name}), so nothing can be resumed: choose another output")
-    if manifest.exists() and not resume:
-        raise UsageError(f"{manifest} is the record of an earlier run: give --resume, or remove it")
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a place in which neither the output folder nor the record beside it can be made. Leaves nothing there."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with TemporaryFile(dir=there) if there == folder else TemporaryDirectory(dir=there, prefix=PART):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{there} cannot be written ({error.strerror}), so neither the output nor its record can be made there: "
-            "choose an output elsewhere, or give yourself the right to write"
-        ) from None
 
 
 def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:

@@ -33,7 +33,8 @@ from nearfar.io.manifest import manifest_path, read_manifest
 from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, plain_frame, workers_for
-from nearfar.jobs.run import Plan, check_out, plan_items
+from nearfar.jobs.places import check_out
+from nearfar.jobs.run import Plan, plan_items
 from nearfar.models.model import FrozenModel
 from nearfar.tensors import ImageContract, Images
 

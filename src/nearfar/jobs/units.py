@@ -36,7 +36,8 @@ from nearfar.io.manifest import (
 )
 from nearfar.jobs.augment import Augmentation, Making, augment_job, augmentation
 from nearfar.jobs.job import Job
-from nearfar.jobs.run import Plan, check_places, check_same_run, plan_run, run
+from nearfar.jobs.places import check_places
+from nearfar.jobs.run import Plan, check_same_run, plan_run, run
 from nearfar.models.model import FrozenModel
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
