@@ -33,10 +33,14 @@ def select(chosen: Bool[Tensor, " batch"], images: Images, others: Images) -> Im
 
 @dataclass(frozen=True)
 class ImageContract:
-    """What the model takes: float32 `(batch, channels, size, size)` in [-1, 1]."""
+    """What the model takes: float32 `(batch, channels, size, size)` in [-1, 1].
+
+    values: of a model of physical values, the `io.values.ValueTransform` that makes these images of them, as JSON.
+    """
 
     size: int
     channels: int
+    values: str | None = None
 
     def check(self, images: Images) -> None:
         """Refuse images of another shape, out of range or not finite."""

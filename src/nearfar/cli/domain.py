@@ -86,7 +86,9 @@ class Reading:
     """How files become images."""
 
     fit: Fit = option("pad", FIT)
-    values: str | None = option(None, "Read arrays, not pictures: linear, log or asinh.", metavar="CURVE")
+    values: str | None = option(
+        None, "Read arrays, not pictures: linear, log, log1p, asinh; or model, in its own units.", metavar="CURVE"
+    )
     clip: float = option(0.0, "Share of the arrays' values cut off at either end.")
     softening: list[float] | None = option(None, "Of asinh, in physical units, once a channel. [default: the noise]")
 

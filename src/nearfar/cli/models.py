@@ -55,17 +55,26 @@ class Layout:
         "As rescale_timesteps of improved-diffusion, where it is the default.",
         option="rescale-timesteps/--no-rescale-timesteps",
     )
+    low: float | None = option(None, "Of an Equinox file: the network's value that an image's -1 is. [default: -1]")
+    high: float | None = option(None, "Of an Equinox file: the network's value that an image's 1 is. [default: 1]")
+    curve: str | None = option(
+        None, "Of an Equinox file: physical values are linear or log1p, of which the network has the logarithm."
+    )
+    unit: float | None = option(None, "Of an Equinox file: the curve of a value is the network's times this.")
 
 
 @models.command("convert")
 @command_saying(NOTHING_WRITTEN)
 def convert_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="An original .pt or .ckpt; nothing in it is run.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="An original .pt, .ckpt, .eqx, or a TensorFlow.js folder; nothing is run."),
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The diffusers folder to write.")],
     *,
     layout: Layout,
 ) -> None:
-    """Convert an original checkpoint (DDPM or guided-diffusion layout) into a diffusers folder.
+    """Convert an original checkpoint (DDPM, guided-diffusion, Keras or galaxygrad layout) into a folder of diffusers.
 
     For checkpoints that `nearfar models` lists, the options are known.
     """

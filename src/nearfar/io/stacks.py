@@ -25,6 +25,9 @@ from nearfar.tensors import ImageContract, Images
 
 A = TypeVar("A")
 
+OWN_VALUES = "model"
+"""Asks for arrays in the units of a model of physical values."""
+
 ARRAYS = Kind(SCIENCE_SUFFIXES, (".npz", ".gz", ".fz", ".h5", ".hdf5", ".mat", ".nii", ".dcm"), ".npy, TIFF or FITS")
 
 
@@ -54,9 +57,10 @@ def read_inputs(
 ) -> Inputs:
     """Every image below a folder at the model's size; all of them are held in memory.
 
-    curve: None reads pictures; "linear", "log" or "asinh" reads arrays and fits one value transform to all of them,
-    with `clip` and `softening` as for `values.fit_values`. Files that cannot be read are listed and left out. Raises
-    UsageError when none is left, when arrays have different channels, and for values that the curve cannot take.
+    curve: None reads pictures; a key of `values.CURVES` reads arrays and fits one value transform to all of them, with
+    `clip` and `softening` as for `values.fit_values`; "model" reads arrays in the model's own units. Files that cannot
+    be read are listed and left out. Raises UsageError when none is left, when arrays have different channels, and for
+    values that the curve cannot take.
     """
     if curve is None:
         if clip or softening is not None:
@@ -64,9 +68,20 @@ def read_inputs(
         squares, failed, ignored = read_each(folder, PICTURES, lambda path: picture_square(path, contract, fit))
         return Inputs(list(squares), torch.stack(list(squares.values())), failed, None, ignored)
     arrays, failed, ignored = read_each(folder, ARRAYS, lambda path: read_usable(path, contract.channels))
-    values = fit_values(list(arrays.values()), curve, clip, softening)
+    if curve == OWN_VALUES:
+        values = own_values(contract, clip, softening)
+    else:
+        values = fit_values(list(arrays.values()), curve, clip, softening)
     images = [array_square(array, values, contract, fit) for array in arrays.values()]
     return Inputs(list(arrays), torch.stack(images), failed, values, ignored)
+
+
+def own_values(contract: ImageContract, clip: float = 0.0, softening: Sequence[float] | None = None) -> ValueTransform:
+    """The value transform of a model of physical values; UsageError for one of pictures."""
+    if contract.values is None or clip or softening is not None:
+        came = "clip or softening with it" if contract.values is not None else "a model of pictures"
+        raise UsageError(f"values of the model's own need a model of physical values alone, got {came}: name a curve")
+    return ValueTransform.from_json(contract.values)
 
 
 def picture_square(path: Path, contract: ImageContract, fit: FitMode) -> Tensor:

@@ -5,7 +5,8 @@ Each channel is divided by its softening, bent by a curve, and stretched so that
     image = 2 (f(v / softening) - f(low / softening)) / (f(high / softening) - f(low / softening)) - 1
 
 Curves: linear; log, for positive values over several decades; asinh, for values of either sign, linear far below the
-softening and logarithmic far above it (Lupton, Gunn and Szalay, astro-ph/9903081). Only asinh depends on the softening.
+softening and logarithmic far above it (Lupton, Gunn and Szalay, astro-ph/9903081); log1p, the logarithm of 1 + v, for
+values above -softening. Only asinh and log1p depend on the softening.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def noise(values: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Curve:
-    """A rising function and its inverse, the value that it must stay above, and the softening that suits some data."""
+    """A rising function and its inverse, what it must stay above (in softenings), and the softening of some data."""
 
     forward: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     inverse: Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -51,6 +52,7 @@ class Curve:
 CURVES = {
     "linear": Curve(np.positive, np.positive),
     "log": Curve(np.log, np.exp, above=0.0),
+    "log1p": Curve(np.log1p, np.expm1, above=-1.0),
     "asinh": Curve(np.arcsinh, np.sinh, softening=noise),
 }
 
@@ -178,7 +180,7 @@ def check_range(name: str, curve: str, low: float, high: float, softening: float
         raise UsageError(f"{name}: low must be below high and both finite, got {low:g} and {high:g}")
     if not 0 < softening < math.inf:
         raise UsageError(f"{name}: softening must be above 0 and finite, got {softening:g}: give the data's noise")
-    above = CURVES[curve].above
+    above = CURVES[curve].above * softening
     if low <= above:
         raise UsageError(
             f"{name} goes down to {low:g}, {curve!r} needs values above {above:g}: use 'asinh' or clip more"

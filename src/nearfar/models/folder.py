@@ -21,8 +21,9 @@ import torch
 from nearfar.errors import NearfarError, RunError, UsageError, first_line, printable
 from nearfar.models.lookup import PARTS, PICKLE, DiffusersFolder, Part, read_json
 from nearfar.models.original.checkpoints import read_weights
+from nearfar.models.original.mixer import MIXER, ScoreMixer, give_weights, make_mixer
 from nearfar.models.unet import Config, PixelUNet
-from nearfar.models.unet_files import count_weights, fill, pixel_unet, read_tensors, understood
+from nearfar.models.unet_files import UNKNOWN_TO_DIFFUSERS, count_weights, fill, pixel_unet, read_tensors, understood
 from nearfar.structured import checked, safetensors_header
 
 FLAT = ("config.json", "scheduler_config.json", "diffusion_pytorch_model.*")
@@ -49,19 +50,25 @@ def load_part(part: Part, dtype: torch.dtype) -> Any:
     check_weights(part.folder)
     check_size(part.folder, part.config)
     config = understood(part.config) if part.kind == "UNet2DModel" else None
-    network = load_with_diffusers(part, dtype) if config is None else load_pixel_unet(part, config, dtype)
+    if config is not None or part.kind == MIXER:
+        network: Any = load_own(part, config, dtype)
+    elif unread := [key for key in UNKNOWN_TO_DIFFUSERS if key in part.config]:
+        raise UsageError(f"{part.folder} has a {unread[0]} that fits no network read here: convert the model again")
+    else:
+        network = load_with_diffusers(part, dtype)
     return network.eval().requires_grad_(False)
 
 
-def load_pixel_unet(part: Part, config: Config, dtype: torch.dtype) -> PixelUNet:
-    """Our own network. Memory: the weights once in `dtype`, and those of the file meanwhile."""
-    network = pixel_unet(config)
-    check_room(part.folder, count_weights(network))
+def load_own(part: Part, config: Config | None, dtype: torch.dtype) -> PixelUNet | ScoreMixer:
+    """A network of ours. Memory: the weights once in `dtype`, and those of the file meanwhile."""
     with reading(part.folder):
+        network = pixel_unet(config) if config is not None else make_mixer(part.config, str(part.folder))
+        check_room(part.folder, count_weights(network))
         files = weights_of(part.folder)
         pickled = files == [part.folder / PICKLE]  # and known to be weights alone
         weights = torch.load(files[0], weights_only=True) if pickled else read_tensors(files)
-        check_complete(part.folder, fill(network, weights, dtype))
+        give: Any = fill if isinstance(network, PixelUNet) else give_weights
+        check_complete(part.folder, give(network, weights, dtype))
     return network
 
 

@@ -8,6 +8,7 @@ Where a network runs, and in which precision, is decided here too.
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +23,11 @@ from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import folder_digest, load_part, read_license, reading
 from nearfar.models.graphs import GpuNetwork, record_graph
 from nearfar.models.lookup import BUNDLED, DiffusersFolder, Part, find_model, open_folder
-from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, UnitRange
+from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, ValueRange
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
-from nearfar.models.original.checkpoints import apply_heads, convert
+from nearfar.models.original.checkpoints import apply_heads, convert, kind_of
+from nearfar.models.original.mixer import MIXER, ScoreMixer, give_weights, make_mixer
+from nearfar.models.original.network import SavedNetwork
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_live_prompt, encode_prompt, text_family
 from nearfar.models.unet import PixelUNet
 from nearfar.models.unet_files import count_weights, fill, pixel_unet, understood
@@ -149,14 +152,20 @@ def file_parts(path: Path, source: str, dtype: torch.dtype) -> Parts:
     network = as_ours(converted.unet, dtype)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Parts(source, network, dict(converted.scheduler.config), provenance(source, digest, ""), notes=notes)
+    scheduler = dict(converted.scheduler.config) | {"_class_name": kind_of(converted.scheduler)}
+    return Parts(source, network, scheduler, provenance(source, digest, ""), notes=notes)
 
 
 def as_ours(unet: Any, dtype: torch.dtype) -> Any:
     """A UNet2DModel as the network that a folder with its weights would be read as."""
     config = understood(unet.config)
-    network = unet.to(dtype) if config is None else pixel_unet(config)
-    if config is not None:
+    if isinstance(unet, SavedNetwork) and unet.kind == MIXER:
+        network: Any = make_mixer(unet.config, MIXER)
+        give_weights(network, unet.weights, dtype)
+    elif config is None:
+        network = unet.to(dtype)
+    else:
+        network = pixel_unet(config)
         fill(network, unet.state_dict(), dtype)
     return network.eval().requires_grad_(False)
 
@@ -164,7 +173,7 @@ def as_ours(unet: Any, dtype: torch.dtype) -> Any:
 def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force: bool) -> Parts:
     """The parts of a diffusers folder; nothing large is loaded before it is known to be of use."""
     network, scheduler = folder.part("unet", "model", "transformer"), folder.part("scheduler")
-    pixels = network is not None and network.kind == "UNet2DModel"
+    pixels = network is not None and network.kind in ("UNet2DModel", MIXER)
     family = None if network is None or pixels else text_family(network)
     if network is None or scheduler is None or (family is None and not pixels):
         kind = network.kind if network else "no network"
@@ -219,7 +228,7 @@ def assemble(parts: Parts, request: Request, device: torch.device, dtype: torch.
     return FrozenModel(
         denoiser=NetworkDenoiser(network, conventions.schedule, conventions.prediction, dtype, conventions.inputs),
         latent_space=space,
-        image=ImageContract(size, image_channels(parts, shape, space)),
+        image=ImageContract(size, image_channels(parts, shape, space), values_of(parts)),
         latent_shape=(shape.channels, size // space.factor, size // space.factor),
         provenance=parts.provenance,
         device=device,
@@ -256,6 +265,8 @@ def shape_of(parts: Parts) -> LatentShape:
     if kind == "SD3Transformer2DModel":
         most = config.pos_embed_max_size * config.patch_size
         return LatentShape(config.in_channels, side, config.patch_size, most)
+    if kind == MIXER:
+        return LatentShape(config.in_channels, side, side, side)
     return LatentShape(config.in_channels, side, 2 ** (len(config.block_out_channels) - 1))
 
 
@@ -287,7 +298,9 @@ def latent_space(
         return autoencoder_space(parts.autoencoder.to(device), shape, sampled)
     if shape.channels in PATCHED:
         return PatchSpace(PATCHED[shape.channels])
-    return UnitRange() if conventions.unit_range else PixelSpace()
+    if isinstance(parts.network, ScoreMixer):
+        return ValueRange(parts.network.config.low, parts.network.config.high)
+    return ValueRange() if conventions.unit_range else PixelSpace()
 
 
 def autoencoder_space(network: Any, shape: LatentShape, sampled: bool) -> Autoencoder:
@@ -330,6 +343,12 @@ def image_channels(parts: Parts, shape: LatentShape, space: LatentSpace) -> int:
             f"{parts.source} takes images of {channels} channels, nearfar has 1 or 3: choose another model"
         )
     return int(channels)
+
+
+def values_of(parts: Parts) -> str | None:
+    """How physical values become the model's images, where it says so."""
+    values = parts.network.config.get("values") if isinstance(parts.network, ScoreMixer) else None
+    return None if values is None else json.dumps(values)
 
 
 def bound_settings(parts: Parts, request: Request) -> dict[str, Any]:

@@ -103,17 +103,22 @@ class PixelSpace:
 
 
 @dataclass(frozen=True)
-class UnitRange:
-    """Pixels in [0, 1], as the variance-exploding score models have them (Song et al., arXiv 2011.13456)."""
+class ValueRange:
+    """Values from `low` to `high`: [0, 1] for the variance-exploding score models (Song et al., arXiv 2011.13456)."""
 
-    span: ClassVar[float] = 1.0
+    low: float = 0.0
+    high: float = 1.0
     factor: ClassVar[int] = 1
 
+    @property
+    def span(self) -> float:
+        return self.high - self.low
+
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
-        return (images + 1) / 2
+        return self.low + (images + 1) / 2 * self.span
 
     def decode(self, latents: Latents) -> Images:
-        return latents * 2 - 1
+        return (latents - self.low) / self.span * 2 - 1
 
 
 @dataclass(frozen=True)

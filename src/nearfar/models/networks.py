@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.schedule import FLOW, NoiseSchedule
+from nearfar.diffusion.schedule import FLOW, VARIANCE_PRESERVING, NoiseSchedule
 from nearfar.diffusion.solver import (
     PREDICTIONS,
     Inputs,
@@ -28,6 +28,7 @@ from nearfar.diffusion.solver import (
     sigma_as_time,
 )
 from nearfar.errors import UsageError, first_line
+from nearfar.models.original.mixer import ScoreMixer
 from nearfar.models.unet import PixelUNet
 
 TABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -66,7 +67,7 @@ def read_scheduler(config: Config, where: str) -> Conventions:
         )
     try:
         conventions = reader(config, where)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, ArithmeticError, KeyError) as error:
         raise UsageError(f"{where} has values that make no schedule ({first_line(error)}): correct them") from None
     levels = conventions.schedule.levels
     if not (levels.isfinite().all() and (levels.diff() > 0).all()):
@@ -142,7 +143,18 @@ def read_flow(config: Config, where: str) -> Conventions:
     return Conventions(NoiseSchedule.flow(float(steps_of(config, 1000))), PREDICTIONS["flow_prediction"])
 
 
+def read_continuous(config: Config, where: str) -> Conventions:
+    """Variance preserving in continuous time at a constant rate (arXiv 2011.13456); the network answers the score."""
+    rate, first, last = (float(config[key]) for key in ("rate", "first_time", "last_time"))
+    if not (rate > 0 and 0 < first < last):
+        raise ValueError(f"rate {rate:g} and times from {first:g} to {last:g}")
+    times = torch.cat([torch.zeros(1).double(), linspace(first**0.5, last**0.5, steps_of(config, 1000)) ** 2])
+    levels = torch.atan2((-torch.expm1(-rate * times)).sqrt(), (-rate * times / 2).exp())
+    return Conventions(NoiseSchedule(times, levels, VARIANCE_PRESERVING), from_score)
+
+
 READERS = {
+    "ContinuousVPScheduler": read_continuous,
     "ScoreSdeVeScheduler": read_score,
     "EDMEulerScheduler": read_edm,
     "EDMDPMSolverMultistepScheduler": read_edm,
@@ -195,7 +207,7 @@ def moved(arguments: Arguments, device: torch.device, dtype: torch.dtype) -> Arg
 def unconditional(unet: Any, label: int | None) -> Network:
     """A network of pixels, ours or diffusers', its class bound where it has classes; channels last where it runs."""
     check_label(unet.config.num_class_embeds, label)
-    ours = isinstance(unet, PixelUNet)
+    ours = isinstance(unet, PixelUNet | ScoreMixer)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         labels = None if label is None else torch.full((len(x),), label, device=x.device)

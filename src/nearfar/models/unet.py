@@ -44,7 +44,7 @@ class PixelUNet(nn.Module):
         self.config = config
         widths, embedded = config.block_out_channels, config.time_embedding_dim or 4 * config.block_out_channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(config, widths[0], embedded)
+        self.time_embedding = TimeEmbedding(config, config.time_waves or widths[0], embedded)
         if config.num_class_embeds is not None:
             self.class_embedding = nn.Embedding(config.num_class_embeds, embedded)
         self.down_blocks = nn.ModuleList(down_blocks(config))
@@ -150,23 +150,24 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every point looks at all others of its map, by heads; added to what came in."""
+    """Every point looks at all others of its map, by heads; added to what came in, or to that normed (Keras)."""
 
     def __init__(self, config: Config, width: int, groups: int | None, scale: float = 1.0) -> None:
         super().__init__()
         self.heads = config.attention_heads or width // (config.attention_head_dim or width)
-        self.scale = scale
+        self.scale, self.normed = scale, config.attention_residual == "normed"
         self.group_norm = norm(config, width, groups) if groups else nn.Identity()
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, width, height, length = x.shape
-        points = self.group_norm(x).permute(0, 2, 3, 1).reshape(batch, height * length, width)
+        normed = self.group_norm(x)
+        points = normed.permute(0, 2, 3, 1).reshape(batch, height * length, width)
         by_head = self.to_qkv(points).reshape(batch, height * length, 3, self.heads, width // self.heads)
         q, k, v = by_head.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height, length, width)
-        h: Tensor = self.to_out(seen).permute(0, 3, 1, 2) + x
+        h: Tensor = self.to_out(seen).permute(0, 3, 1, 2) + (normed if self.normed else x)
         return h if self.scale == 1 else h / self.scale
 
 

@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "act_fn": "silu",
     "attention_head_dim": 8,
     "attention_heads": None,
+    "attention_residual": "plain",
     "attn_norm_num_groups": None,
     "center_input_sample": False,
     "class_embed_type": None,
@@ -38,12 +39,16 @@ DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
+    "time_waves": None,
     "upsample_type": "conv",
 }
-"""What a config may leave out, as diffusers has it. `attention_heads` is ours: their number, at every width."""
+"""What a config may leave out, as diffusers has it."""
+UNKNOWN_TO_DIFFUSERS = ("attention_residual", "time_waves")
+"""Ours, as is `attention_heads` (at every width): what attention is added to, how many waves tell the time."""
 LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "add_attention": (False, True),
+    "attention_residual": ("plain", "normed"),
     "act_fn": ("silu", "swish"),
     "center_input_sample": (False, True),
     "class_embed_type": (None,),
@@ -55,7 +60,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "fourier"),
     "upsample_type": ("conv", "resnet"),
 }
-OPTIONAL = ("attention_head_dim", "attention_heads", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim")
+OPTIONAL = ("attention_head_dim", "attention_heads", "attn_norm_num_groups", "num_class_embeds", "time_embedding_dim",
+            "time_waves")  # fmt: skip
 RENAMED = {
     r"\.query\.": ".to_q.",
     r"\.key\.": ".to_k.",
@@ -91,7 +97,7 @@ def are_sound(config: Config) -> bool:
     units = [config.norm_num_groups, config.attn_norm_num_groups or 1]
     units.append(config.attention_heads or config.attention_head_dim or 1)
     divided = all(width % unit == 0 for width in config.block_out_channels for unit in units)
-    waves = config.block_out_channels[0]
+    waves = config.time_waves or config.block_out_channels[0]
     return divided and waves % 2 == 0 and config.freq_shift < waves // 2 and config.mid_block_scale_factor > 0
 
 

@@ -10,7 +10,7 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import Heun
 from nearfar.errors import UsageError
 from nearfar.models.loading import load_model
-from nearfar.models.model import PatchSpace, PixelSpace, UnitRange
+from nearfar.models.model import PatchSpace, PixelSpace, ValueRange
 from nearfar.sampling import enhancement
 from nearfar.sampling.back_projection import AreaDownsampling, enlargement
 from nearfar.sampling.enhancement import ConsistentDenoiser, enhance, mirror, proposed_strength, tiles_of
@@ -29,7 +29,7 @@ class Unbounded(PixelSpace):
     span = float("inf")
 
 
-@pytest.mark.parametrize("space", [PixelSpace(), UnitRange(), PatchSpace(2), PatchSpace(4)])
+@pytest.mark.parametrize("space", [PixelSpace(), ValueRange(), PatchSpace(2), PatchSpace(4)])
 @pytest.mark.parametrize(("scale", "height", "width"), [(2, 3, 11), (3, 7, 5), (8, 2, 2), (4, 1, 9)])
 def test_images_of_any_size_grow_and_shrink_to_themselves_again(space, scale, height, width):
     images = drawn(2, 3, height, width)
@@ -101,7 +101,7 @@ def test_a_cascade_forgets_more():
         assert deviation == pytest.approx(0.5 * kept**passes, abs=0.01)
 
 
-@pytest.mark.parametrize("space", [PixelSpace(), UnitRange(), PatchSpace(2)])
+@pytest.mark.parametrize("space", [PixelSpace(), ValueRange(), PatchSpace(2)])
 @pytest.mark.parametrize(("consistency", "part"), [(False, 12), (True, 3)])
 def test_the_level_proposed_grows_with_the_scale_in_units_of_pixels(space, consistency, part):
     model = gaussian(space)

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nearfar.errors import RunError, UsageError, first_line, printable
+from nearfar.models.original.keras import INDEX, clipped_betas, read_keras
 from nearfar.models.original.layouts import (
     Heads,
     Names,
@@ -41,6 +42,8 @@ from nearfar.models.original.layouts import (
     rename,
     usual_heads,
 )
+from nearfar.models.original.mixer import read_equinox
+from nearfar.models.original.network import SavedConfig, SavedNetwork
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -51,12 +54,15 @@ MODEL_KEYS = ("state_dict", "model", "model_state_dict")
 EMA_PLACE = 4  # in a training file of ermongroup/ddim: model, optimizer, epoch, step, EMA
 FEWEST_STEPS = 100  # below, the linear schedule's last beta nears 1
 MODEL_STEPS = 1000  # the steps that rescaled times count in
+KERAS_OPTIONS = ("size", "schedule", "timesteps")
+ATTENTION_OPTIONS = ("heads", "head_channels", "new_attention_order", "rescale_timesteps")
+EQUINOX_OPTIONS = ("low", "high", "curve", "unit")
 LEGACY_ORDER = "Queries, keys and values are interleaved by head; guided-diffusion's 64x64 model has the new order"
 
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """A diffusers UNet2DModel (float32, for evaluation) and DDPMScheduler, and what was assumed on the way."""
+    """A network in float32 and its scheduler, of diffusers' classes where these know them, and what was assumed."""
 
     unet: Any
     scheduler: Any
@@ -74,6 +80,10 @@ class Options:
     schedule: str = "linear"
     timesteps: int = 1000
     rescale_timesteps: bool = False
+    low: float = -1.0
+    high: float = 1.0
+    curve: str = "linear"
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -96,6 +106,11 @@ def convert(path: Path, **given: Any) -> Converted:
     safely, and weights that are missing, left over or of another shape than the network's.
     """
     options = Options(**given)
+    if path.is_dir() and (path / INDEX).is_file():
+        return convert_keras(path, options, given)
+    if path.suffix == ".eqx" and path.is_file():
+        return convert_equinox(path, options, given)
+    check_options(given, (*KERAS_OPTIONS, *ATTENTION_OPTIONS), "a checkpoint of torch")
     weights, said = read_weights(path)
     try:
         plan = read_plan(weights)
@@ -105,6 +120,28 @@ def convert(path: Path, **given: Any) -> Converted:
     except UsageError as error:
         raise UsageError(f"{path} cannot be converted: {error}") from None
     return Converted(unet, build_scheduler(plan, options), said + by_size + by_heads + describe_times(options))
+
+
+def convert_keras(folder: Path, options: Options, given: dict[str, Any]) -> Converted:
+    """Keras' DDPM example as TensorFlow.js has it; see `original.keras`."""
+    check_options(given, KERAS_OPTIONS, "a model of Keras' DDPM example")
+    unet, said = read_keras(folder, options.size)
+    betas = clipped_betas(options.schedule, options.timesteps)
+    config = {"num_train_timesteps": len(betas), "trained_betas": betas, "beta_schedule": "linear"}
+    return Converted(unet, SavedConfig("DDPMScheduler", config), (*said, describe_times(options)[0]))
+
+
+def convert_equinox(path: Path, options: Options, given: dict[str, Any]) -> Converted:
+    """A mixer of patches in an `.eqx` file; see `original.mixer`."""
+    check_options(given, EQUINOX_OPTIONS, "an Equinox file")
+    unet, scheduler = read_equinox(path, options.low, options.high, options.curve, options.unit)
+    ends = f"Images from -1 to 1 are the network's values from {options.low:g} to {options.high:g} (low, high)"
+    return Converted(unet, scheduler, (f"{ends}, which are {options.curve} values by {options.unit:g} (curve, unit).",))
+
+
+def check_options(given: dict[str, Any], known: tuple[str, ...], what: str) -> None:
+    if unknown := [name for name in given if name not in known]:
+        raise UsageError(f"{unknown[0]} says nothing about {what}: leave it out ({', '.join(known)} do)")
 
 
 # Reading
@@ -377,12 +414,19 @@ def model_index(converted: Converted) -> dict[str, Any]:
     return {
         "_class_name": "DDPMPipeline" if plain else "NearfarPipeline",
         "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers" if plain else "nearfar", "UNet2DModel"],
+        "scheduler": ["diffusers", kind_of(converted.scheduler)],
+        "unet": ["diffusers" if plain else "nearfar", kind_of(converted.unet)],
     }
 
 
 def is_plain(converted: Converted) -> bool:
     """Whether diffusers' configs say all of it, so that diffusers can use the folder."""
+    if isinstance(converted.unet, SavedNetwork):
+        return False
     extra = converted.unet.config.get("attention_heads") or converted.scheduler.config.get("rescale_timesteps")
     return not extra
+
+
+def kind_of(part: Any) -> str:
+    """The class that a folder's index names."""
+    return part.kind if isinstance(part, SavedConfig) else type(part).__name__
