@@ -1,7 +1,9 @@
 """Tiny models with random weights, saved to disk in the format that each family has."""
 
 import json
+import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +38,8 @@ from diffusers import (
 from safetensors.torch import load_file
 
 from golden.make_checkpoints import draw_weights
+from nearfar.models.original.checkpoints import convert
+from nearfar.models.original.network import save_converted
 
 CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
 TINY = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -283,6 +287,102 @@ def original(path, name):
         torch.save(draw_weights(shapes, int(file["seed"])), path)
 
 
+KERAS_WIDTHS, KERAS_SIZE, KERAS_SHARDS = (8, 16), 16, 2
+
+
+def keras(folder, **changed):
+    """Keras' DDPM example as TensorFlow.js writes it: `model.json`, and eight-bit weights in shards.
+
+    Layers are numbered on from others, as a session does that made a model before. changed: of the index.
+    """
+    draw, entries, stored = np.random.default_rng(0), [], []
+    for name, shape in keras_weights():
+        spread = 0.02 if name.endswith("Reshape_1/ReadVariableOp") else 0.006
+        low = 0.0 if spread == 0.02 else -0.75
+        rule = {"dtype": "uint8", "min": low, "scale": spread * (0.4 if low == 0.0 else 1), "original_dtype": "float32"}
+        entries.append({"name": f"call/unet/{name}", "shape": shape, "dtype": "float32", "quantization": rule})
+        stored.append(draw.integers(0, 256, math.prod(shape), dtype=np.uint8).tobytes())
+    entries.insert(3, {"name": "call/unet/concatenate/axis", "shape": [], "dtype": "int32"})
+    stored.insert(3, bytes(4))
+    sides = [{"size": size} for size in ("-1", str(KERAS_SIZE), str(KERAS_SIZE), "3")]
+    signature = {"inputs": {"image_input": {"name": "image_input:0", "tensorShape": {"dim": sides}}}}
+    names = [f"group1-shard{number}of{KERAS_SHARDS}.bin" for number in range(1, KERAS_SHARDS + 1)]
+    index = {"format": "graph-model", "signature": signature, "weightsManifest": [{"paths": names, "weights": entries}]}
+    content = b"".join(stored)
+    folder.mkdir()
+    for number, name in enumerate(names):
+        half = len(content) // KERAS_SHARDS
+        (folder / name).write_bytes(content[number * half : (number + 1) * half if number + 1 < len(names) else None])
+    (folder / "model.json").write_text(json.dumps(index | changed))
+
+
+def keras_weights():
+    """Name and shape of every weight of a network of two levels with one block each, attention in the coarser."""
+    counts = {"conv2d": 5, "dense": 7, "group_normalization": 3, "attention_block": 0}
+
+    def layer(kind, own, *lengths, within=""):
+        name = f"{within}{kind}{f'_{counts[kind]}' if counts[kind] else ''}"
+        counts[kind] += 1
+        width = [lengths[-1]]
+        return [(f"{name}/{own[0]}/ReadVariableOp", list(lengths)), (f"{name}/{own[1]}/ReadVariableOp", width)]
+
+    def conv(side, inputs, width):
+        return layer("conv2d", ("Conv2D", "BiasAdd"), side, side, inputs, width)
+
+    def norm(width, within=""):
+        return layer("group_normalization", ("Reshape_1", "Reshape_2"), width, within=within)
+
+    def resnet(inputs, width):
+        shortcut = conv(1, inputs, width) if inputs != width else []
+        time = layer("dense", ("MatMul", "BiasAdd"), 4 * KERAS_WIDTHS[0], width)
+        return [*shortcut, *time, *norm(inputs), *conv(3, inputs, width), *norm(width), *conv(3, width, width)]
+
+    def attention(width):
+        within = f"attention_block_{counts['attention_block']}/".replace("_0/", "/")
+        counts["attention_block"] += 1
+        dense = [layer("dense", ("Tensordot", "BiasAdd"), width, width, within=within) for _ in range(4)]
+        return [*norm(width, within), *(part for one in dense for part in one)]
+
+    fine, coarse = KERAS_WIDTHS
+    waves = 4 * fine
+    yield from conv(3, 3, fine)
+    yield from layer("dense", ("MatMul", "BiasAdd"), waves, waves)
+    yield from layer("dense", ("MatMul", "BiasAdd"), waves, waves)
+    yield from [*resnet(fine, fine), *conv(3, fine, fine)]
+    yield from [*resnet(fine, coarse), *attention(coarse)]
+    yield from [*resnet(coarse, coarse), *attention(coarse), *resnet(coarse, coarse)]
+    yield from [*resnet(2 * coarse, coarse), *attention(coarse), *resnet(coarse + fine, coarse), *attention(coarse)]
+    yield from conv(3, coarse, coarse)
+    yield from [*resnet(coarse + fine, fine), *resnet(2 * fine, fine), *norm(fine), *conv(3, fine, 3)]
+
+
+MIXER_HIDDEN, MIXER_INNER, MIXER_PATCHES, MIXER_PATCH = 6, 10, 16, 4
+
+
+def equinox_arrays():
+    """A score network of galaxygrad's layout for gray images of 16 pixels, one block: its arrays in their order."""
+    hidden, inner, patches, side = MIXER_HIDDEN, MIXER_INNER, MIXER_PATCHES, MIXER_PATCH
+    shapes = [(hidden, 2, side, side), (hidden, 1, 1), (1, hidden, side, side), (1, 1, 1)]
+    shapes += [(inner, patches), (inner,), (patches, inner), (patches,)]
+    shapes += [(inner, hidden), (inner,), (hidden, inner), (hidden,)]
+    shapes += [(hidden, patches)] * 2 + [(patches, hidden)] * 2 + [(hidden, patches)] * 2
+    draw = np.random.default_rng(0)
+    return [*(draw.normal(0, 0.3, shape).astype(np.float32) for shape in shapes), np.float64(10.0)]
+
+
+def equinox(path, arrays=None):
+    """The file that Equinox writes of them: one `.npy` array after the other."""
+    with path.open("wb") as file:
+        for array in equinox_arrays() if arrays is None else arrays:
+            np.save(file, array)
+
+
+def keras_converted(folder):
+    with tempfile.TemporaryDirectory() as place:
+        keras(Path(place) / "keras")
+        save_converted(convert(Path(place) / "keras", timesteps=100, schedule="cosine"), folder)
+
+
 @dataclass(frozen=True)
 class Family:
     """How a tiny model comes to lie at a path, and the options of `load_model` that it is read back with."""
@@ -310,6 +410,8 @@ FAMILIES = {
     "guided_checkpoint": Family(partial(original, name="afhq_like"), suffix=".pt"),
     "improved_checkpoint": Family(partial(original, name="improved"), suffix=".pt"),
     "cosine": Family(cosine),
+    "keras": Family(keras_converted),
+    "equinox": Family(equinox, suffix=".eqx"),
     "class_conditional": Family(class_conditional, {"label": 3}),
     "patched_2": Family(patched),
     "patched_4": Family(partial(patched, side=4)),

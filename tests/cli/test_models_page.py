@@ -18,6 +18,8 @@ MODELS = {
     "my_cosine_model.pt": partial(tiny_models.original, name="improved"),
     "imagenet-classes": tiny_models.class_conditional,
     "google/ddpm-cifar10-32": tiny_models.ddpm,
+    "64x64_cosin_300": tiny_models.keras,
+    "eqx_hsc_ScoreNet32.eqx": tiny_models.equinox,
     "patched-ddpm": tiny_models.patched,
     "google/ncsnpp-celebahq-256": tiny_models.score,
     "edm-model": tiny_models.edm,

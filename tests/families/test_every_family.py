@@ -59,6 +59,9 @@ INVERTIBLE = [name for name in FAMILIES if name != DRAWN]
 each_invertible = pytest.mark.parametrize("written", INVERTIBLE, indirect=True, scope="session")
 
 
+GRAY = ("ddpm_gray", "equinox")
+
+
 @pytest.fixture(scope="session", params=[*INVERTIBLE, DRAWN])
 def written(request, tmp_path_factory):
     """Each tiny model, written and read back once. Only original checkpoints warn, of what had to be assumed."""
@@ -85,7 +88,7 @@ def distance(a, b):
 def test_the_model_has_the_shapes_of_its_family(written):
     assert written.model.latent_shape == LATENTS.get(written.name, (3, 16, 16))
     assert written.model.image.size == (32 if written.name.startswith(PICTURES_OF_32) else 16)
-    assert written.model.image.channels == (1 if written.name == "ddpm_gray" else 3)
+    assert written.model.image.channels == (1 if written.name in GRAY else 3)
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])

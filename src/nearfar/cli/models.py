@@ -78,7 +78,8 @@ def convert_checkpoint(
 
     For checkpoints that `nearfar models` lists, the options are known.
     """
-    from nearfar.models.original.checkpoints import convert, is_plain, save_converted
+    from nearfar.models.original.checkpoints import convert
+    from nearfar.models.original.network import is_plain, save_converted
 
     raise_on_signals()
     converted = convert(checkpoint, **options_of(checkpoint, vars(layout)))

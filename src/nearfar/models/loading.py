@@ -25,9 +25,9 @@ from nearfar.models.graphs import GpuNetwork, record_graph
 from nearfar.models.lookup import BUNDLED, DiffusersFolder, Part, find_model, open_folder
 from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, ValueRange
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
-from nearfar.models.original.checkpoints import apply_heads, convert, kind_of
+from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.original.mixer import MIXER, ScoreMixer, give_weights, make_mixer
-from nearfar.models.original.network import SavedNetwork
+from nearfar.models.original.network import SavedNetwork, kind_of
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_live_prompt, encode_prompt, text_family
 from nearfar.models.unet import PixelUNet
 from nearfar.models.unet_files import count_weights, fill, pixel_unet, understood

@@ -196,7 +196,7 @@ def test_few_arrays_are_for_others_to_judge(tmp_path, name):
 
 def test_an_unknown_curve_is_refused(tmp_path):
     write_fluxes(tmp_path / "in")
-    with pytest.raises(UsageError, match=r"^curve must be one of linear, log, asinh, got 'sqrt'$"):
+    with pytest.raises(UsageError, match=r"^curve must be one of linear, log, log1p, asinh, got 'sqrt'$"):
         read_inputs(tmp_path / "in", GRAY, curve="sqrt")
 
 

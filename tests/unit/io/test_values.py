@@ -58,7 +58,7 @@ def settings_of_transforms(draw):
     """Ranges from a millionth of their offset to 20 decades, of either sign where the curve allows it."""
     curve = draw(st.sampled_from(list(CURVES)))
     low = 10 ** draw(st.floats(-10, 5))
-    if curve != "log":
+    if curve in ("linear", "asinh"):
         low *= draw(st.sampled_from([-1.0, 0.0, 1.0]))
     high = low + (abs(low) or 1.0) * 10 ** draw(st.floats(-6, 15))
     return low, high, curve, 10 ** draw(st.floats(-5, 5))
@@ -220,7 +220,7 @@ GOOD = {"curve": "linear", "low": [0.0], "high": [1.0], "softening": [1.0]}
     ("changes", "sentence"),
     [
         ({"gamma": 2}, r"^a value transform is wrong at gamma \(Unexpected keyword argument\): fit it again$"),
-        ({"curve": "cubic"}, r"^curve must be one of linear, log, asinh, got 'cubic'$"),
+        ({"curve": "cubic"}, r"^curve must be one of linear, log, log1p, asinh, got 'cubic'$"),
         ({"curve": ["log"]}, r"^a value transform is wrong at curve \(Input should be a valid string\): fit it again$"),
         ({"low": 0.0}, r"^a value transform is wrong at low \(Input should be a valid array\): fit it again$"),
         ({"low": ["0"]}, r"^a value transform is wrong at low\.0 \(Input should be a valid number\): fit it again$"),
@@ -327,5 +327,14 @@ def test_arrays_without_common_channels_are_refused(arrays):
 
 def test_an_unknown_curve_is_refused():
     for make in (lambda: fit_values([COLORS], "sqrt"), lambda: gray(curve="sqrt")):
-        with pytest.raises(UsageError, match=r"^curve must be one of linear, log, asinh, got 'sqrt'$"):
+        with pytest.raises(UsageError, match=r"^curve must be one of linear, log, log1p, asinh, got 'sqrt'$"):
             make()
+
+
+def test_the_logarithm_of_one_and_a_value_takes_all_above_minus_the_softening():
+    image = gray(-0.5, 3.0, "log1p", 1.0).to_image(np.array([[[-0.5, 0.0, 1.0, 3.0]]]))[0, 0]
+    logarithms = np.log(np.array([0.5, 1.0, 2.0, 4.0]))
+    shares = (logarithms - logarithms[0]) / (logarithms[-1] - logarithms[0])
+    np.testing.assert_allclose(image, 2 * shares - 1, atol=1e-6)
+    with pytest.raises(UsageError, match="needs values above -2"):
+        gray(-2.5, 3.0, "log1p", 2.0)

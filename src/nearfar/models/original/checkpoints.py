@@ -14,11 +14,8 @@ A folder with one of them names a NearfarPipeline in its model_index.json, so th
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
-import secrets
-import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nearfar.errors import RunError, UsageError, first_line, printable
+from nearfar.errors import UsageError, first_line, printable
 from nearfar.models.original.keras import INDEX, clipped_betas, read_keras
 from nearfar.models.original.layouts import (
     Heads,
@@ -43,7 +40,7 @@ from nearfar.models.original.layouts import (
     usual_heads,
 )
 from nearfar.models.original.mixer import read_equinox
-from nearfar.models.original.network import SavedConfig, SavedNetwork
+from nearfar.models.original.network import Converted, SavedConfig
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -58,15 +55,6 @@ KERAS_OPTIONS = ("size", "schedule", "timesteps")
 ATTENTION_OPTIONS = ("heads", "head_channels", "new_attention_order", "rescale_timesteps")
 EQUINOX_OPTIONS = ("low", "high", "curve", "unit")
 LEGACY_ORDER = "Queries, keys and values are interleaved by head; guided-diffusion's 64x64 model has the new order"
-
-
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """A network in float32 and its scheduler, of diffusers' classes where these know them, and what was assumed."""
-
-    unet: Any
-    scheduler: Any
-    assumptions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -371,62 +359,3 @@ def build_scheduler(plan: Plan, options: Options) -> Any:
     if options.rescale_timesteps and options.timesteps != MODEL_STEPS:
         scheduler.register_to_config(rescale_timesteps=True)
     return scheduler
-
-
-# Saving
-
-
-def save_converted(converted: Converted, folder: Path, card: str = "") -> None:
-    """Write a complete diffusers folder, under another name until it is whole.
-
-    Raises UsageError for a folder that exists and is not empty, RunError where the disk refuses.
-    """
-    folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} must be new or empty, but something lies there: choose another name")
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.unfinished")
-    try:
-        unfinished.mkdir(parents=True)
-        write_folder(converted, unfinished, card)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{folder} cannot be written ({error}): make room or choose another place") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def write_folder(converted: Converted, folder: Path, card: str) -> None:
-    converted.unet.save_pretrained(folder / "unet", safe_serialization=True)
-    converted.scheduler.save_pretrained(folder / "scheduler")
-    index = json.dumps(model_index(converted), indent=2, sort_keys=True)
-    (folder / "model_index.json").write_text(index + "\n", encoding="utf-8")
-    if card:
-        (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def model_index(converted: Converted) -> dict[str, Any]:
-    """Names the pipeline; with an extra key one that diffusers does not know, nor the library of its network."""
-    import diffusers
-
-    plain = is_plain(converted)
-    return {
-        "_class_name": "DDPMPipeline" if plain else "NearfarPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", kind_of(converted.scheduler)],
-        "unet": ["diffusers" if plain else "nearfar", kind_of(converted.unet)],
-    }
-
-
-def is_plain(converted: Converted) -> bool:
-    """Whether diffusers' configs say all of it, so that diffusers can use the folder."""
-    if isinstance(converted.unet, SavedNetwork):
-        return False
-    extra = converted.unet.config.get("attention_heads") or converted.scheduler.config.get("rescale_timesteps")
-    return not extra
-
-
-def kind_of(part: Any) -> str:
-    """The class that a folder's index names."""
-    return part.kind if isinstance(part, SavedConfig) else type(part).__name__

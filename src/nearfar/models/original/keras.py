@@ -201,15 +201,16 @@ def read_plan(layers: Layers) -> Plan:
     dense, convolutions = layers["dense"], [layer.parts["weight"] for layer in layers["conv2d"]]
     blocks = [len(one.parts["bias"]) for one in dense if "/MatMul/" in one.name or "attention" not in one.name][2:]
     found = {len(one.parts["bias"]) for one in dense if "attention" in one.name}
-    plans = [plan_of(levels, blocks, found, convolutions) for levels in range(1, len(blocks))]
+    channels = convolutions[0].shape[1] if convolutions and convolutions[0].ndim == 4 else 0
+    plans = [plan_of(levels, blocks, found, channels) for levels in range(1, len(blocks))]
     fitting = [plan for plan in plans if plan and layer_counts(plan) == (len(convolutions), len(dense))]
-    if len(fitting) != 1 or convolutions[0].ndim != 4:
+    if len(fitting) != 1:
         counts = f"{len(convolutions)} convolutions and {len(dense)} dense layers"
         raise UsageError(f"the layers are not those of Keras' DDPM example, got {counts}: choose another model")
     return fitting[0]
 
 
-def plan_of(levels: int, blocks: list[int], attended: set[int], convolutions: list[Tensor]) -> Plan | None:
+def plan_of(levels: int, blocks: list[int], attended: set[int], channels: int) -> Plan | None:
     """The plan with so many levels, where the blocks' widths are those of one."""
     layers = ((len(blocks) - 2) // levels - 1) // 2
     widths = tuple(blocks[level * layers] for level in range(levels)) if layers > 0 else ()
@@ -217,7 +218,6 @@ def plan_of(levels: int, blocks: list[int], attended: set[int], convolutions: li
     up = [width for width in reversed(widths) for _ in range(layers + 1)]
     if not widths or blocks != [*down, *[widths[-1]] * 2, *up]:
         return None
-    channels = convolutions[0].shape[1] if convolutions[0].ndim == 4 else 0
     levels_attended = tuple(level for level, width in enumerate(widths) if width in attended)
     plan = Plan(False, widths, layers, levels_attended, False, False, channels, channels, None)
     return plan if 1 <= channels <= MOST_CHANNELS else None
