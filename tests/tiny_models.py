@@ -297,9 +297,8 @@ def keras(folder, **changed):
     """
     draw, entries, stored = np.random.default_rng(0), [], []
     for name, shape in keras_weights():
-        spread = 0.02 if name.endswith("Reshape_1/ReadVariableOp") else 0.006
-        low = 0.0 if spread == 0.02 else -0.75
-        rule = {"dtype": "uint8", "min": low, "scale": spread * (0.4 if low == 0.0 else 1), "original_dtype": "float32"}
+        low, scale = (0.5, 0.004) if name.endswith("Reshape_1/ReadVariableOp") else (-0.19, 0.0015)
+        rule = {"dtype": "uint8", "min": low, "scale": scale, "original_dtype": "float32"}
         entries.append({"name": f"call/unet/{name}", "shape": shape, "dtype": "float32", "quantization": rule})
         stored.append(draw.integers(0, 256, math.prod(shape), dtype=np.uint8).tobytes())
     entries.insert(3, {"name": "call/unet/concatenate/axis", "shape": [], "dtype": "int32"})

@@ -16,7 +16,7 @@ COMMIT = "cd5c944777ea2668051904ead6cc120739b86c4d"
 def test_cards_are_well_formed(card):
     assert card.trust in ("read", "memory")
     assert card.range in ("[-1, 1]", "[0, 1]", "latents", "physical values")
-    assert card.size in (32, 64, 256, 512, 768, 1024)
+    assert card.size in (32, 64, 72, 256, 512, 768, 1024)
     assert card.source.startswith("https://") or card.name.startswith("bundled")
     assert not card.defects or "\n" not in card.defects
 
