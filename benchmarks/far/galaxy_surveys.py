@@ -65,9 +65,9 @@ def load_survey(wheel: Path, survey: str) -> FrozenModel:
 
 def draw_catalog(model: FrozenModel, seed: int) -> Fluxes:
     """Galaxies of the network's own survey, drawn from noise alone."""
-    blank = torch.zeros(COUNT, 1, model.image.size, model.image.size)
-    key = SecretKey.from_seed(seed)
-    return to_fluxes(model, local_sample(model, blank, strength=1.0, steps=CATALOG_STEPS, solver=DDIM(1.0), key=key))
+    blank, key = torch.zeros(COUNT, 1, model.image.size, model.image.size), SecretKey.from_seed(seed)
+    options = {"strength": 1.0, "steps": CATALOG_STEPS, "solver": DDIM(1.0), "variant": list(range(COUNT))}
+    return to_fluxes(model, local_sample(model, blank, key=key, **options))
 
 
 def to_fluxes(model: FrozenModel, images: Tensor) -> Fluxes:

@@ -39,9 +39,11 @@ from nearfar.metrics.faces import read_header
 from nearfar.metrics.features import processor_size, read_processor
 from nearfar.models.loading import load_model
 from nearfar.models.lookup import open_folder
+from nearfar.models.original.checkpoints import convert
+from nearfar.models.original.network import save_converted
 from nearfar.structured import csv_rows, json_object, read_text, safetensors_header, yaml_object
 from oracle_domains import fitted
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, keras
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,20 @@ def model_kinds() -> dict[str, Kind]:
     kinds["weights' index"] = Kind(f"{WEIGHTS}.index.json", index.encode(), read, others=folder)
     checkpoint = FAMILIES["ddpm_checkpoint"].at(scratch(), "x")
     kinds["checkpoint"] = Kind("x.ckpt", checkpoint.read_bytes(), load_model)
+    kinds["equinox"] = Kind("x.eqx", FAMILIES["equinox"].at(scratch(), "x").read_bytes(), load_model)
+    folder = scratch() / "mixer"
+    save_converted(convert(scratch() / "x.eqx"), folder)
+    kinds["mixer's config"] = Kind(
+        "unet/config.json", (folder / "unet/config.json").read_bytes(), partial(loaded, depth=1), others=folder
+    )
+    keras(scratch() / "tensorflow")
+    index = (scratch() / "tensorflow/model.json").read_bytes()
+    kinds["tensorflow.js"] = Kind("model.json", index, converted, others=scratch() / "tensorflow")
     return kinds
+
+
+def converted(path: Path) -> None:
+    convert(path.parent)
 
 
 def loaded(path: Path, depth: int, **options: Any) -> None:
