@@ -6,11 +6,14 @@ SHARED = -n $(WORKERS) --dist worksteal
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test fuzz quick style types all-tests unit-tests golden clean
+.PHONY: demo serve test fuzz quick style types all-tests unit-tests golden clean
 
 demo: .venv/demo
 	rm -rf demo
 	$(BIN)/nearfar demo demo
+
+serve: .venv/web
+	$(BIN)/nearfar serve
 
 test quick all-tests unit-tests golden: export OMP_NUM_THREADS := 1
 
@@ -45,8 +48,12 @@ golden: .venv/test
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
 	touch $@
 
+.venv/web: .venv/demo
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,web,metrics]'
+	touch $@
+
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web]'
 	touch $@
 
 clean:

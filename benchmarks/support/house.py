@@ -55,7 +55,8 @@ WINGS = {
     "audit": "diffusion models io metrics data sampling",
     "jobs": "diffusion models io metrics sampling domain data audit",
     "reports": "diffusion latents models io metrics sampling domain audit jobs",
-    "cli": "diffusion models io metrics sampling domain data audit jobs reports",
+    "web": "diffusion models io metrics sampling domain audit jobs reports",
+    "cli": "diffusion models io metrics sampling domain data audit jobs reports web",
 }
 """Which other wings each of them may import."""
 DOORS = ("__main__", "cli", "cli.app")

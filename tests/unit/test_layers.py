@@ -20,7 +20,8 @@ WINGS = {
     "audit": ("diffusion", "models", "io", "metrics", "data", "sampling"),
     "jobs": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit"),
     "reports": (*FAR, "domain", "audit", "jobs"),
-    "cli": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit", "jobs", "reports"),
+    "web": ("diffusion", "models", "io", "metrics", "sampling", "domain", "audit", "jobs", "reports"),
+    "cli": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit", "jobs", "reports", "web"),
 }
 EVERYONES = ("errors", "tensors", "structured")
 FRONT = ("__init__", "__main__")

@@ -21,6 +21,7 @@ from nearfar.cli.enhance import enhance
 from nearfar.cli.models import models
 from nearfar.cli.options import command_saying
 from nearfar.cli.reconstruct import invert, reconstruct
+from nearfar.cli.serve import serve
 
 app = typer.Typer(
     name="nearfar",
@@ -56,6 +57,7 @@ app.command()(augment)
 app.command()(enhance)
 app.command()(reconstruct)
 app.command()(invert)
+app.command()(serve)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
 
