@@ -33,8 +33,9 @@ PATHS = [text for text in QUOTED if re.fullmatch(r"[\w./-]+(\.(py|md|txt|toml)(:
 WORDS = {
     "-": (),
     "the six above": FAR,
-    "all above but latents": tuple(wing for wing in WINGS if wing not in ("latents", "jobs", "reports", "cli")),
-    "all but data, cli": tuple(wing for wing in WINGS if wing not in ("data", "reports", "cli")),
+    "all above but latents": tuple(wing for wing in WINGS if wing not in ("latents", "jobs", "reports", "web", "cli")),
+    "all but data, web, cli": tuple(wing for wing in WINGS if wing not in ("data", "reports", "web", "cli")),
+    "all above but latents, data": tuple(wing for wing in WINGS if wing not in ("latents", "data", "web", "cli")),
     "all but latents": tuple(wing for wing in WINGS if wing not in ("latents", "cli")),
 }
 """What the table says instead of a list of wings."""

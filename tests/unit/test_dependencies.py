@@ -50,7 +50,7 @@ def imports_of(source):
     return {distribution(name) for name in modules - sys.stdlib_module_names}
 
 
-OWN = {"nearfar", "benchmarks", "recipes", "cli", "unit", "golden"}
+OWN = {"nearfar", "benchmarks", "recipes", "cli", "unit", "golden", "fuzz"}
 OWN |= {distribution(file.stem) for folder in ("tests", "recipes") for file in (ROOT / folder).rglob("*.py")}
 
 

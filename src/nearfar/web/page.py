@@ -75,7 +75,8 @@ def examples() -> dict[str, Image.Image]:
     except ImportError:
         return {}
     astronaut = Image.fromarray(data.astronaut())
-    return {"astronaut": astronaut.crop(ASTRONAUT_FACE), "cat": Image.fromarray(data.chelsea())}
+    whole, cat = astronaut, Image.fromarray(data.chelsea())
+    return {"portrait": astronaut.crop(ASTRONAUT_FACE), "whole picture": whole, "cat": cat}
 
 
 def try_tab(desk: Desk) -> None:
