@@ -46,8 +46,8 @@ from nearfar.models.original.network import save_converted
 from nearfar.sampling.inversion import reconstruct
 from nearfar.sampling.local_sampling import local_sample
 
-COUNT, STEPS, CATALOG_STEPS, SHOWN = 64, 25, 80, 12
-SIGMAS = (0.1, 0.3, 1.0, 3.0)
+COUNT, STEPS, CATALOG_STEPS, SHOWN = 32, 20, 60, 12
+SIGMAS = (0.1, 0.3, 1.0)
 SURVEYS = ("hsc", "ZTF")
 Fluxes = NDArray[np.float64]
 
