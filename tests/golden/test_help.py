@@ -7,6 +7,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nearfar.cli.app import app
+from nearfar.cli.help import EXAMPLES
 
 HELP = Path(__file__).with_name("help")
 README = Path(__file__).parents[2] / "README.md"
@@ -47,3 +48,13 @@ def test_the_readme_mentions_every_command(command):
 def test_every_option_says_what_it_does(command):
     silent = [option.name for option in ALL[command].params if not option.help]
     assert silent == []
+
+
+@pytest.mark.parametrize("name", [name for name, command in ALL.items() if not hasattr(command, "commands")])
+def test_every_command_has_two_examples_whose_options_exist(name):
+    command, examples = ALL[name], EXAMPLES[name.split()[-1]]
+    known = {"--help"}.union(*(option.opts for option in command.params))
+    assert len(examples) == 2
+    for example in examples:
+        assert example.startswith(f"nearfar {name}")
+        assert {word for word in example.split() if word.startswith("--")} <= known

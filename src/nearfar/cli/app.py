@@ -18,6 +18,7 @@ from nearfar.cli.calibrate import calibrate
 from nearfar.cli.console import visible
 from nearfar.cli.domain import domain
 from nearfar.cli.enhance import enhance
+from nearfar.cli.help import Grouped
 from nearfar.cli.models import models
 from nearfar.cli.options import command_saying
 from nearfar.cli.reconstruct import invert, reconstruct
@@ -50,14 +51,14 @@ def nearfar(
     """New images from frozen diffusion models, without training anything."""
 
 
-app.command()(anonymize)
-app.command()(calibrate)
-app.command()(audit)
-app.command()(augment)
-app.command()(enhance)
-app.command()(reconstruct)
-app.command()(invert)
-app.command()(serve)
+app.command(cls=Grouped)(anonymize)
+app.command(cls=Grouped)(calibrate)
+app.command(cls=Grouped)(audit)
+app.command(cls=Grouped)(augment)
+app.command(cls=Grouped)(enhance)
+app.command(cls=Grouped)(reconstruct)
+app.command(cls=Grouped)(invert)
+app.command(cls=Grouped)(serve)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
 

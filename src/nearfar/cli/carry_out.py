@@ -104,7 +104,8 @@ def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     mu = 0.0 if settings["strength"] == 1 else span / settings["sigma"]
     if mu == float("inf"):
         return "no formal bound: an autoencoder's latents have no range"
-    return f"formal bound for any two images: mu = {mu:.3g} (a guarantee would need 1 or less); {unbounded(settings)}"
+    proven = "nothing is proven: the noise is too weak" if mu > 1 else "a formal bound holds for any two images"
+    return f"{proven} (mu = {mu:.3g}, a guarantee needs 1 or less); {unbounded(settings)}"
 
 
 def planned(job: Job, plan: Plan) -> dict[str, Any]:

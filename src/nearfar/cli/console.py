@@ -82,16 +82,17 @@ def shown_progress(title: str, unit: str = "images") -> Iterator[Report]:
         TextColumn(title),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[step]}{task.fields[failed]}"),
+        TextColumn("{task.fields[step]}{task.fields[failed]}{task.fields[rate]}"),
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, step="", failed="")
+        task = bar.add_task(title, step="", failed="", rate="")
 
         def report(progress: RunProgress) -> None:
             step = step_of(progress) if finished(progress) < progress.total else ""
             failed = f" {len(progress.failed)} failed" if progress.failed else ""
-            bar.update(task, completed=finished(progress), total=progress.total, step=step, failed=failed)
+            rate = f" {progress.done / max(progress.seconds, 1e-9):.2g} {unit}/s" if progress.done else ""
+            bar.update(task, completed=finished(progress), total=progress.total, step=step, failed=failed, rate=rate)
 
         yield report
 

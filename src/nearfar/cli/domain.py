@@ -22,6 +22,7 @@ from nearfar.cli.console import (
     stepping,
     tell,
 )
+from nearfar.cli.help import Grouped
 from nearfar.cli.options import (
     BATCH_SIZE,
     DOMAIN,
@@ -119,7 +120,7 @@ class Keeping:
     overwrite: bool = option(False, "Replace FILE if it is there.")
 
 
-@domain.command("fit")
+@domain.command("fit", cls=Grouped)
 @command_saying(NOTHING_WRITTEN)
 def fit_domain(
     places: Places, *, level: Fitted, reading: Reading, keeping: Keeping, telling: Telling, choice: ModelChoice
@@ -148,7 +149,7 @@ def fit_domain(
     carry_out([], {}, RunChoice(as_json=telling.as_json), work)
 
 
-@domain.command("survey")
+@domain.command("survey", cls=Grouped)
 @command_saying(NOTHING_WRITTEN)
 def survey_domain(
     places: Source,
@@ -179,7 +180,7 @@ def survey_domain(
     carry_out([], {}, RunChoice(as_json=telling.as_json), work, code)
 
 
-@domain.command("inspect")
+@domain.command("inspect", cls=Grouped)
 @command
 def inspect_domain(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=DOMAIN)],
@@ -355,4 +356,4 @@ def keep(
     return content
 
 
-domain.command("sample")(sample_domain)
+domain.command("sample", cls=Grouped)(sample_domain)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, visible
+from nearfar.cli.help import Grouped
 from nearfar.cli.options import command_saying, option
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Layout:
     unit: float | None = option(None, "Of an Equinox file: the curve of a value is the network's times this.")
 
 
-@models.command("convert")
+@models.command("convert", cls=Grouped)
 @command_saying(NOTHING_WRITTEN)
 def convert_checkpoint(
     checkpoint: Annotated[

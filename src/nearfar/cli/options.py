@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """A scheme, of two letters or more, as a path has it: of `s3://images` is left `s3:/images`."""
 Fit = Literal["pad", "cover"]
+PANELS = {
+    "Trajectory": "How near",
+    "Method": "How near",
+    "CalibrationChoice": "A calibrated strength",
+    "RegionChoice": "Only parts of images",
+    "ModelChoice": "Model",
+    "RunChoice": "Run",
+    "Reading": "Reading",
+    "Telling": "Report",
+    "Writing": "Writing",
+}
+"""Headings of the help, by group of options; the others stand under Options."""
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -259,14 +271,17 @@ def value_of(entry: Field[Any], kind: Any, typed: Any) -> Any:
 def options_of(group: Any) -> list[inspect.Parameter]:
     """The fields of a dataclass as the shell's options."""
     hints = get_type_hints(group, localns={"Tensor": Any})
-    return [option_of(entry, hints[entry.name]) for entry in fields(group)]
+    return [option_of(entry, hints[entry.name], group.__name__) for entry in fields(group)]
 
 
-def option_of(entry: Field[Any], kind: Any) -> inspect.Parameter:
+def option_of(entry: Field[Any], kind: Any, group: str) -> inspect.Parameter:
     about = entry.metadata
+    choices = f"[{'|'.join(get_args(kind))}]" if get_origin(kind) is Literal else None
+    several = "NUMBER" if "list[float]" in str(kind) else "TEXT" if "list[str]" in str(kind) else None
+    metavar = about.get("metavar", choices or several)
     kind = about.get("shell", Path | None if Path in get_args(kind) else str if get_origin(kind) is Literal else kind)
     names = [f"--{option_name(entry)}"] if kind is bool or "option" in about else []
-    shown: Any = typer.Option(*names, metavar=about.get("metavar"), help=about["help"])
+    shown: Any = typer.Option(*names, metavar=metavar, help=about["help"], rich_help_panel=PANELS.get(group))
     if "argument" in about:
         shown = typer.Argument(metavar=about["argument"], help=about["help"])
     default = about.get("typed") if "shell" in about else entry.default
