@@ -44,6 +44,7 @@ MOST_PIXELS, SHOWN = 30_000_000, 512
 """Pixels of an upload, refused before they are decoded, and pixels of a side of what the page shows."""
 SECONDS, FEWEST = 4.0, 6
 """What a strip may take, and the fewest steps that it is made in."""
+WORDS = {"keep": "kept", "flag": "kept, doubtful", "drop": "dropped"}
 STRANGERS, LOOK = 6, Sampling(Level(0.5), 6, DDIM())
 """The model's own images that stand for strangers, and the way on which pictures are looked at."""
 
@@ -204,7 +205,7 @@ class Desk:
                     with pack.open(f"sample-{number:04}.png", "w") as file:
                         image.save(file, "PNG")
         drawn = [
-            Card(image.resize((128, 128), Image.Resampling.BICUBIC), f"{number}", [one.verdict], reason)
+            Card(image.resize((128, 128), Image.Resampling.BICUBIC), f"{number}", [WORDS[one.verdict]], reason)
             for number, (image, one, reason) in enumerate(zip(shown, judged, struck, strict=True), 1)
         ]
         return Far(domain, drawn, folder / "new.zip", folder / "new.domain")
