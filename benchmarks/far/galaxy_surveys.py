@@ -4,7 +4,7 @@
 
 WHEEL: galaxygrad's wheel, unpacked (`pip download --no-deps galaxygrad`); its networks of HSC and ZTF galaxies at 32
 pixels are converted and read as a user's would be. No catalog may be shipped, so each survey's is drawn from its own
-network: 64 galaxies, ancestral steps from pure noise. Fluxes go in and come out by the networks' own value transform.
+network: 32 galaxies, ancestral steps from pure noise. Fluxes go in and come out by the networks' own value transform.
 
 * near: local sampling through the survey's own network, at several levels of noise (sigma in the network's units).
 * through: the same through the other survey's network, for which the galaxies are of an unseen domain; and back: what
