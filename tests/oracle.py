@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from nearfar.diffusion.local_prior import Profile
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.tensors import Images, Times, per_image
+
+
+def profile_of_channels(variance: Tensor, side: int) -> Profile:
+    """The profile of independent pixels with a variance for each channel, in any images."""
+    ratios = torch.tensor([0.01, 100.0], dtype=torch.float64)
+    table = variance.double().flatten()[None, :, None].expand(2, -1, 2 * side).contiguous()
+    return Profile(ratios, table, torch.eye(table.shape[1], dtype=torch.float64), side)
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,7 @@ class GaussianDenoiser:
     schedule: NoiseSchedule
     mean: Tensor
     variance: Tensor
+    profile: Profile | None = None
 
     def __call__(self, x_t: Images, t: Times) -> Images:
         alpha, sigma = (per_image(c, x_t) for c in self.schedule.coefficients(t))

@@ -29,8 +29,9 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from benchmarks.support.common import faces, write_result
+from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.schedule import Level
-from nearfar.diffusion.solver import Network, Sampling
+from nearfar.diffusion.solver import Sampling
 from nearfar.jobs.anonymize import anonymize_job
 from nearfar.jobs.run import plan_run, run, worker_pool
 from nearfar.models.loading import load_model

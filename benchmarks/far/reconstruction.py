@@ -23,9 +23,10 @@ from torch import Tensor
 from benchmarks.support.common import faces, write_result
 from benchmarks.support.domains import DOMAINS, as_tensor, choose
 from nearfar.diffusion.bdia import BDIA
+from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.schedule import Level
-from nearfar.diffusion.solver import DDIM, Heun, Network, Sampling, Solver
+from nearfar.diffusion.solver import DDIM, Heun, Sampling, Solver
 from nearfar.metrics.quality import psnr, ssim
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from nearfar.data.near_dataset import NearDataset as NearDataset
     from nearfar.data.near_dataset import NearTransform as NearTransform
     from nearfar.diffusion.bdia import BDIA as BDIA
+    from nearfar.diffusion.denoiser import Denoiser as Denoiser
+    from nearfar.diffusion.denoiser import NetworkDenoiser as NetworkDenoiser
     from nearfar.diffusion.fixed_point import FixedPointDDIM as FixedPointDDIM
     from nearfar.diffusion.noise import NoiseStream as NoiseStream
     from nearfar.diffusion.noise import SecretKey as SecretKey
     from nearfar.diffusion.schedule import NoiseSchedule as NoiseSchedule
     from nearfar.diffusion.solver import DDIM as DDIM
-    from nearfar.diffusion.solver import Denoiser as Denoiser
     from nearfar.diffusion.solver import DPMSolverPP as DPMSolverPP
     from nearfar.diffusion.solver import DPMSolverPPSDE as DPMSolverPPSDE
     from nearfar.diffusion.solver import Heun as Heun
-    from nearfar.diffusion.solver import NetworkDenoiser as NetworkDenoiser
     from nearfar.diffusion.solver import Solver as Solver
     from nearfar.diffusion.solver import solve as solve
     from nearfar.domain.domain import Domain as Domain
@@ -51,6 +51,7 @@ _HOMES = {
     "audit.audit": ("audit_folders",),
     "data.near_dataset": ("NearDataset", "NearTransform"),
     "diffusion.bdia": ("BDIA",),
+    "diffusion.denoiser": ("Denoiser", "NetworkDenoiser"),
     "diffusion.fixed_point": ("FixedPointDDIM",),
     "diffusion.noise": ("NoiseStream", "SecretKey"),
     "diffusion.schedule": ("NoiseSchedule",),
@@ -58,9 +59,7 @@ _HOMES = {
         "DDIM",
         "DPMSolverPP",
         "DPMSolverPPSDE",
-        "Denoiser",
         "Heun",
-        "NetworkDenoiser",
         "Solver",
         "solve",
     ),

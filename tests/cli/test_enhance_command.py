@@ -47,7 +47,10 @@ def test_every_image_is_enlarged_under_its_name_and_kept_when_resumed(source, tm
         (["--scale", 9], "scale must be a whole number from 2 to 8, got 9"),
         (["--cascade", 0], "cascade must be at least 1, got 0"),
         (["--strength", 2], "strength must be in [0, 1], got 2"),
-        (["--solver", "euler"], "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, got 'euler'"),
+        (
+            ["--solver", "euler"],
+            "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, local-prior, got",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(source, tmp_path, enhance, options, sentence):

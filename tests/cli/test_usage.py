@@ -62,7 +62,7 @@ SENTENCES = {
     "in out --steps -3": "steps must be at least 1, got -3",
     "in out --batch-size 0": "batch size must be at least 1, got 0",
     "in out --batch-size -2": "batch size must be at least 1, got -2",
-    "in out --solver euler": "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, got 'euler'",
+    "in out --solver euler": "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, local-prior, got 'euler'",
     "in out --fit stretch": "fit must be one of pad, cover, got 'stretch'",
     "in out --device toaster": "device 'toaster' cannot be used (",
     "in out --precision float8": "precision must be one of auto, float32, float16, bfloat16, got 'float8'",

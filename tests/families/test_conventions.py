@@ -28,9 +28,10 @@ from diffusers import (
 )
 
 import tiny_models
+from nearfar.diffusion.denoiser import NetworkDenoiser, from_v
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import DDIM, NetworkDenoiser, from_v
+from nearfar.diffusion.solver import DDIM
 from nearfar.errors import ModelWarning
 from nearfar.models import loading
 from nearfar.models.loading import load_model

@@ -13,9 +13,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.schedulers import scheduling_ddpm
 
 from nearfar.diffusion import solver as solver_module
+from nearfar.diffusion.denoiser import PREDICTIONS, NetworkDenoiser
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import DDIM, PREDICTIONS, DPMSolverPP, DPMSolverPPSDE, Heun, NetworkDenoiser, solve
+from nearfar.diffusion.solver import DDIM, DPMSolverPP, DPMSolverPPSDE, Heun, solve
 
 # In diffusers 0.42.1 with numpy 2: "__array__ implementation doesn't accept a copy keyword".
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:diffusers")

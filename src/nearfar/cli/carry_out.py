@@ -90,8 +90,16 @@ def about(model: FrozenModel, job: Job, plan: Plan) -> Lines:
         f"{len(plan.todo)} images in batches of {plan.batch_size}, {len(plan.kept)} kept, "
         f"{len(plan.listing.rejected)} unusable, {plan.listing.ignored} files that are no images"
     )
+    solver = [("solver", line)] if (line := solver_line(settings)) else []
     privacy = [("privacy", formal_bound(model, settings))] if settings["command"] == "anonymize" else []
-    return [("model", model_line(model)), ("level", level_line(settings)), *privacy, ("work", work)]
+    return [("model", model_line(model)), ("level", level_line(settings)), *solver, *privacy, ("work", work)]
+
+
+def solver_line(settings: dict[str, Any]) -> str | None:
+    """The profile that the solver uses, where it uses one."""
+    if "profile" in settings:
+        return f"{settings['solver']}, with the model's profile {settings['profile']}"
+    return None
 
 
 def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ EXAMPLES = {
         "nearfar domain sample cells.domain new --count 100 --seed 1",
     ),
     "convert": ("nearfar models convert afhqdog_p2.pt afhq", "nearfar models convert --help"),
+    "profile": ("nearfar models profile --model afhq", "nearfar models profile --model afhq --count 128"),
 }
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, visible
+from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, stepping, visible
 from nearfar.cli.help import Grouped
-from nearfar.cli.options import command_saying, option
+from nearfar.cli.options import ModelChoice, command, command_saying, option
+from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
     from typer import Context
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from nearfar.models.cards import Card
 else:
     Context = typer.Context.__base__  # what typer hands over
+
+FEWEST_SAMPLES = 8
 
 models = typer.Typer(invoke_without_command=True, help="Models that are known, and original checkpoints converted.")
 
@@ -121,3 +124,31 @@ def described(card: Card) -> str:
     }
     lines = [f"  {name:8}{fact}" for name, fact in facts.items() if fact]
     return "\n".join([card.name, "  " + ", ".join(part for part in about if part), *lines])
+
+
+@models.command("profile", cls=Grouped)
+@command
+def profile_model(
+    *,
+    choice: ModelChoice,
+    count: Annotated[int, typer.Option(help="Samples of the model's own to measure on.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(help="Images that share a network call.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Where to keep it. [default: the user's cache]")] = None,
+) -> None:
+    """Measure what a model does not know of its own samples, for the solver local-prior.
+
+    Kept under the model's hash in the user's cache, where every later run finds it. The bundled faces has it already.
+    """
+    from nearfar.models.model import check_batch_size, default_batch_size
+    from nearfar.models.profiles import keep_profile, key_of, place_of
+    from nearfar.sampling.own_profile import own_profile, profile_calls
+
+    if count < FEWEST_SAMPLES:
+        raise UsageError(f"count must be at least {FEWEST_SAMPLES}, got {count}: fewer say too little")
+    model = choice.load()
+    size = check_batch_size(batch_size or min(default_batch_size(model), count))
+    with stepping("profile", profile_calls(count, size), size) as tick:
+        profile = own_profile(model, count, size, lambda: tick(0, None))
+    place = file or place_of(model)
+    keep_profile(profile, place, key_of(model))
+    typer.echo(visible(f"wrote {place}"))

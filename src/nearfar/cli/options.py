@@ -53,7 +53,7 @@ def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help, "argument": metavar})
 
 
-SOLVER = "dpm++sde, ancestral, ddim, dpm++ or heun."
+SOLVER = "dpm++sde, local-prior, ancestral, ddim, dpm++ or heun."
 STEPS = "Solver steps for each image."
 FIT = "Images that are not square: pad or cover."
 BATCH_SIZE = "Images in one network call. [default: automatic]"

@@ -29,7 +29,7 @@ from nearfar.errors import UsageError
 from nearfar.io.fitting import fit, unfit
 from nearfar.io.pictures import Frame, Picture, encode, read_picture
 from nearfar.models.model import FrozenModel, default_batch_size
-from nearfar.sampling.inversion import solver_name
+from nearfar.sampling.inversion import solver_settings
 from nearfar.sampling.local_sampling import sample_near
 from nearfar.tensors import ImageContract
 
@@ -135,7 +135,9 @@ def copy_cache(
     def sample(images: Tensor, levels: Sequence[float], variants: Sequence[int]) -> Tensor:
         return sample_near(model, images, sampling.at(Level(levels)), key, variants)
 
-    settings = json.dumps([model.provenance.sha256, model.settings, span, steps, solver_name(solver)])
+    settings = json.dumps(
+        [model.provenance.sha256, model.settings, span, steps, solver_settings(solver, model.denoiser)]
+    )
     return CopyCache(Path(cache), model.image, span, key, settings, sample, model.device.type)
 
 

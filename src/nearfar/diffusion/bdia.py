@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import torch
 
+from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
-from nearfar.diffusion.solver import Denoiser, History, OnStep, explicit, predict
+from nearfar.diffusion.solver import History, OnStep, explicit
 from nearfar.errors import UsageError
 from nearfar.tensors import Images, TimeGrid, Times, per_image
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser, predict
 from nearfar.diffusion.noise import NoiseStream
-from nearfar.diffusion.solver import DDIM, Denoiser, History, explicit, predict
+from nearfar.diffusion.solver import DDIM, History, explicit
 from nearfar.tensors import Images, Times, per_image, select
 
 

@@ -1,4 +1,4 @@
-"""Denoisers (a frozen network as a prediction of the clean image), solvers (one move on the time axis), and the loop.
+"""Solvers (one move on the time axis), and the loop.
 
 A solver is a frozen value with a pure `step`. Times are one value per image, so images of different strengths share a
 batch. Coefficients are computed in float64, the state stays in its own dtype. With `rho = sigma / alpha`:
@@ -8,12 +8,13 @@ batch. Coefficients are computed in float64, the state stays in its own dtype. W
     Heun              trapezium rule for dx = x_0 d(alpha) + eps d(sigma)
     DPM-Solver++ 2M   x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - rho_s / rho_t) D,   D extrapolated from two x_0
     ... SDE           the same with (rho_s / rho_t)^2 and fresh noise
+    local prior       that, with fresh noise for what x_0 does not know, see `local_prior`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -21,140 +22,21 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser, clean_image, predict
+from nearfar.diffusion.local_prior import Profile, frequencies, states_of
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import WARP, Level, NoiseSchedule, check_steps
 from nearfar.errors import UsageError
-from nearfar.tensors import Images, TimeGrid, Times, per_image, select, sent
-
-Network = Callable[[Tensor, Tensor], Tensor]
-"""(noisy (batch, channel, height, width), time (batch,)) -> output, in the network's own dtype."""
-
-Inputs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x_t, time (batch,), sigma (batch,)) -> what the network is handed as its image and its time."""
-
-Prediction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(output, x_t, alpha, sigma) -> x_0."""
-
-
-@runtime_checkable
-class Denoiser(Protocol):
-    """`(x_t, t) -> x_0`: the expected clean latents of noisy ones, one time per image."""
-
-    @property
-    def schedule(self) -> NoiseSchedule: ...
-    def __call__(self, x_t: Images, t: Times) -> Images: ...
-
-
-def as_they_are(x_t: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The network takes the noisy image and its time."""
-    return x_t, t
-
-
-def rescaled_time(x_t: Tensor, t: Tensor, sigma: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """The network counts its times in other units (`rescale_timesteps` of improved DDPM, arXiv 2102.09672)."""
-    return x_t, t * factor
-
-
-def sigma_as_time(x_t: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The network is told the noise level itself (Song et al., arXiv 2011.13456)."""
-    return x_t, sigma
-
-
-def edm_inputs(x_t: Tensor, t: Tensor, sigma: Tensor, data: float) -> tuple[Tensor, Tensor]:
-    """Unit variance in, a quarter of log sigma as time; data: standard deviation (arXiv 2206.00364, table 1)."""
-    return x_t / per_image((sigma**2 + data**2).sqrt(), x_t), sigma.log() / 4
-
-
-def from_epsilon(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The network predicts the noise (Ho et al., arXiv 2006.11239)."""
-    return (x_t - sigma * output) / alpha
-
-
-def from_sample(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The network predicts the clean image."""
-    return output
-
-
-def from_v(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The network predicts `v = alpha eps - sigma x_0` (Salimans and Ho, arXiv 2202.00512)."""
-    return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
-
-
-def from_flow(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The network predicts the velocity `eps - x_0` (Liu et al., arXiv 2209.03003)."""
-    return (x_t - sigma * output) / (alpha + sigma)
-
-
-def from_score(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The network predicts the score, `-eps / sigma` (Song et al., arXiv 2011.13456)."""
-    return (x_t + sigma**2 * output) / alpha
-
-
-def from_edm(output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, data: float, sign: int = 1) -> Tensor:
-    """The network predicts what a skip connection lacks (Karras et al., arXiv 2206.00364, formula 7)."""
-    variance = sigma**2 + data**2
-    return data**2 / variance * x_t + sign * sigma * data / variance.sqrt() * output
-
-
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": from_epsilon,
-    "sample": from_sample,
-    "v_prediction": from_v,
-    "flow_prediction": from_flow,
-}
-
-
-@dataclass(frozen=True)
-class NetworkDenoiser:
-    """A network with its schedule and its kind of prediction. One network call per use.
-
-    inputs: what the network is handed. The network runs in `dtype`, the rest in the state's dtype. Extra output
-    channels (learned variance) are dropped.
-    """
-
-    network: Network = field(repr=False)
-    schedule: NoiseSchedule
-    prediction: Prediction = from_epsilon
-    dtype: torch.dtype = torch.float32
-    inputs: Inputs = as_they_are
-
-    def __call__(self, x_t: Images, t: Times) -> Images:
-        alpha, sigma = self.schedule.coefficients(t)
-        x, time = self.inputs(x_t, t, sigma)
-        output = self.network(x.to(self.dtype), sent(time, x_t.device, torch.float32))
-        output = output[:, : x_t.shape[1]].to(x_t.dtype)
-        return self.prediction(output, x_t, per_image(alpha, x_t), per_image(sigma, x_t))
-
-
-def predict(denoiser: Denoiser, x_t: Images, t: Times) -> tuple[Images, Images]:
-    """Clean image and noise that `x_t` is made of: `x_t = alpha x_0 + sigma eps` holds exactly. One network call.
-
-    A network knows no level cleaner than the schedule's first, so below it the noise is asked for at that level:
-    at the clean end the image itself is `x_0` and the noise says where an inversion should go.
-    """
-    schedule = denoiser.schedule
-    asked = t.clamp(min=schedule.first_time)
-    alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(asked))
-    x_0 = denoiser(x_t, asked)
-    noise = (x_t - alpha * x_0) / sigma
-    if not (t < asked).any():
-        return x_0, noise
-    alpha, sigma = (per_image(c, x_t) for c in schedule.coefficients(t))
-    return select(t < asked, (x_t - sigma * noise) / alpha, x_0), noise
-
-
-def clean_image(denoiser: Denoiser, x_t: Images, t: Times) -> Images:
-    """The clean image alone, `predict` without its noise. One network call."""
-    return predict(denoiser, x_t, t)[0] if (t < denoiser.schedule.first_time).any() else denoiser(x_t, t)
-
+from nearfar.tensors import Images, TimeGrid, Times, per_image, select
 
 STEPS = 20
 
 OnStep = Callable[[int, Images], None]
 """Called after each solver step with `(step, state)`; steps count from 1."""
 
-History = tuple[Images, Times]
-"""What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio."""
+History = tuple[Tensor, ...]
+"""What a multistep solver remembers of the step before: the clean estimate and its log noise-to-signal ratio; for the
+local prior both the estimate and the noise that followed it, by frequency, and the ratio."""
 
 
 @runtime_checkable
@@ -272,6 +154,79 @@ class DPMSolverPPSDE(DPMSolverPP):
     stochastic: ClassVar[bool] = True
 
 
+@dataclass(frozen=True)
+class LocalPrior:
+    """Fresh noise with the variance of what the network does not know, by frequency (`local_prior`): exact for Gaussian
+    images, with the denoiser's own profile. One network call a step.
+
+    A denoiser without a profile is stepped by `used`'s stand-in.
+    """
+
+    stochastic: ClassVar[bool] = True
+    invertible: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def step(
+        self, denoiser: Denoiser, x: Images, t: Times, s: Times, noise: NoiseStream | None, history: History | None
+    ) -> tuple[Images, History | None]:
+        profile = profile_of(denoiser)
+        if profile is None:
+            return used(self, denoiser).step(denoiser, x, t, s, noise, history)
+        (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
+        rho_t = sigma_t / alpha_t
+        kept, gain = (ratio := decay(rho_t, sigma / alpha) ** 2), alpha * (1 - ratio)
+        clean = known(denoiser, profile, x, t)
+        within = s >= denoiser.schedule.first_time
+        estimate = clean + unexplained(profile, clean, rho_t, sigma / alpha, history, within)
+        unknown = profile.unknown(rho_t)
+        deviation = ((sigma**2 * (1 - kept))[:, None, None] + gain[:, None, None] ** 2 * unknown).clamp(min=0).sqrt()
+        fresh = torch.zeros_like(clean) if noise is None else frequencies(noise.draw(), profile)
+        fresh = fresh * profile.spread(deviation, clean)
+        moved = states_of(per_image(gain, x) * estimate + fresh, profile)
+        # alpha / alpha_t * kept, where alpha_t may be 0
+        stays = sigma / sigma_t * decay(rho_t, sigma / alpha)
+        return per_image(stays, x) * x + moved, (clean, fresh / per_image(alpha, x), rho_t.log())
+
+
+def known(denoiser: Denoiser, profile: Profile, x: Images, t: Times) -> Tensor:
+    """The prediction by frequency. Below the first level that the network knows, as the local prior has it."""
+    schedule = denoiser.schedule
+    clean = frequencies(clean_image(denoiser, x, t), profile)
+    below = t < schedule.first_time
+    if not below.any():
+        return clean
+    rho, first = schedule.ratio(t), schedule.ratio(t.clamp(min=schedule.first_time))
+    ratio = profile.unknown(rho) / profile.unknown(first) * (first / rho)[:, None, None]
+    state = frequencies(x / per_image(schedule.coefficients(t)[0], x), profile)
+    return select(below, state + profile.spread(ratio, clean) * (clean - state), clean)
+
+
+def unexplained(
+    profile: Profile, clean: Tensor, rho_t: Times, rho: Times, history: History | None, within: Bool[Tensor, " batch"]
+) -> Tensor | float:
+    """Where the clean estimate goes on to: its change since the step before, less what that step's noise explains."""
+    if history is None:
+        return 0.0
+    before, noise, log_before = history
+    ahead = extrapolation(rho_t.log(), rho.log(), log_before, within)
+    explained = profile.unknown(rho_t) / rho_t[:, None, None] ** 2
+    weight = ahead[:, None, None] * profile.weight()
+    return profile.spread(weight, clean) * (clean - before - profile.spread(explained, clean) * noise)
+
+
+def profile_of(denoiser: Denoiser) -> Profile | None:
+    """What was measured of the network behind a denoiser, if anything was."""
+    return getattr(denoiser, "profile", None)
+
+
+def used(solver: Solver, denoiser: Denoiser) -> Solver:
+    """The solver itself, or SDE-DPM-Solver++(2M) where it needs a profile and the denoiser has none."""
+    missing = isinstance(solver, LocalPrior) and profile_of(denoiser) is None
+    return DPMSolverPPSDE() if missing else solver
+
+
 def explicit(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Times, Times]:
     """What the deterministic DDIM step from t to s multiplies the state and the noise with."""
     (alpha_t, sigma_t), (alpha, sigma) = (schedule.coefficients(time) for time in (t, s))
@@ -296,8 +251,14 @@ def extrapolate(
     if history is None:
         return x_0, (x_0, log_ratio)
     before, log_before = history
-    weight = ((log_ratio - rho.log()) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
-    return x_0 + per_image(torch.where(within, weight, 0.0), x_0) * (x_0 - before), (x_0, log_ratio)
+    weight = extrapolation(log_ratio, rho.log(), log_before, within)
+    return x_0 + per_image(weight, x_0) * (x_0 - before), (x_0, log_ratio)
+
+
+def extrapolation(log_ratio: Times, log_next: Times, log_before: Times, within: Bool[Tensor, " batch"]) -> Times:
+    """Half a step ahead in units of the step before; 0 at the ends."""
+    weight = ((log_ratio - log_next) / (2 * (log_before - log_ratio))).nan_to_num(nan=0, posinf=0, neginf=0)
+    return torch.where(within, weight, 0.0)
 
 
 SOLVERS: dict[str, Solver] = {
@@ -306,6 +267,7 @@ SOLVERS: dict[str, Solver] = {
     "heun": Heun(),
     "dpm++": DPMSolverPP(),
     "dpm++sde": DPMSolverPPSDE(),
+    "local-prior": LocalPrior(),
 }
 SOLVER = SOLVERS["dpm++sde"]
 """The default wherever new images are made."""

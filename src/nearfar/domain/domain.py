@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.schedule import Level, NoiseSchedule
-from nearfar.diffusion.solver import STEPS, Denoiser, OnStep, Sampling, Solver
+from nearfar.diffusion.solver import STEPS, OnStep, Sampling, Solver
 from nearfar.domain.guards import Guards, distinct
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.conversion import as_images

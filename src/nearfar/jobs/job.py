@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import from_epsilon
 from nearfar.diffusion.noise import SecretKey, fingerprint
 from nearfar.diffusion.schedule import WARP, Level
-from nearfar.diffusion.solver import OnStep, Sampling, from_epsilon
+from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.errors import ModelWarning
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.manifest import CONFIDENTIAL, Manifest, Record, has_content, salt_path, write_whole, writing
 from nearfar.io.pictures import Frame, encode, read_picture
 from nearfar.models.model import FrozenModel, check_batch_size, default_batch_size
-from nearfar.sampling.inversion import solver_name
+from nearfar.sampling.inversion import solver_settings
 from nearfar.sampling.local_sampling import sample_near
 from nearfar.tensors import ImageContract, Images
 
@@ -153,7 +154,7 @@ def trajectory_settings(model: FrozenModel, sampling: Sampling, fit: FitMode) ->
         **sampling.level.describe(model.schedule),
         "steps": sampling.steps,
         "warp": WARP,
-        "solver": solver_name(sampling.solver),
+        **solver_settings(sampling.solver, model.denoiser),
         "precision": model.precision,
         "fit": str(fit),
     }

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.solver import Network
+from nearfar.diffusion.denoiser import Network
 from nearfar.errors import first_line
 
 SHAPES = 4

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.solver import Network, NetworkDenoiser
+from nearfar.diffusion.denoiser import Network, NetworkDenoiser
 from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import folder_digest, load_part, read_license, reading
@@ -28,6 +28,7 @@ from nearfar.models.networks import Conventions, read_scheduler, unconditional
 from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.original.mixer import MIXER, ScoreMixer, give_weights, make_mixer
 from nearfar.models.original.network import SavedNetwork, kind_of
+from nearfar.models.profiles import kept_profile
 from nearfar.models.prompts import Request, TextFamily, check_request, encode_live_prompt, encode_prompt, text_family
 from nearfar.models.unet import PixelUNet
 from nearfar.models.unet_files import count_weights, fill, pixel_unet, understood
@@ -107,12 +108,18 @@ def load_model(
     request = Request(prompt, negative_prompt, float(guidance), label, size, sampled)
     parts = parts_of(source, dtype, force, revision=revision, download=download)
     with reading(parts.source):
-        model = assemble(parts, request, device, dtype)
+        model = with_profile(assemble(parts, request, device, dtype), parts.folder)
     if device.type == "cuda":
         model = on_gpu(model, tf32, graphs and parts.family is None)
     for note in (*parts.notes, *notes_on(model)):
         warnings.warn(note, ModelWarning, stacklevel=2)
     return model
+
+
+def with_profile(model: FrozenModel, folder: DiffusersFolder | None) -> FrozenModel:
+    """The model with the profile that was kept of it, if one was."""
+    profile = kept_profile(model, folder.root if folder else None)
+    return replace(model, denoiser=replace(cast(NetworkDenoiser, model.denoiser), profile=profile))
 
 
 def parts_of(source: Any, dtype: torch.dtype, force: bool, **where: Any) -> Parts:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import Denoiser
 from nearfar.errors import UsageError
 from nearfar.io.conversion import as_images, as_pil_images
 from nearfar.io.notebook import html_table, summary

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.diffusion.schedule import FLOW, VARIANCE_PRESERVING, NoiseSchedule
-from nearfar.diffusion.solver import (
+from nearfar.diffusion.denoiser import (
     PREDICTIONS,
     Inputs,
     Network,
@@ -27,6 +26,7 @@ from nearfar.diffusion.solver import (
     rescaled_time,
     sigma_as_time,
 )
+from nearfar.diffusion.schedule import FLOW, VARIANCE_PRESERVING, NoiseSchedule
 from nearfar.errors import UsageError, first_line
 from nearfar.models.original.mixer import ScoreMixer
 from nearfar.models.unet import PixelUNet

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nearfar.diffusion.solver import Network
+from nearfar.diffusion.denoiser import Network
 from nearfar.errors import UsageError
 from nearfar.models import networks
 from nearfar.models.folder import check_complete, check_size, check_weights, reading, variant_of

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser
+from nearfar.diffusion.local_prior import Profile
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level, NoiseSchedule
-from nearfar.diffusion.solver import SOLVER, STEPS, Denoiser, OnStep, Sampling, Solver
+from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling, Solver, profile_of
 from nearfar.errors import UsageError
 from nearfar.io.conversion import as_tensor, hand_over, is_array_of_floats
 from nearfar.models.model import FrozenModel, LatentSpace, checked_model
@@ -140,6 +142,10 @@ class ConsistentDenoiser:
     @property
     def schedule(self) -> NoiseSchedule:
         return self.denoiser.schedule
+
+    @property
+    def profile(self) -> Profile | None:
+        return profile_of(self.denoiser)
 
     def __call__(self, x_t: Images, t: Times) -> Images:
         estimate = self.space.decode(self.denoiser(x_t, t))

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from nearfar.diffusion.bdia import BDIA, PAIR, toward_clean, toward_noise
+from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
 from nearfar.diffusion.schedule import Amount, Level
-from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, OnStep, Sampling, Solver
+from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, LocalPrior, OnStep, Sampling, Solver, profile_of
 from nearfar.errors import UsageError
 from nearfar.io.conversion import as_images
 from nearfar.models.model import FrozenModel, checked_model
@@ -162,6 +163,16 @@ def check_invertible(solver: Solver) -> Solver:
     if not solver.invertible:
         raise UsageError(f"{solver} cannot run toward noise: invert with FixedPointDDIM, Heun or DDIM(eta=0)")
     return solver
+
+
+def solver_settings(solver: Solver, denoiser: Denoiser) -> dict[str, str]:
+    """What decides the pixels of a solver: its name, and the profile where it uses one. Refuses one that lacks its."""
+    if not isinstance(solver, LocalPrior):
+        return {"solver": solver_name(solver)}
+    profile = profile_of(denoiser)
+    if profile is None:
+        raise UsageError("local-prior needs the model's profile, and none is known: nearfar models profile measures it")
+    return {"solver": solver_name(solver), "profile": profile.digest()}
 
 
 def solver_name(solver: Solver) -> str:

@@ -6,7 +6,7 @@ the model's own domain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -152,10 +152,17 @@ def own_samples(
     Sample `i` depends on the model, the seed and `i`, not on `count`. first: begin with that one of the `count`.
     Returns float32 images in [-1, 1] on the CPU. Cost: `solver.calls(steps)` network calls for each batch.
     """
-    sampling, images = Sampling(Level(strength=1.0), steps, solver), []
-    for numbers in torch.split(torch.arange(first, count), batch_size):
+    sampling = Sampling(Level(strength=1.0), steps, solver)
+    wanted = range(first, count)
+    return torch.cat([decode(model, one) for one in own_latents(model, wanted, sampling, seed, batch_size, on_step)])
+
+
+def own_latents(
+    model: FrozenModel, wanted: range, sampling: Sampling, seed: int, batch_size: int, on_step: OnStep | None = None
+) -> Iterator[Latents]:
+    """The same before they are decoded, a batch at a time. wanted: their numbers. sampling: from pure noise."""
+    for numbers in torch.split(torch.tensor(wanted), batch_size):
         noise = numbered_noise(model, "own sample", numbers.tolist(), seed, 1 + draws_of_steps(sampling))
         times, drawn = sampling.level.times(model.schedule, len(numbers)), noise.draw()
         noisy = model.schedule.add_noise(torch.zeros_like(drawn), times, drawn)
-        images.append(decode(model, descend(model, noisy, sampling, noise, on_step)))
-    return torch.cat(images)
+        yield descend(model, noisy, sampling, noise, on_step)

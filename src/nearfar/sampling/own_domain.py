@@ -11,7 +11,7 @@ from torch import Tensor
 from nearfar.diffusion.solver import SOLVER, STEPS, OnStep
 from nearfar.models.kept import find, kept
 from nearfar.models.model import FrozenModel
-from nearfar.sampling.inversion import solver_name
+from nearfar.sampling.inversion import solver_settings
 from nearfar.sampling.local_sampling import BATCH, own_samples
 from nearfar.tensors import Images
 
@@ -31,17 +31,17 @@ def own_domain(
         return (made + 1).mul(127.5).round().to(torch.uint8)
 
     shape = (model.image.channels, model.image.size, model.image.size)
-    return kept(model, WORD, settings_of(seed), (count, *shape), make).float() / 127.5 - 1
+    return kept(model, WORD, settings_of(model, seed), (count, *shape), make).float() / 127.5 - 1
 
 
 def own_calls(model: FrozenModel, count: int, *, seed: int = 0, batch_size: int = BATCH) -> int:
     """Network calls that `own_domain` would cost now, each for a batch."""
     shape = (model.image.channels, model.image.size, model.image.size)
-    there = find(model, WORD, settings_of(seed), shape)
+    there = find(model, WORD, settings_of(model, seed), shape)
     lacking = max(0, count - (0 if there is None else len(there)))
     return math.ceil(lacking / batch_size) * SOLVER.calls(STEPS)
 
 
-def settings_of(seed: int) -> dict[str, Any]:
+def settings_of(model: FrozenModel, seed: int) -> dict[str, Any]:
     """What decides them besides the model."""
-    return {"seed": seed, "steps": STEPS, "solver": solver_name(SOLVER)}
+    return {"seed": seed, "steps": STEPS, **solver_settings(SOLVER, model.denoiser)}

@@ -113,7 +113,7 @@ def own_representation(
     Cost for each batch: that of `own_domain` and of `reconstruct`; nothing where the figures are kept already.
     """
     way = {**sampling.level.describe(model.schedule), "steps": sampling.steps, "warp": WARP}
-    settings = {**way, "solver": solver_name(sampling.solver), "samples": settings_of(seed)}
+    settings = {**way, "solver": solver_name(sampling.solver), "samples": settings_of(model, seed)}
 
     def make(begun: int) -> Tensor:
         samples = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)[begun:]

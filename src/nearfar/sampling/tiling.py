@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nearfar.diffusion.denoiser import Denoiser
+from nearfar.diffusion.local_prior import Profile
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import Denoiser
+from nearfar.diffusion.solver import profile_of
 from nearfar.errors import UsageError
 from nearfar.models.model import OVERLAP
 from nearfar.tensors import Images, Times
@@ -48,6 +50,10 @@ class TiledDenoiser:
     @property
     def schedule(self) -> NoiseSchedule:
         return self.denoiser.schedule
+
+    @property
+    def profile(self) -> Profile | None:
+        return profile_of(self.denoiser)
 
     def __call__(self, x_t: Images, t: Times) -> Images:
         """The clean estimates of canvases no smaller than a tile, each with its own time."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from nearfar.diffusion.denoiser import PREDICTIONS, NetworkDenoiser, from_epsilon, predict
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import PREDICTIONS, NetworkDenoiser, from_epsilon, predict
 from oracle import GaussianDenoiser
 
 DDPM = NoiseSchedule.variance_preserving(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))

@@ -17,12 +17,13 @@ import torch
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import SOLVERS, DPMSolverPPSDE, decay, solve
-from oracle import GaussianDenoiser
+from oracle import GaussianDenoiser, profile_of_channels
 
 STRENGTHS = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)  # one batch, one image each
 # One Gaussian for each of four channels: standard deviations from 0.3 to 1.7 of a scale where images span [-1, 1].
 MEAN = torch.tensor([0.3, -0.5, 0.1, -0.1], dtype=torch.float64)[None, :, None, None]
 VARIANCE = torch.tensor([0.1, 0.3, 1.0, 3.0], dtype=torch.float64)[None, :, None, None]
+PROFILE = profile_of_channels(VARIANCE, 32)
 INPUT = MEAN + 1.5 * VARIANCE.sqrt()  # off the mean, so that the share that survives shows in the mean
 
 
@@ -44,7 +45,14 @@ SCHEDULES = {
 
 # Steps and warp of the grid, so that discretization stays below 2 % of every variance at every strength. The error of
 # a first-order solver falls as 1/N, that of the others as 1/N^2; the warp puts steps where the narrow Gaussian is made.
-GRIDS = {"ddim": (300, 1.5), "ancestral": (650, 1.8), "heun": (60, 1.5), "dpm++": (60, 1.5), "dpm++sde": (100, 2.5)}
+GRIDS = {
+    "ddim": (300, 1.5),
+    "ancestral": (650, 1.8),
+    "heun": (60, 1.5),
+    "dpm++": (60, 1.5),
+    "dpm++sde": (100, 2.5),
+    "local-prior": (20, 2.0),
+}
 EXCEPTIONS = {
     # Sigma grows by 0.9 % an entry but by all of it below the first, and the 2M rule extrapolates over that bend.
     ("dpm++sde", "variance exploding"): (200, 2.5),
@@ -98,7 +106,7 @@ def exact_return(solver, denoiser, grid):
 def check_exact_return(name, schedule, solver=None, wrap=lambda denoiser: denoiser):
     """Every mean within 2 % of a standard deviation of the data, every variance within 2 %."""
     solver = solver or SOLVERS[name]
-    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN, VARIANCE)
+    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN, VARIANCE, PROFILE)
     start = denoiser.schedule.time_of_strength(STRENGTHS)
     mean, variance = exact_return(solver, wrap(denoiser), grid_of(name, schedule, start))
     expected_mean, expected_variance = expected_return(solver, denoiser, start, mean.shape)
@@ -117,7 +125,7 @@ def test_mean_and_variance_of_a_return_are_the_closed_forms(solver, schedule):
 
 def samples(solver, schedule, stream):
     """z-scores of 4096 pixels for each strength: standard normal if, and only if, the closed forms hold."""
-    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN.float(), VARIANCE.float())
+    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN.float(), VARIANCE.float(), PROFILE)
     start = denoiser.schedule.time_of_strength(STRENGTHS)
     shape = (len(STRENGTHS), 4, 32, 32)
     noisy = denoiser.schedule.add_noise(INPUT.float().expand(shape), start, stream.draw())
@@ -155,7 +163,7 @@ def test_sampled_returns_have_the_closed_mean_and_variance(solver):
 @each_schedule
 @each_solver
 def test_at_strength_1_the_output_does_not_depend_on_the_input_at_all(solver, schedule):
-    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN.float(), VARIANCE.float())
+    denoiser = GaussianDenoiser(SCHEDULES[schedule], MEAN.float(), VARIANCE.float(), PROFILE)
     start = denoiser.schedule.time_of_strength(torch.ones(6, dtype=torch.float64))
 
     def local_sample(x):

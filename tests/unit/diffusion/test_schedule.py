@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from nearfar.diffusion.denoiser import NetworkDenoiser, from_v
 from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import SOLVERS, NetworkDenoiser, from_v, solve
+from nearfar.diffusion.solver import SOLVERS, solve
 from nearfar.errors import UsageError
 
 CONFIGS = {

@@ -7,8 +7,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
+from nearfar.diffusion.denoiser import predict
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.diffusion.solver import predict
 from nearfar.domain.guards import Capture, Guards, Quality, distinct, rates, recolored
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import inverse_cosines

@@ -17,9 +17,10 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from nearfar.diffusion.denoiser import from_epsilon, from_v
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level, NoiseSchedule
-from nearfar.diffusion.solver import Sampling, from_epsilon, from_v
+from nearfar.diffusion.solver import Sampling
 from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import PART, manifest_path, read_manifest

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nearfar.diffusion.solver import PREDICTIONS, from_epsilon, from_sample
+from nearfar.diffusion.denoiser import PREDICTIONS, from_epsilon, from_sample
 from nearfar.errors import UsageError
 from nearfar.models.folder import folder_digest
 from nearfar.models.loading import load_model
