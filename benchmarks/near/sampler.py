@@ -8,7 +8,7 @@ reference is the ancestral step (Ho et al., arXiv 2006.11239) with 1,000 steps f
 starts from pure noise. Noise of the level is the same in both, that of the steps is not.
 
 * power: mean square of the cosine transform's coefficients, over that of the reference, for each band of half cycles
-* retention: slope on the original for each band, less the reference's; similarity: cosine of a recognizer's embeddings
+* retention: slope on the original for each band, less the reference's
 * detail: energy of the Laplacian over the reference's; kernel: distance in the model's own features to the reference
 """
 
