@@ -147,7 +147,7 @@ def test_a_picture_with_an_exif_turn_fails_unless_its_boxes_are_said_to_be_uprig
         (["--regions", "boxes", "--detector", "x.onnx"], "--detector goes with --regions faces"),
         (["--regions", "boxes", "--least-score", 0], "--least-score goes with --regions faces"),
         (["--regions", "boxes", "--fit", "cover"], "--fit is for whole images: leave it out with --regions"),
-        (["--regions", "boxes", "--calibration", "c.json"], "--calibration was measured on whole images"),
+        (["--regions", "boxes", "--calibration", __file__], "--calibration was measured on whole images"),
         (["--regions", "boxes", "--margin", 0], "margin must be in [0.001, 2], got 0"),
         (["--regions", "boxes", "--box-classes", "dog"], "no box is of class 'dog': choose from 0, cell, plate"),
         (["--regions", "boxes", "--report", "{out}/page.html"], "must not lie in"),

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from folders import contents
+from nearfar.cli.options import ModelChoice
 from nearfar.io.manifest import manifest_path, read_manifest
 
 
@@ -111,7 +112,8 @@ def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(
     source, tmp_path, monkeypatch, nearfar, command, options, sentence
 ):
     monkeypatch.chdir(tmp_path)
-    result = nearfar(command, "in", "out", "--model", "missing", *options)
+    monkeypatch.setattr(ModelChoice, "load", lambda _: pytest.fail("a model was loaded"))
+    result = nearfar(command, "in", "out", *options)
     assert result.exit_code == 2
     assert sentence in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

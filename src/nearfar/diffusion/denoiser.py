@@ -104,7 +104,7 @@ class NetworkDenoiser:
     prediction: Prediction = from_epsilon
     dtype: torch.dtype = torch.float32
     inputs: Inputs = as_they_are
-    profile: Profile | None = None
+    profile: Profile | None = field(default=None, repr=False)
 
     def __call__(self, x_t: Images, t: Times) -> Images:
         alpha, sigma = self.schedule.coefficients(t)

@@ -92,7 +92,7 @@ def test_the_page_and_its_json_say_the_same_and_pass_no_verdict(found, tmp_path)
     led_back = [view.name for view in found.views if f"Led back to their originals by {view.name}" in page]
     assert led_back
     assert page.count("<img ") == 3 + len(led_back)
-    assert page.count("<svg ") == 2
+    assert page.count('<svg class="plot"') == 2
     assert 'src="http' not in page
     for some in content["figures"].values():
         for figure in some:
