@@ -166,7 +166,6 @@ def keep(
     rest = {name: value for name, value in settings.items() if name not in method}
     count = len(work.sample.names)
     calibration = Calibration(method, rest, count, CONFIDENCE, tuple(targets), found)
-    save_calibration(calibration, file)
     failed = [{"name": entry.name, "reason": entry.reason} for entry in work.sample.failed]
     content = {
         "settings": settings,
@@ -178,4 +177,5 @@ def keep(
         "exit_code": SOME_FAILED if failed or found.strength is None else DONE,
     }
     write_calibration_report(page, calibration, content, work.along(shown_strengths(found), SHOWN))
+    save_calibration(calibration, file)
     return content | {"file": str(file), "report": str(page)}

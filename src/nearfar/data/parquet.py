@@ -138,7 +138,12 @@ def pack_data_set(path: Path, made: Path, rows: Sequence[Mapping[str, Any]], tar
             yield {**row_before, **kept, image: content, **{name: row.get(name) for name in extra}}
 
     cache, tag = str(target.with_name("cache")), sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    done = datasets.Dataset.from_generator(copies, features=features, cache_dir=cache, fingerprint=tag)
+    try:
+        done = datasets.Dataset.from_generator(copies, features=features, cache_dir=cache, fingerprint=tag)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):  # the library's own error hides that a file is gone or the disk full
+            raise error.__cause__ from None
+        raise
     if target.suffix == ".parquet":
         done.to_parquet(str(target))
     else:

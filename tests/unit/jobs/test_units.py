@@ -339,6 +339,20 @@ def test_a_shard_that_loses_images_while_it_is_packed_is_no_success(augment, sha
         augment(shards)
 
 
+def test_a_copy_that_goes_while_a_data_set_is_packed_ends_with_its_name(augment, data_set, tmp_path, monkeypatch):
+    data_set.to_parquet(str(tmp_path / "train.parquet"))
+    pack = record_sets.pack_data_set
+
+    def without_one(path, made, rows, target):
+        next(made.glob("*.png")).unlink()
+        pack(path, made, rows, target)
+
+    monkeypatch.setattr(record_sets, "pack_data_set", without_one)
+    with pytest.raises(RunError, match=r"cannot write .*train\.parquet \(No such file or directory\)"):
+        augment(tmp_path / "train.parquet")
+    assert not (tmp_path / "out" / "train.parquet").exists()
+
+
 def test_a_finished_shard_that_goes_while_the_others_are_made_is_an_error(augment, shards, monkeypatch):
     pack = record_sets.pack_shard
 
