@@ -39,7 +39,6 @@ from torch import Tensor
 from benchmarks.near.deep_image_prior import deep_image_prior
 from benchmarks.support.common import faces as lfw_faces
 from benchmarks.support.common import write_result
-from nearfar.cli.demo import ASTRONAUT_FACE
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import WARP, NoiseSchedule
 from nearfar.metrics.features import efficientnet_features, perceptual_distance
@@ -51,6 +50,7 @@ from nearfar.sampling import tiling
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.enhancement import enhance, proposed_strength
 from nearfar.sampling.tiling import grid_at
+from nearfar.web.figures import ASTRONAUT_FACE
 
 FACES, OTHERS, CROP, FEW = 64, 200, 64, 16
 CANVAS, SEAM_SCALE = (256, 1024), 8

@@ -51,3 +51,21 @@ class ImageContract:
         if not images.isfinite().all() or images.abs().max() > 1:
             span = f"{images.min().item():g} to {images.max().item():g}"
             raise UsageError(f"images must lie in [-1, 1], got values from {span}: divide 8-bit by 127.5, less 1")
+
+
+def unpatched(states: Tensor, factor: int) -> Tensor:
+    """Patches of pixels, their channels in the order row, column, color, as images."""
+    if factor == 1:
+        return states
+    batch, channels, rows, columns = states.shape
+    cells = states.reshape(batch, factor, factor, channels // factor**2, rows, columns)
+    return cells.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, rows * factor, columns * factor)
+
+
+def patched(images: Tensor, factor: int) -> Tensor:
+    """The inverse of `unpatched`."""
+    if factor == 1:
+        return images
+    batch, channels, height, width = images.shape
+    cells = images.reshape(batch, channels, height // factor, factor, width // factor, factor)
+    return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // factor, width // factor)

@@ -23,15 +23,6 @@ SAME_AGAIN = ("untrained", "one output")
 """Attackers that repeat another's question on a part of the outputs."""
 FACES_FOUND = "outputs in which a face is found"
 
-HEADLINES = {
-    "rank1": "share of outputs that the worst attacker leads back",
-    "psnr": "PSNR, dB, mean",
-    "ssim": "SSIM, mean",
-    "faces": "share of outputs in which a face is found",
-    "accuracy": "of a classifier that learned from the outputs",
-    "key": "correlation with the original after a walk back with the key",
-    "mu": "of the Gaussian mechanism, at the greatest distance of two originals",
-}
 NAMED = {
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -41,6 +32,7 @@ NAMED = {
     "mu": "Gaussian mechanism, mu at the greatest distance",
 }
 """Which figure each of these is; `rank1` is the worst attacker's."""
+HEADLINES = ("rank1", *NAMED)
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ def eyes_of(network: str) -> str:
 
 def answer(audit: Audit) -> list[tuple[str, str]]:
     """Five sentences, each with a word before it that says of what."""
-    figures = [figure for some in audit.sections.values() for figure in some]
+    figures = audit.figures
     return [
         ("found", who_finds(attackers(figures))),
         ("lost", what_is_lost(figures)),

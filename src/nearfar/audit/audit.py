@@ -101,11 +101,16 @@ class Audit:
     views: list[View]
     rejected: list[Rejected]
 
+    @property
+    def figures(self) -> list[Figure]:
+        """Those of all sections."""
+        return [figure for some in self.sections.values() for figure in some]
+
     def content(self) -> dict[str, Any]:
         """All of it for machines."""
         return {
             "answer": dict(answer(self)),
-            "headlines": headlines([figure for some in self.sections.values() for figure in some]),
+            "headlines": headlines(self.figures),
             "settings": self.settings,
             "counts": self.counts,
             "figures": {name: [asdict(figure) for figure in some] for name, some in self.sections.items()},

@@ -198,31 +198,33 @@ def anonymize(
     only faces or boxes are replaced: docs/regions.md.
     """
     from nearfar.diffusion.solver import SOLVERS
-    from nearfar.jobs.places import check_places
     from nearfar.jobs.regions import region_job
 
     options = trajectory.options(0.35, method.solver, SOLVERS) | {"keep_metadata": method.keep_metadata}
     calibration = calibrated.read(trajectory, parts.regions)
-    check_places(folders.source, folders.out, how.resume)
     key = open_key(method.key_file, folders)
     search = parts.search(folders.source, trajectory.fit)
     model = choice.load()
     job = calibrated.job(model, calibration, key=key, **options)
     job = region_job(job, search, method.keep_metadata) if search else job
-    more = [*calibrated.lines(calibration), *parts.lines(), *odd_ones(folders.source)]
+    more = [*calibrated.lines(calibration), *parts.lines()]
     after = parts.after(job, search, folders)
     carry_out_job(
-        job, model, folders, how,
-        more=lambda _: more, before=lambda: keep_key(key, method.key_file), after=after,
-    )  # fmt: skip
+        job,
+        model,
+        folders,
+        how,
+        more=lambda plan: [*more, *odd_ones(folders.source, plan)],
+        before=lambda: keep_key(key, method.key_file),
+        after=after,
+    )
 
 
-def odd_ones(source: Path) -> Lines:
+def odd_ones(source: Path, plan: Plan) -> Lines:
     """Pictures that may not have been meant: replaced like all others, as nothing may stay as it is, and told."""
     from nearfar.data.companions import hidden, label_pictures
-    from nearfar.io.listing import list_folder
 
-    names = [item.name for item in list_folder(source).items]
+    names = [item.name for item in plan.listing.items]
     masks, aside = sorted(label_pictures(source, names)), [name for name in names if hidden(name)]
     kinds = {"look like masks or labels of others": masks, "lie in hidden folders": aside}
     return [

@@ -107,8 +107,7 @@ def outcome(measured: Audit, page: Path, full: bool, limits: Sequence[Limit]) ->
         say("missing", f"BEFORE/{name}: original without an output")
     if len(lost) > SHOWN:
         say("missing", f"{len(lost) - SHOWN} more: in the JSON beside the page")
-    figures = [figure for some in measured.sections.values() for figure in some]
-    broken = [text for limit in limits if (text := limit.broken_by(figures))]
+    broken = [text for limit in limits if (text := limit.broken_by(measured.figures))]
     for text in broken:
         say("limit", text)
     code = OVER_LIMIT if broken else SOME_FAILED if measured.rejected else DONE

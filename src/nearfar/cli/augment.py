@@ -69,11 +69,9 @@ def augment(folders: Sources, *, wanted: Wanted, making: MakingOptions, choice: 
     WebDataset shards (.tar) come out as what they were. docs/augment.md has the details.
     """
     from nearfar.jobs.augment import augmentation
-    from nearfar.jobs.places import check_places
     from nearfar.jobs.units import check_wishes, units_of
 
     options, units = job_options(making), units_of(folders.source)
-    check_places(folders.source, folders.out, how.resume)
     if units:
         check_wishes(units, wanted)
         augment_data_sets(choice.load(), folders, wanted, how, options, units)

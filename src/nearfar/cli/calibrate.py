@@ -138,9 +138,15 @@ def measuring(
 
 def about(work: Measuring, targets: list[Target], settings: dict[str, Any]) -> Lines:
     """What is about to be done and what it costs."""
+    from nearfar.jobs.calibrate import THINNED
+
     sample = work.sample
     people = f" of {settings['people']} people" if settings["people"] else ""
-    cost = f"at most {work.cost(len(targets))} network calls for {work.batch_size} images each, and the features"
+    search, pictures = work.cost(len(targets)), (THINNED + 1) * work.solver.calls(work.steps)
+    cost = (
+        f"at most {search} network calls for {work.batch_size} images each, {pictures} for the {SHOWN} images on the "
+        "page, and the features"
+    )
     return [
         ("model", model_line(work.model)),
         ("targets", "; ".join(map(str, targets))),

@@ -77,7 +77,8 @@ def carry_out_job(
         before()
         done = run_shown(job, folders.out, plan)
         more = after(plan, done)
-        check_standing(job, folders.out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
+        if more:  # it took its time, in which something may have gone
+            check_standing(job, folders.out, set(plan.names))
         return outcome(done, folders, job, more)
 
     carry_out([*about(model, job, plan), *more(plan)], planned(job, plan), how, work)

@@ -20,11 +20,10 @@ from nearfar.jobs.run import plan_run, run
 from nearfar.models.loading import load_model
 from nearfar.models.model import FrozenModel
 from nearfar.reports.page import Report, contact_sheet, folded, linked, paragraph, table
+from nearfar.web.figures import ASTRONAUT_FACE
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
 SHOWN_FACES = 7
-ASTRONAUT_FACE = (166, 67, 284, 185)
-"""Left, upper, right, lower: the face as large and as high in the square as the bundled model knows faces."""
 
 TITLE = "Near images of {count} photographs"
 TEXTS = (

@@ -42,14 +42,12 @@ def enhance(folders: Folders, *, enlarging: Enlarging, choice: ModelChoice, how:
     """
     from nearfar.io.listing import list_folder
     from nearfar.jobs.enhance import enhance_job
-    from nearfar.jobs.places import check_places
     from nearfar.sampling.enhancement import Enlargement
 
     options, free = job_options(enlarging), enlarging.no_consistency
     of_job = {name: options.pop(name) for name in ("seed", "batch_size", "keep_metadata")}
     del options["no_consistency"]
     enlargement = Enlargement(**options, consistency=not free)
-    check_places(folders.source, folders.out, how.resume)
     model = choice.load()
     job = enhance_job(model, enlargement, **of_job, files=len(list_folder(folders.source).items))
     calls = enlargement.cascade * enlargement.solver.calls(enlargement.steps)

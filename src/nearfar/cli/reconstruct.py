@@ -41,13 +41,11 @@ def reconstruct(
     report beside it: error and cost of every image, a sheet, and a verdict measured on the model's own samples.
     --strength is 0.9 unless given.
     """
-    from nearfar.jobs.places import check_places
     from nearfar.jobs.reconstruct import reconstruct_job
     from nearfar.reports.reconstruct import check_report, cost, write_report_on
     from nearfar.sampling.inversion import RECONSTRUCTORS
 
     options = trajectory.options(0.9, verdict.solver, RECONSTRUCTORS)
-    check_places(folders.source, folders.out, how.resume)
     page = check_report(verdict.report, folders.source, folders.out, verdict.own_samples)
     model = choice.load()
     job = reconstruct_job(model, keep_metadata=verdict.keep_metadata, **options)
@@ -74,13 +72,11 @@ def invert(
     Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
     unless given.
     """
-    from nearfar.jobs.places import check_places
     from nearfar.jobs.reconstruct import invert_job
     from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
 
     options = trajectory.options(0.9, solver, RECONSTRUCTORS)
     check_invertible(options["sampling"].solver)
-    check_places(folders.source, folders.out, how.resume)
     model = choice.load()
     carry_out_job(invert_job(model, **options), model, folders, how)
 

@@ -60,7 +60,7 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
     from nearfar.reports.domain import fitted_images, write_sample_report
 
     file, out, count = wanted.file, wanted.out, wanted.count
-    page = check_sample(wanted, recipe, writing.report, how.resume)
+    page = check_sample(wanted, recipe, writing.report)
     domain, model = load_domain(file), choice.load()
     domain.check(model)
     earlier = earlier_settings(out, how.resume)
@@ -76,24 +76,22 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
             done = run(work, out, plan, report)
         fitted = fitted_images(domain, model, load_thumbnails(file), writing.show_fitted)
         content = write_sample_report(page, work.settings, domain, out, count, fitted)
-        check_standing(work, out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
+        check_standing(work, out, set(plan.names))
         return outcome(done, out, content, page)
 
     planned = {"settings": work.settings, "todo": len(plan.todo), "kept": len(plan.kept)}
     carry_out(about(model, domain, work, plan), planned, how, make)
 
 
-def check_sample(wanted: Wanted, recipe: Recipe, report: Path | None, resume: bool) -> Path:
+def check_sample(wanted: Wanted, recipe: Recipe, report: Path | None) -> Path:
     """Refuse what cannot be meant, before a model is loaded; where the report's page goes."""
     from nearfar.domain.synthesis import FAMILIES, GEOMETRIES
-    from nearfar.jobs.places import check_out
     from nearfar.jobs.sample import check_count
     from nearfar.reports.page import page_beside
 
     check_count(wanted.count)
     one_of(recipe.family, "family", FAMILIES)
     one_of(recipe.geometry, "geometry", GEOMETRIES)
-    check_out(wanted.out, resume)
     if wanted.out.resolve() in wanted.file.resolve().parents:
         raise UsageError(f"{wanted.file} must not lie in {wanted.out}, which may be shared: keep it elsewhere")
     return page_beside(report, wanted.out)

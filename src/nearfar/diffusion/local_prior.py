@@ -29,7 +29,7 @@ from torch import Tensor
 
 from nearfar.diffusion.schedule import interpolate
 from nearfar.errors import UsageError
-from nearfar.tensors import Images, Times
+from nearfar.tensors import Images, Times, patched, unpatched
 
 Spectrum = Float[Tensor, "batch channels height width"]
 
@@ -120,21 +120,3 @@ def states_of(spectrum: Spectrum, profile: Profile) -> Tensor:
     rows, columns = (cosine_basis(n).to(spectrum) for n in spectrum.shape[2:])
     turned = rows.T @ spectrum @ columns
     return patched(torch.einsum("dc,bdhw->bchw", profile.directions.to(spectrum), turned), profile.factor)
-
-
-def unpatched(states: Images, factor: int) -> Tensor:
-    """Patches of pixels, their channels in the order row, column, color, as images."""
-    if factor == 1:
-        return states
-    batch, channels, rows, columns = states.shape
-    cells = states.reshape(batch, factor, factor, channels // factor**2, rows, columns)
-    return cells.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, rows * factor, columns * factor)
-
-
-def patched(images: Images, factor: int) -> Tensor:
-    """The inverse of `unpatched`."""
-    if factor == 1:
-        return images
-    batch, channels, height, width = images.shape
-    cells = images.reshape(batch, channels, height // factor, factor, width // factor, factor)
-    return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // factor, width // factor)

@@ -11,15 +11,16 @@ so each is used where it is good, the second for the share `J` of the first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser, predict
-from nearfar.diffusion.local_prior import Profile, band_of, frequencies, unpatched
+from nearfar.diffusion.local_prior import Profile, band_of, frequencies
 from nearfar.diffusion.schedule import NoiseSchedule
-from nearfar.tensors import Images, Latents, Times, per_image
+from nearfar.tensors import Images, Latents, Times, per_image, unpatched
 
 LEVELS = 25
 LEAST, MOST = 1e-9, 0.995
@@ -48,8 +49,8 @@ def measured(
     side = clean.shape[2] * factor
     bands = int(band_of(side, clean.shape[3] * factor, side, 1 << 20).max()) + 1
     ratios = levels_of(denoiser.schedule, levels)
-    empty = Profile(ratios, torch.ones(levels, 1, bands).double(), torch.eye(1).double(), side, factor)
-    profile = directed(empty, channel_directions(clean, factor))
+    directions = channel_directions(clean, factor)
+    profile = Profile(ratios, torch.ones(levels, len(directions), bands).double(), directions, side, factor)
     generator, rows = torch.Generator().manual_seed(seed), []
     for rho in ratios.tolist():
         sums = []
@@ -59,13 +60,7 @@ def measured(
                 on_call()
         share = blended(*(torch.stack(parts).sum(0) / len(clean) for parts in zip(*sums, strict=True)))
         rows.append(rho**2 * share / (1 - share))
-    return Profile(ratios, torch.stack(rows), profile.directions, side, factor)
-
-
-def directed(profile: Profile, directions: Tensor) -> Profile:
-    """A profile that holds nothing yet, in these directions."""
-    variance = profile.variance.expand(-1, len(directions), -1)
-    return Profile(profile.ratios, variance, directions, profile.side, profile.factor)
+    return replace(profile, variance=torch.stack(rows))
 
 
 def levels_of(schedule: NoiseSchedule, count: int) -> Times:
@@ -88,10 +83,8 @@ def shares(
 
 def by_band(values: Tensor, profile: Profile) -> Shares:
     """Means over the frequencies of each band, summed over the images."""
-    place, bands = (
-        band_of(*values.shape[2:], profile.side, profile.variance.shape[-1]).flatten(),
-        profile.variance.shape[-1],
-    )
+    bands = profile.variance.shape[-1]
+    place = band_of(*values.shape[2:], profile.side, bands).flatten()
     sums = values.new_zeros(values.shape[1], bands).index_add_(1, place, values.sum(0).flatten(1))
     return sums / torch.bincount(place, minlength=bands)
 

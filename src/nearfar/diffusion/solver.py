@@ -175,18 +175,18 @@ class LocalPrior:
         if profile is None:
             return used(self, denoiser).step(denoiser, x, t, s, noise, history)
         (alpha_t, sigma_t), (alpha, sigma) = (denoiser.schedule.coefficients(time) for time in (t, s))
-        rho_t = sigma_t / alpha_t
-        kept, gain = (ratio := decay(rho_t, sigma / alpha) ** 2), alpha * (1 - ratio)
+        rho_t, rho = sigma_t / alpha_t, sigma / alpha
+        ratio = decay(rho_t, rho)
+        kept, gain = ratio**2, alpha * (1 - ratio**2)
         clean = known(denoiser, profile, x, t)
         within = s >= denoiser.schedule.first_time
-        estimate = clean + unexplained(profile, clean, rho_t, sigma / alpha, history, within)
+        estimate = clean + unexplained(profile, clean, rho_t, rho, history, within)
         unknown = profile.unknown(rho_t)
         deviation = ((sigma**2 * (1 - kept))[:, None, None] + gain[:, None, None] ** 2 * unknown).clamp(min=0).sqrt()
         fresh = torch.zeros_like(clean) if noise is None else frequencies(noise.draw(), profile)
         fresh = fresh * profile.spread(deviation, clean)
         moved = states_of(per_image(gain, x) * estimate + fresh, profile)
-        # alpha / alpha_t * kept, where alpha_t may be 0
-        stays = sigma / sigma_t * decay(rho_t, sigma / alpha)
+        stays = sigma / sigma_t * ratio  # alpha / alpha_t * kept, where alpha_t may be 0
         return per_image(stays, x) * x + moved, (clean, fresh / per_image(alpha, x), rho_t.log())
 
 

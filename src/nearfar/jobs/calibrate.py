@@ -34,6 +34,9 @@ from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import decode, noised_and_denoised
 from nearfar.tensors import Images
 
+THINNED = 8
+"""Strengths along the curve at which pictures are shown, besides the one that was found."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:

@@ -60,6 +60,11 @@ class Plan:
     batch_size: int
     salt: SecretKey
 
+    @property
+    def names(self) -> list[str]:
+        """The images of the run, those that were made before it among them."""
+        return [*(item.name for item in self.todo), *(record.name for record in self.kept)]
+
 
 def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     """List the work; nothing is written. Raises UsageError when `out` is in the way."""
@@ -132,7 +137,7 @@ def run(job: Job, out: Path, plan: Plan, report: Callable[[Progress], None] = la
         failed = {record.name for record in unwritable}
         work.carry_out([item for item in plan.todo if item.name not in failed])
         work.note([])
-        check_standing(job, out, {*(item.name for item in plan.todo), *(record.name for record in plan.kept)})
+        check_standing(job, out, set(plan.names))
     return progress
 
 
@@ -295,11 +300,11 @@ class Run:
         record = Record(name, "dropped", verdict.reason, shape, "", loaded.source_tag)
         record = replace(record, verdict=verdict.word, parents=verdict.parents)
         try:
-            content = b"" if verdict.dropped or not job.encode else job.encode(results.images, reading)
+            content = job.encode(results.images, reading) if job.encode and not verdict.dropped else None
             record = replace(record, figures=job.measure(results, reading))
         except (ImageError, RuntimeError, MemoryError) as error:
             return Record(name, "failed", why(error, "its result does not fit into the memory: make it smaller"))
-        if verdict.dropped or not job.encode:
+        if content is None:
             return record if verdict.dropped else replace(record, status="done")
         target = job.target(self.out, name)
         check_own_folder(self.out, target)

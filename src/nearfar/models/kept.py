@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,13 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from nearfar.io.manifest import write_whole
 from nearfar.models.model import FrozenModel
 
 VARIABLE = "NEARFAR_CACHE"
-SHIPPED = Path(__file__).with_name("kept")
+SHIPPED = Path(__file__).with_name("own")
 """What comes with the package."""
 
 
@@ -100,11 +100,5 @@ def read(file: Path, about: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def write(file: Path, about: str, values: Tensor) -> None:
     """The whole file or none; silently none where it cannot be written."""
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"values": values.contiguous()}, part, metadata={"about": about})
-        part.replace(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError, SafetensorError):
+        write_whole(file, save({"values": values.contiguous()}, metadata={"about": about}))

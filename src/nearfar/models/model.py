@@ -18,7 +18,7 @@ from nearfar.errors import UsageError
 from nearfar.io.conversion import as_images, as_pil_images
 from nearfar.io.notebook import html_table, summary
 from nearfar.models.graphs import float32_products
-from nearfar.tensors import ImageContract, Images, Latents
+from nearfar.tensors import ImageContract, Images, Latents, patched, unpatched
 
 OVERLAP = 0.25
 """Share of a tile that it has in common with the next one."""
@@ -132,14 +132,10 @@ class PatchSpace:
     span: ClassVar[float] = 2.0
 
     def encode(self, images: Images, noise: NoiseStream | None = None) -> Latents:
-        batch, channels, height, width = images.shape
-        cells = images.reshape(batch, channels, height // self.factor, self.factor, width // self.factor, self.factor)
-        return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, height // self.factor, width // self.factor)
+        return patched(images, self.factor)
 
     def decode(self, latents: Latents) -> Images:
-        batch, channels, rows, columns = latents.shape
-        cells = latents.reshape(batch, self.factor, self.factor, channels // self.factor**2, rows, columns)
-        return cells.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, rows * self.factor, columns * self.factor)
+        return unpatched(latents, self.factor)
 
 
 @dataclass(frozen=True, eq=False)

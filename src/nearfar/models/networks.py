@@ -110,13 +110,14 @@ def signal_table(config: Config) -> Tensor:
     return (1 - betas).cumprod(0)
 
 
-def cosine_betas(steps: int) -> list[float]:
-    """At most 0.999, as the last would leave nothing of the signal."""
+def cosine_betas(steps: int, least: float = 0.0, most: float = 0.999) -> list[float]:
+    """Between two bounds, as the last would leave nothing of the signal."""
 
     def signal(time: float) -> float:
         return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return [min(1 - signal((step + 1) / steps) / signal(step / steps), 0.999) for step in range(steps)]
+    shares = [1 - signal((step + 1) / steps) / signal(step / steps) for step in range(steps)]
+    return [min(max(share, least), most) for share in shares]
 
 
 def read_score(config: Config, where: str) -> Conventions:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import save
 
 from nearfar.diffusion.local_prior import Profile
 from nearfar.errors import UsageError
+from nearfar.io.manifest import write_whole
 from nearfar.models.kept import cache_folder
 from nearfar.models.model import FrozenModel
 
@@ -59,7 +59,4 @@ def keep_profile(profile: Profile, path: Path, key: str) -> None:
     """Write a profile, whole or not at all."""
     about = {"kind": KIND, "model": key, "side": str(profile.side), "factor": str(profile.factor)}
     content = save({name: getattr(profile, name).to(torch.float32).contiguous() for name in PARTS}, metadata=about)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+    write_whole(path, content)

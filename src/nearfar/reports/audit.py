@@ -60,7 +60,7 @@ def first_pairs(audit: Audit) -> list[Markup]:
 
 def attack_chart(audit: Audit) -> list[Markup]:
     """A bar for each attacker, the worst first."""
-    some = attackers([figure for figures in audit.sections.values() for figure in figures])
+    some = attackers(audit.figures)
     whose = {"own original": "", "same person, another picture": ": another picture of the person"}
     rows = [
         Bar(f"{one}{whose[one.whom]}", one.figure.value, one.figure.low, one.figure.high, one.figure.chance,

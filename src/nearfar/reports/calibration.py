@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nearfar.audit.calibration import KINDS, Calibration, Curve, Found, Target, isotonic
+from nearfar.jobs.calibrate import THINNED
 from nearfar.reports.charts import drawing, plot
 from nearfar.reports.page import Report, answers, folded, groups, heading, paragraph, picture, shown, table
 
@@ -38,9 +39,10 @@ def write_calibration_report(
 
 
 def shown_strengths(found: Found) -> list[float]:
-    """Those that were measured, thinned to 8, and the one that was found."""
-    measured = sorted({point.strength for curve in found.curves.values() for point in curve})
-    some = {measured[round(n * (len(measured) - 1) / 7)] for n in range(8)} if len(measured) > 8 else set(measured)
+    """Those that were measured, thinned to `THINNED`, and the one that was found."""
+    measured, last = sorted({point.strength for curve in found.curves.values() for point in curve}), THINNED - 1
+    thin = len(measured) > THINNED
+    some = {measured[round(n * (len(measured) - 1) / last)] for n in range(THINNED)} if thin else {*measured}
     return sorted(some if found.strength is None else some | {found.strength})
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from nearfar.errors import UsageError
 from nearfar.io.fitting import to_integer
 from nearfar.io.manifest import CONFIDENTIAL, Record, manifest_path, read_manifest, write_whole, writing
-from nearfar.jobs.run import Plan
 from nearfar.metrics.intervals import Figure as Measured
 from nearfar.metrics.intervals import grouped
 
@@ -66,11 +65,6 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]
 def to_pil(image: Tensor) -> Image.Image:
     """From (1 or 3, height, width) in [-1, 1]."""
     return Image.fromarray(to_integer(image.permute(1, 2, 0).numpy(), 8).squeeze())
-
-
-def names_of(plan: Plan) -> list[str]:
-    """The images of a run, those that were made before it among them."""
-    return [*(item.name for item in plan.todo), *(record.name for record in plan.kept)]
 
 
 def records_of(out: Path, names: Iterable[str]) -> list[Record]:
@@ -141,10 +135,14 @@ def line(tag: str, cells: Iterable[object]) -> Markup:
 
 def picture(image: Image.Image, alt: str) -> Markup:
     """An image as PNG within the page; alt: what it shows, for those who do not see it."""
+    return IMAGE.format(as_data(image), image.width, alt)
+
+
+def as_data(image: Image.Image, **options: Any) -> str:
+    """A PNG as an address that holds it whole, so that no file is needed. options: of Pillow's writer."""
     content = io.BytesIO()
-    image.save(content, "PNG")
-    encoded = base64.b64encode(content.getvalue()).decode("ascii")
-    return IMAGE.format(f"data:image/png;base64,{encoded}", image.width, alt)
+    image.save(content, "PNG", **options)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def linked(file: str, alt: str) -> Markup:

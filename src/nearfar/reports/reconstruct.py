@@ -29,7 +29,6 @@ from nearfar.reports.page import (
     folded,
     groups,
     heading,
-    names_of,
     page_beside,
     paragraph,
     picture,
@@ -68,7 +67,7 @@ def cost(plan: Plan, sampling: Sampling, own: int) -> list[tuple[str, str]]:
 
 def write_report_on(plan: Plan, job: Job, source: Path, out: Path, path: Path, own_psnr: list[float]) -> dict[str, Any]:
     """Write the report of a run that is over; returns verdict, threshold and place."""
-    content = account(job.settings, out, names_of(plan), own_psnr)
+    content = account(job.settings, out, plan.names, own_psnr)
     sheet = worst_images(content, source, out, job.image, FitMode(job.settings["fit"]))
     report(content, sheet).write(path, content)
     return {"verdict": content["verdict"], "report": str(path)}

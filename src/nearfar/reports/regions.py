@@ -33,7 +33,6 @@ from nearfar.reports.page import (
     failures,
     groups,
     heading,
-    names_of,
     paragraph,
     picture,
     records_of,
@@ -65,7 +64,7 @@ def write_region_report(
     plan: Plan, job: Job, search: Search, source: Path, out: Path, path: Path, recognizer: FaceRecognizer | None = None
 ) -> dict[str, Any]:
     """Write the report of a run that is over; returns a sentence on its regions, and the report's place."""
-    known = records_of(out, names_of(plan))
+    known = records_of(out, plan.names)
     some = list(replaced(known, search, source, out))
     found = attacked(some, search.settings["regions"], recognizer)
     content = {

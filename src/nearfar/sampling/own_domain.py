@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nearfar.diffusion.solver import SOLVER, STEPS, OnStep
+from nearfar.io.fitting import from_8_bit, to_8_bit
 from nearfar.models.kept import find, kept
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import solver_settings
@@ -28,10 +28,10 @@ def own_domain(
 
     def make(begun: int) -> Tensor:
         made = own_samples(model, count, seed=seed, batch_size=batch_size, first=begun, on_step=on_step)
-        return (made + 1).mul(127.5).round().to(torch.uint8)
+        return to_8_bit(made)
 
     shape = (model.image.channels, model.image.size, model.image.size)
-    return kept(model, WORD, settings_of(model, seed), (count, *shape), make).float() / 127.5 - 1
+    return from_8_bit(kept(model, WORD, settings_of(model, seed), (count, *shape), make))
 
 
 def own_calls(model: FrozenModel, count: int, *, seed: int = 0, batch_size: int = BATCH) -> int:

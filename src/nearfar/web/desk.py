@@ -140,14 +140,10 @@ class Desk:
 
     def crops(self, path: str | Path | None, regions: Sequence[Region]) -> list[Image.Image]:
         """What the model sees of regions."""
-        if not path:
+        if not path or not regions:
             return []
         pixels, contract = read_picture(path, MOST_PIXELS).pixels, self.model.image
-        return (
-            self.model.to_pil(torch.stack([crop(pixels, one, contract.size, contract.channels) for one in regions]))
-            if regions
-            else []
-        )
+        return self.model.to_pil(torch.stack([crop(pixels, one, contract.size, contract.channels) for one in regions]))
 
     def replaced(
         self, path: str | Path, regions: Sequence[Region], strength: float, on_step: OnStep | None = None
@@ -199,11 +195,7 @@ class Desk:
         why = ["" if one.verdict == "keep" else "; ".join(one.reasons) for one in judged]
         struck = [reason if one.verdict == "drop" else "" for one, reason in zip(judged, why, strict=True)]
         save_domain(domain, folder / "new.domain")
-        with zipfile.ZipFile(folder / "new.zip", "w") as pack:
-            for number, (image, reason) in enumerate(zip(shown, struck, strict=True), 1):
-                if not reason:
-                    with pack.open(f"sample-{number:04}.png", "w") as file:
-                        image.save(file, "PNG")
+        write_pack(folder / "new.zip", shown, struck)
         drawn = [
             Card(image.resize((128, 128), Image.Resampling.BICUBIC), f"{number}", [WORDS[one.verdict]], reason)
             for number, (image, one, reason) in enumerate(zip(shown, judged, struck, strict=True), 1)
@@ -219,6 +211,15 @@ class Far:
     cards: list[Card]
     pack: Path
     file: Path
+
+
+def write_pack(path: Path, images: Sequence[Image.Image], struck: Sequence[str]) -> None:
+    """The images that are not struck through, by their numbers, as one zip."""
+    with zipfile.ZipFile(path, "w") as pack:
+        for number, (image, reason) in enumerate(zip(images, struck, strict=True), 1):
+            if not reason:
+                with pack.open(f"sample-{number:04}.png", "w") as file:
+                    image.save(file, "PNG")
 
 
 def steps_within(model: FrozenModel, seconds: float) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nearfar.errors import NearfarError
 from nearfar.web.desk import SHOWN, STRIP, Desk
-from nearfar.web.figures import Card, cards, framed, said, shell, small
+from nearfar.web.figures import ASTRONAUT_FACE, Card, cards, framed, said, shell, small
 
 CSS = """
 .cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(min(6.9rem,44%),1fr));
@@ -31,7 +31,6 @@ WORDS = (
     "### nearfar\nNew images from a frozen model, on this machine: nothing leaves it. "
     "*{model}*, {size} pixels, license: {license}."
 )
-ASTRONAUT_FACE = (166, 67, 284, 185)
 
 
 def theme() -> Any:

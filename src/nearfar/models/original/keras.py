@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import UsageError, first_line, printable
+from nearfar.models.networks import cosine_betas
 from nearfar.models.original.layouts import MOST_CHANNELS, Plan, Weights, network_config
 from nearfar.models.original.network import SavedNetwork
 from nearfar.models.unet_files import fill, pixel_unet, understood
@@ -290,6 +291,4 @@ def clipped_betas(schedule: str, steps: int) -> list[float]:
     """Keras' linear betas, or the cosine ones (arXiv 2102.09672, formula 17) between 0.0001 and 0.9999."""
     if schedule == "linear":
         return [float(beta) for beta in np.linspace(1e-4, 0.02, steps)]
-    shares = (np.arange(steps + 1) / steps + 0.008) / 1.008
-    signal = np.cos(shares * np.pi / 2) ** 2
-    return [float(beta) for beta in np.clip(1 - signal[1:] / signal[:-1], 1e-4, 0.9999)]
+    return cosine_betas(steps, 1e-4, 0.9999)
