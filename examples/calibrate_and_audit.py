@@ -1,4 +1,6 @@
-"""A folder of photographs: made near at a strength, attacked, and the figures that say what is still there.
+"""A folder of photographs, made near at rising strength and attacked: where few enough are found again.
+
+That is a calibration by hand; `nearfar calibrate` does it on a sample, with bounds that hold for other images, too.
 
 python examples/calibrate_and_audit.py [PHOTOS OUT]
 """
@@ -13,6 +15,8 @@ from skimage import data
 import nearfar
 
 STRENGTHS = (0.2, 0.5)
+LIMIT = 0.2
+"""Share of the outputs that may lead back to their originals."""
 
 
 def photographs(folder: Path, count: int) -> Path:
@@ -35,6 +39,8 @@ def main(source: Path, out: Path, steps: int = 20) -> dict[float, float]:
         attack = next(figure for figure in attacks if figure.name.startswith("re-identified, own original, rank 1"))
         print(f"  {attack.name}: {attack.value:.2f}, chance {attack.chance:.2f}, n {attack.count}")
         found[strength] = attack.value
+    enough = next((strength for strength, value in found.items() if value <= LIMIT), None)
+    print(f"at most {LIMIT:g} found: {'at none of these' if enough is None else f'from strength {enough:g}'}")
     return found
 
 
