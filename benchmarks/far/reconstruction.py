@@ -21,7 +21,7 @@ from skimage import data
 from torch import Tensor
 
 from benchmarks.support.common import faces, write_result
-from benchmarks.support.domains import DOMAINS, as_tensor, choose
+from benchmarks.support.domains import DOMAINS, as_tensor, choose, pools_of
 from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.denoiser import Network
 from nearfar.diffusion.fixed_point import FixedPointDDIM
@@ -92,8 +92,8 @@ def measure(model: FrozenModel, groups: dict[str, Tensor], solver: Solver, steps
 
 
 def held_out(folder: Path, size: int, count: int) -> dict[str, Tensor]:
-    """Up to `count` held-out images of each unseen domain."""
-    pools = {name: domain(folder)[1] for name, domain in DOMAINS.items()}
+    """Up to `count` images of each unseen domain, of the part *choose*."""
+    pools = {name: pools_of(folder, name).choose for name in DOMAINS}
     return {name: as_tensor(choose(pool, min(count, len(pool)), seed=0), size) for name, pool in pools.items()}
 
 

@@ -1,9 +1,13 @@
 """Real images of domains that the bundled face model has never seen, from the project's data folder.
 
-    cells       white blood cells, one in each picture: shots from the training fields, held out from the others
-    galaxies    crops of the Hubble eXtreme Deep Field; crops overlap, so shots and held out lie in two parts of the sky
-    animals     birds, cats and horses of CIFAR-10: shots from its training part, held out from its test part
-    garments    gray pictures of clothes (Fashion-MNIST), every third of a class held out
+    cells       white blood cells, one in each picture; the parts are of different microscope fields
+    galaxies    crops of the Hubble eXtreme Deep Field; crops overlap, so the parts are of three regions of the sky
+    animals     birds, cats and horses of CIFAR-10: *fit* from its training part, the others from its test part
+    garments    gray pictures of clothes (Fashion-MNIST): two thirds of each class, one sixth, one sixth
+
+Three parts of each: *fit* is what generators see, on *choose* every default is chosen, and *report* is read by the
+table of `far/synthesis.py --part report` alone, after everything was chosen. No picture is in two of them, by its
+pixels.
 
 Most of the images are for research only: none of them goes into the repository or into a release.
 """
@@ -11,6 +15,7 @@ Most of the images are for research only: none of them goes into the repository 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +33,18 @@ from nearfar.errors import UsageError
 ANIMALS = ("bird", "cat", "horse")
 NO_UPRIGHT = ("cells", "galaxies")
 """Domains whose images have no up and down, so that a turned one is one more."""
-Pools = tuple[list[Image.Image], list[Image.Image]]
+Pictures = list[Image.Image]
+BORDER = 450
+"""The row of the sky that parts galaxies of *choose* from those of *report*; crops that reach across are left out."""
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The pictures of the three parts."""
+
+    fit: Pictures
+    choose: Pictures
+    report: Pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +56,33 @@ class DomainImages:
 
 
 def load_domain(folder: Path, name: str, size: int, shots: int, seed: int) -> DomainImages:
-    """`shots` images of a domain, drawn by `seed` without replacement, and all of its held-out images.
+    """`shots` images of the part *fit*, drawn by `seed` without replacement, and all images of the part *choose*.
 
     A smaller number of shots of the same seed is a part of the larger.
     """
+    pools = pools_of(folder, name)
+    return DomainImages(as_tensor(choose(pools.fit, shots, seed), size), as_tensor(pools.choose, size))
+
+
+def load_report(folder: Path, name: str, size: int) -> Tensor:
+    """All images of the part *report*, which nothing is chosen by: for the last table, and nothing else."""
+    return as_tensor(pools_of(folder, name).report, size)
+
+
+def pools_of(folder: Path, name: str) -> Pools:
+    """The three parts of a domain. A picture that is in an earlier part, to the pixel, is left out of the later."""
     if name not in DOMAINS:
         raise UsageError(f"domain must be one of {', '.join(DOMAINS)}, got {name}")
-    pool, held_out = DOMAINS[name](folder)
-    return DomainImages(as_tensor(choose(pool, shots, seed), size), as_tensor(held_out, size))
+    fit, *others = DOMAINS[name](folder)
+    seen, kept = {digest(image) for image in fit}, []
+    for part in others:
+        kept.append([image for image in part if digest(image) not in seen])
+        seen |= {digest(image) for image in part}
+    return Pools(fit, *kept)
+
+
+def digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def own_faces(folder: Path, size: int, count: int, seed: int = 0) -> Tensor:
@@ -68,31 +103,46 @@ def symmetric_copies(images: Tensor, domain: str) -> Tensor:
     )
 
 
-def cells(folder: Path) -> Pools:
-    """372 white cells of 358 microscope fields; the split is one of fields."""
-    return labeled(folder / "bloodcells.zip", lambda row: row["class"] == "WBC", {"train"}, {"val", "test"})
+def cells(folder: Path) -> Parts:
+    """214, 87 and 71 white cells; the split is one of microscope fields."""
+    white = {"class": "WBC"}
+    return tuple(labeled(folder / "bloodcells.zip", white, split) for split in ("train", "val", "test"))
 
 
-def galaxies(folder: Path) -> Pools:
-    """300 crops, of which the 18 that reach into both parts are left out."""
-    return labeled(folder / "galaxies.zip", lambda row: True, {"train"}, {"test"})
+def galaxies(folder: Path) -> Parts:
+    """201, 39 and 34 crops; those that reach into two of the three regions are left out."""
+    path, half = folder / "galaxies.zip", 32
+    return (
+        labeled(path, {}, "train"),
+        labeled(path, {}, "test", lambda name: row_of(name) + half <= BORDER),
+        labeled(path, {}, "test", lambda name: row_of(name) - half >= BORDER),
+    )
 
 
-def animals(folder: Path) -> Pools:
-    """2,100 and 300 pictures of 32 x 32 pixels."""
-    return labeled(folder / "cifar10.zip", lambda row: row["class"] in ANIMALS, {"train"}, {"test"})
+def row_of(name: str) -> int:
+    """The row of the sky in the middle of a crop, from its file's name: `..._y108.png`."""
+    return int(Path(name).stem.rpartition("_y")[2])
 
 
-def garments(folder: Path) -> Pools:
-    """600 and 300 gray pictures of 28 x 28 pixels, in three equal channels."""
+def animals(folder: Path) -> Parts:
+    """2,100, 150 and 150 pictures of 32 x 32 pixels."""
+    path = folder / "cifar10.zip"
+    test = [labeled(path, {"class": animal}, "test") for animal in ANIMALS]
+    train = [image for animal in ANIMALS for image in labeled(path, {"class": animal}, "train")]
+    return train, *([image for some in test for image in some[start::2]] for start in (0, 1))
+
+
+def garments(folder: Path) -> Parts:
+    """600, 150 and 150 gray pictures of 28 x 28 pixels, in three equal channels."""
     with np.load(folder / "fashion_mnist_900.npz") as data:
         images = [Image.fromarray(image).convert("RGB") for image in data["images"]]
         order = np.argsort(data["labels"], kind="stable")
     rank = range(len(order))
-    return [images[order[n]] for n in rank if n % 3], [images[order[n]] for n in rank if n % 3 == 0]
+    return [images[order[n]] for n in rank if n % 3], *([images[order[n]] for n in rank if n % 6 == k] for k in (0, 3))
 
 
-DOMAINS: dict[str, Callable[[Path], Pools]] = {
+Parts = tuple[Pictures, ...]
+DOMAINS: dict[str, Callable[[Path], Parts]] = {
     "cells": cells,
     "galaxies": galaxies,
     "animals": animals,
@@ -100,12 +150,16 @@ DOMAINS: dict[str, Callable[[Path], Pools]] = {
 }
 
 
-def labeled(path: Path, wanted: Callable[[dict[str, str]], bool], fit: set[str], held_out: set[str]) -> Pools:
-    """The wanted images of a zip with a `labels.csv`, by their split, in the order of the file."""
+def labeled(path: Path, wanted: dict[str, str], split: str, within: Callable[[str], bool] = bool) -> Pictures:
+    """The images of a zip with a `labels.csv` that have the wanted labels and the split, in the order of the file.
+
+    within: of a file's name, whether it is wanted.
+    """
     with zipfile.ZipFile(path) as archive:
-        rows = [row for row in csv.DictReader(io.StringIO(archive.read("labels.csv").decode())) if wanted(row)]
-        pools = ([row["file"] for row in rows if row["split"] in splits] for splits in (fit, held_out))
-        return tuple(read(archive, names) for names in pools)  # type: ignore[return-value]
+        rows = csv.DictReader(io.StringIO(archive.read("labels.csv").decode()))
+        asked = {"split": split, **wanted}
+        names = [row["file"] for row in rows if asked.items() <= row.items() and within(row["file"])]
+        return read(archive, names)
 
 
 def read(archive: zipfile.ZipFile, names: Iterable[str]) -> list[Image.Image]:
