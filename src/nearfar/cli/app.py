@@ -18,6 +18,7 @@ from nearfar.cli.calibrate import calibrate
 from nearfar.cli.console import visible
 from nearfar.cli.domain import domain
 from nearfar.cli.enhance import enhance
+from nearfar.cli.evolve import evolve
 from nearfar.cli.help import Grouped
 from nearfar.cli.models import models
 from nearfar.cli.options import command_saying
@@ -56,6 +57,7 @@ app.command(cls=Grouped)(calibrate)
 app.command(cls=Grouped)(audit)
 app.command(cls=Grouped)(augment)
 app.command(cls=Grouped)(enhance)
+app.command(cls=Grouped)(evolve)
 app.command(cls=Grouped)(reconstruct)
 app.command(cls=Grouped)(invert)
 app.command(cls=Grouped)(serve)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +10,9 @@ import typer
 
 from nearfar.audit.choices import Choices, Folders
 from nearfar.cli.carry_out import Outcome, carry_out
-from nearfar.cli.console import DONE, NOTHING_WRITTEN, OVER_LIMIT, SOME_FAILED, Lines, say, say_failed, shown_progress
+from nearfar.cli.console import DONE, NOTHING_WRITTEN, OVER_LIMIT, SOME_FAILED, Lines, Stages, say, say_failed
 from nearfar.cli.options import ModelChoice, RunChoice, command_saying
 from nearfar.errors import UsageError
-from nearfar.io.manifest import Progress
 
 if TYPE_CHECKING:
     from nearfar.audit.answer import Limit
@@ -75,26 +72,6 @@ def check_folders(folders: Folders) -> None:
             raise UsageError(f"{path} must be a folder of images, got {'a file' if path.exists() else 'nothing'} there")
     if folders.before.resolve() == folders.after.resolve():
         raise UsageError(f"BEFORE and AFTER are one folder, {folders.before}: give originals and outputs")
-
-
-class Stages:
-    """Shows each stage of the work under its own progress display."""
-
-    def __init__(self) -> None:
-        self._stack, self._stage = ExitStack(), ""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self._stack.close()
-            self._stage, self._began = stage, time.monotonic()
-            self._report = self._stack.enter_context(shown_progress(stage, "done"))
-        self._report(Progress(total, done=done, seconds=time.monotonic() - self._began))
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
 
 def outcome(measured: Audit, page: Path, full: bool, limits: Sequence[Limit]) -> Outcome:

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -112,6 +112,26 @@ def plain_lines(title: str, unit: str) -> Report:
             write_line(f"{title} {finished(progress)}/{progress.total}{failed}, {pace}")
 
     return report
+
+
+class Stages:
+    """Shows each stage of the work under its own progress display."""
+
+    def __init__(self) -> None:
+        self._stack, self._stage = ExitStack(), ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self._stack.close()
+            self._stage, self._began = stage, time.monotonic()
+            self._report = self._stack.enter_context(shown_progress(stage, "done"))
+        self._report(RunProgress(total, done=done, seconds=time.monotonic() - self._began))
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 def step_of(progress: RunProgress) -> str:

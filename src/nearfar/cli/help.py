@@ -12,6 +12,10 @@ EXAMPLES = {
     "audit": ("nearfar audit photos near", "nearfar audit photos near --fail-if 'rank1>0.2'"),
     "augment": ("nearfar augment train more --copies 4", "nearfar augment train more --copies 2 --seed 1"),
     "enhance": ("nearfar enhance small large --scale 4", "nearfar enhance small large --scale 2 --steps 40"),
+    "evolve": (
+        "nearfar evolve private synthetic --count 500 --epsilon 2",
+        "nearfar evolve private synthetic --count 500 --epsilon 1 --by classes",
+    ),
     "reconstruct": ("nearfar reconstruct photos again", "nearfar reconstruct photos again --strength 0.5"),
     "invert": ("nearfar invert photos latents", "nearfar invert photos latents --strength 0.5"),
     "serve": ("nearfar serve", "nearfar serve --folder photos --folder near"),

@@ -30,6 +30,8 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """A scheme, of two letters or more, as a path has it: of `s3://images` is left `s3:/images`."""
 Fit = Literal["pad", "cover"]
 PANELS = {
+    "Promise": "Promise",
+    "Rounds": "Rounds",
     "Trajectory": "How near",
     "Method": "How near",
     "CalibrationChoice": "A calibrated strength",
