@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nearfar.jobs.anonymize import anonymize_folder as anonymize_folder
     from nearfar.jobs.augment import augment_folder as augment_folder
     from nearfar.jobs.enhance import enhance_folder as enhance_folder
-    from nearfar.jobs.evolve import evolve_folder as evolve_folder
+    from nearfar.jobs.evolve import evolve as evolve
     from nearfar.models.loading import load_model as load_model
     from nearfar.models.model import FrozenModel as FrozenModel
     from nearfar.models.model import LatentSpace as LatentSpace
@@ -71,7 +71,7 @@ _HOMES = {
     "jobs.anonymize": ("anonymize_folder",),
     "jobs.augment": ("augment_folder",),
     "jobs.enhance": ("enhance_folder",),
-    "jobs.evolve": ("evolve_folder",),
+    "jobs.evolve": ("evolve",),
     "models.loading": ("load_model",),
     "models.model": ("FrozenModel", "LatentSpace", "PixelSpace"),
     "sampling.enhancement": ("enhance",),

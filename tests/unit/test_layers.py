@@ -16,12 +16,16 @@ WINGS = {
     "metrics": ("diffusion", "latents", "models", "io"),
     "sampling": ("diffusion", "models", "io", "metrics"),
     "domain": FAR,
+    "evolution": ("diffusion", "models", "io", "metrics", "sampling"),
     "data": ("diffusion", "models", "io", "metrics", "sampling"),
     "audit": ("diffusion", "models", "io", "metrics", "data", "sampling"),
-    "jobs": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit"),
-    "reports": (*FAR, "domain", "audit", "jobs"),
-    "web": ("diffusion", "models", "io", "metrics", "sampling", "domain", "audit", "jobs", "reports"),
-    "cli": ("diffusion", "models", "io", "metrics", "sampling", "domain", "data", "audit", "jobs", "reports", "web"),
+    "jobs": ("diffusion", "models", "io", "metrics", "sampling", "domain", "evolution", "data", "audit"),
+    "reports": (*FAR, "domain", "evolution", "audit", "jobs"),
+    "web": ("diffusion", "models", "io", "metrics", "sampling", "domain", "evolution", "audit", "jobs", "reports"),
+    "cli": (
+        *("diffusion", "models", "io", "metrics", "sampling", "domain", "evolution", "data", "audit", "jobs"),
+        *("reports", "web"),
+    ),
 }
 EVERYONES = ("errors", "tensors", "structured")
 FRONT = ("__init__", "__main__")
@@ -122,7 +126,7 @@ def test_no_module_is_named_after_nothing():
 
 def test_the_package_is_read_in_a_day():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    assert sum(lines.values()) < 24_650
+    assert sum(lines.values()) < 25_700
     assert {str(file.relative_to(PACKAGE)): count for file, count in lines.items() if count > 400} == {}
 
 

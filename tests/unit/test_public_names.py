@@ -39,6 +39,7 @@ PUBLIC = [
     "denoise",
     "enhance",
     "enhance_folder",
+    "evolve",
     "invert",
     "load_domain",
     "load_model",

@@ -21,7 +21,7 @@ TAIL = 12.0
 """Deviations of the noise beyond which less than 1e-30 of it lies."""
 DIGITS = 4
 """Decimals of a deviation, which is rounded up."""
-GREATEST = 1e4
+GREATEST = 1e3
 """The largest deviation that is looked for."""
 
 
@@ -62,13 +62,13 @@ def deviation_for(epsilon: float, delta: float, rounds: int) -> float:
     check_delta(delta)
     if epsilon == inf:
         return 0.0
-    low, high = 0, 1
+    low, high = 0.0, 1.0
     while delta_of(epsilon, high, rounds) > delta:
         low, high = high, 2 * high
         if high > GREATEST:
             raise UsageError(f"epsilon {epsilon:g} at delta {delta:g} needs more noise than any vote bears: raise it")
     scale = 10**DIGITS
-    least, most = max(low * scale, 1), high * scale
+    least, most = max(int(low * scale), 1), int(high * scale)
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (middle, most) if delta_of(epsilon, middle / scale, rounds) > delta else (least, middle)

@@ -103,5 +103,5 @@ def read_population(path: Path) -> Population | None:
     """A file of candidates; nothing where there is none, or something else."""
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError):
         return None

@@ -180,7 +180,7 @@ Keep = Callable[[int, Callable[[], Population]], Population]
 """(number of the round, how its candidates are made) -> these, from where they are kept if they were made before."""
 
 
-def evolve(
+def rounds_of(
     first: Callable[[], Population], vote: Vote, vary: Vary, evolution: Evolution, keep: Keep
 ) -> Iterator[Round]:
     """The rounds of one class, from its first population."""

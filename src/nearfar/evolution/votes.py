@@ -28,7 +28,8 @@ Grouping = Literal["images", "classes", "persons"]
 """What the folders below the private one are: nothing of meaning, classes, or persons."""
 EVERYBODY = ""
 """The class of all images where folders are no classes."""
-Vectors = Float64[Tensor, "voters numbers"]
+Vectors = Float64[Tensor, "_ numbers"]
+"""Unit vectors of voters or candidates."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,10 @@ from nearfar.evolution.population import (
     Round,
     Vary,
     drawn,
-    evolve,
     first_population,
     looked_at,
     numbers_of,
+    rounds_of,
     varied,
     weights_of,
 )
@@ -137,7 +137,7 @@ def read_parent(item: Item, parents: Mapping[str, tuple[Population, int]]) -> Re
     return Reading(square, plain_frame(ImageContract(size, channels)))
 
 
-def evolve_folder(
+def evolve(
     model: FrozenModel,
     private: str | Path,
     out: str | Path,
@@ -234,7 +234,7 @@ class Voting:
         work = self.work
         total = work.evolution.rounds * len(work.classes)
         first = partial(first_population, work.model, work.evolution, self.place, work.job.batch_size)
-        for done in evolve(first, self.vote, self.vary, work.evolution, self.keep):
+        for done in rounds_of(first, self.vote, self.vary, work.evolution, self.keep):
             watch("rounds", self.place * work.evolution.rounds + done.number, total)
             yield done
 

@@ -7,15 +7,20 @@ nor any figure of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
+from torch import Tensor
 
+from nearfar.errors import ImageError
 from nearfar.evolution.accounting import epsilon_of, rate_of
 from nearfar.evolution.population import Evolution, Round, weights_of
 from nearfar.io.fitting import from_8_bit
+from nearfar.io.pictures import read_picture
 from nearfar.io.stacks import sample_names
 from nearfar.jobs.evolve import Evolved, Evolving
 from nearfar.reports.page import (
@@ -117,9 +122,15 @@ def sheet(work: Evolving, name: str) -> Iterator[Markup]:
     """Outputs of a class."""
     share = work.evolution.shares(len(work.classes))[list(work.classes).index(name)]
     files = [f"{name}/{file}" if name else file for file in sample_names(min(share, SHOWN), 1, ".png")]
-    images = [from_8_bit(population[place]) for population, place in (work.parents[file] for file in files)]
-    yield heading(f"Of {name}" if name else "Some of them")
-    yield picture(groups([[image] for image in images], [""], ABREAST, CELL), f"Outputs {name}")
+    yield heading(name or "Some of them")
+    yield picture(groups([[image] for image in read_again(work.out, files)], [""], ABREAST, CELL), f"Outputs {name}")
+
+
+def read_again(out: Path, files: Sequence[str]) -> Iterator[Tensor]:
+    """Outputs (channel, row, column) in [-1, 1] from their files; what cannot be read again is left out."""
+    for file in files:
+        with suppress(ImageError, OSError):
+            yield from_8_bit(torch.from_numpy(read_picture(out / file).pixels).permute(2, 0, 1))
 
 
 def rounds_sheet(rounds: Sequence[Round], name: str) -> Iterator[Markup]:
