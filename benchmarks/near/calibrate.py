@@ -24,8 +24,9 @@ from torch import Tensor
 
 from benchmarks.near.faces import Faces, orl, squares
 from benchmarks.support.common import write_result
-from nearfar.audit.calibration import Curve, Found, Target, estimate, isotonic
+from nearfar.audit.calibration import Curve, Found, estimate, isotonic
 from nearfar.audit.scorer import Known, Scorer, face_eyes
+from nearfar.audit.targets import Target
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVER, STEPS, Sampling

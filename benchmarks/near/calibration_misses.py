@@ -16,7 +16,8 @@ import typer
 from scipy.stats import norm
 
 from benchmarks.support.common import write_result
-from nearfar.audit.calibration import Target, search
+from nearfar.audit.calibration import search
+from nearfar.audit.targets import Target
 
 SHAPES = ((20, 1), (50, 1), (100, 1), (200, 1), (10, 10), (20, 5))
 """People, and images of each."""

@@ -1,6 +1,7 @@
 """`nearfar anonymize` from end to end with the tiny model: what it shows, keeps, redoes and strips."""
 
 import json
+import re
 import stat
 
 import numpy as np
@@ -149,14 +150,17 @@ def test_dry_run_writes_nothing(tmp_path, source, out, key, anonymize):
     before = state(tmp_path)
     result = anonymize(source, out, *key, "--dry-run")
     assert result.exit_code == 0
-    assert result.stderr.splitlines()[-1].startswith("work      6 images in batches of 8, 0 kept")
+    work, cost = result.stderr.splitlines()[-2:]
+    assert work.startswith("work      6 images in batches of 8, 0 kept")
+    assert re.fullmatch(r"time      2 network calls of \S+ s for 8 images each, 1 at once: about .*s", cost)
     assert state(tmp_path) == before
 
 
 def test_dry_run_for_machines(source, out, anonymize):
     (source / "folder.png").mkdir()
     plan = json.loads(anonymize(source, out, "--dry-run", "--json").stdout)
-    assert (plan["todo"], plan["kept"], plan["batch_size"]) == (6, 0, 8)
+    assert (plan["todo"], plan["kept"], plan["batch_size"], plan["network_calls"]) == (6, 0, 8, [2, 2])
+    assert 0 < plan["call_seconds"] * 2 == pytest.approx(plan["seconds"][0])
     assert [entry["name"] for entry in plan["unusable"]] == ["folder.png"]
 
 
@@ -165,7 +169,7 @@ def test_dry_run_of_a_resumed_run_tells_what_is_left_and_writes_nothing(tmp_path
     next(out.rglob("*.png")).unlink()
     before = state(tmp_path)
     result = anonymize(source, out, *key, "--dry-run", "--resume")
-    assert result.stderr.splitlines()[-1].startswith("work      1 images in batches of 8, 5 kept")
+    assert result.stderr.splitlines()[-2].startswith("work      1 images in batches of 8, 5 kept")
     assert state(tmp_path) == before
 
 

@@ -12,14 +12,15 @@ from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.console import Lines
 from nearfar.cli.options import (
     KEEP_METADATA,
-    SOLVER,
     Folders,
     ModelChoice,
     RunChoice,
+    SolverName,
     Trajectory,
     command,
     one_of,
     option,
+    solver_option,
 )
 from nearfar.data.lines import FORMATS
 from nearfar.errors import UsageError
@@ -45,7 +46,7 @@ OF_ANY = {"margin", "keep_unmatched", "report"}
 class Method:
     """How images are changed, and what outlives the run."""
 
-    solver: str = option("dpm++sde", SOLVER)
+    solver: SolverName = solver_option("dpm++sde", SolverName)
     key_file: Path | None = option(None, "Keep the secret key here (made if absent), to make the same images again.")
     keep_metadata: bool = option(False, KEEP_METADATA)
 
@@ -165,8 +166,8 @@ class RegionChoice:
         """What is done when the run is over: the report, where regions were replaced. Checked before it begins."""
         if search is None:
             return lambda *_: {}
+        from nearfar.jobs.places import page_beside
         from nearfar.metrics.faces import FaceRecognizer
-        from nearfar.reports.page import page_beside
         from nearfar.reports.regions import write_region_report
 
         source, out = folders.source, folders.out

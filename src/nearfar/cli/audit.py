@@ -44,16 +44,17 @@ def audit(
     verdict of ours: docs/audit.md. Limits for --fail-if are on rank1, psnr, ssim, faces, accuracy, key, mu, or any
     figure's name in the JSON. The page shows originals, so it is as confidential as they are.
     """
-    from nearfar.audit.answer import Limit
-    from nearfar.audit.audit import run_audit
-    from nearfar.reports.audit import write_audit
-    from nearfar.reports.page import check_page
+    from nearfar.jobs.places import check_page
 
     check_folders(folders)
-    limits = [Limit.parse(text) for text in fail_if]
     whole = folders.after.resolve()
     page = report or whole.with_name(whole.name + ".audit.html")
     check_page(page, [folder for folder in (folders.before, folders.after) if folder.is_dir()])
+    from nearfar.audit.answer import Limit
+    from nearfar.audit.audit import run_audit
+    from nearfar.reports.audit import write_audit
+
+    limits = [Limit.parse(text) for text in fail_if]
     model = choice.load()
 
     def work() -> Outcome:

@@ -12,16 +12,17 @@ from nearfar.cli.options import (
     BATCH_SIZE,
     FIT,
     KEEP_METADATA,
-    SOLVER,
     STEPS,
     Fit,
     Folders,
     ModelChoice,
     RunChoice,
+    SolverName,
     argument,
     command,
     job_options,
     option,
+    solver_option,
 )
 from nearfar.data.copies import Wanted
 
@@ -54,7 +55,7 @@ class MakingOptions:
     """How copies are made."""
 
     steps: int = option(20, STEPS)
-    solver: str = option("dpm++sde", SOLVER)
+    solver: SolverName = solver_option("dpm++sde", SolverName)
     fit: Fit = option("pad", FIT)
     batch_size: int | None = option(None, BATCH_SIZE)
     keep_metadata: bool = option(False, KEEP_METADATA)

@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nearfar.audit.choices import Networks
-from nearfar.cli.carry_out import Outcome, carry_out
+from nearfar.cli.carry_out import Outcome, carry_out, time_figures, time_lines
 from nearfar.cli.console import DONE, SOME_FAILED, Lines, batch_of, model_line, say_failed, shown_progress
 from nearfar.cli.options import (
     BATCH_SIZE,
     FIT,
-    SOLVER,
     Fit,
     ModelChoice,
     RunChoice,
+    SolverName,
     argument,
     check_new_file,
     command,
     job_options,
     option,
+    solver_option,
 )
 
 if TYPE_CHECKING:
-    from nearfar.audit.calibration import Found, Target
+    from nearfar.audit.calibration import Found
+    from nearfar.audit.targets import Target
     from nearfar.jobs.calibrate import Measuring, Sample
     from nearfar.models.model import FrozenModel
 
@@ -50,7 +52,7 @@ class Measurement:
     people: bool = option(False, "Every top folder of IN is a person.")
     sample: int = option(100, "How many images are measured, at most; 20 or more.")
     steps: int = option(20, "Solver steps, as anonymize will take them.")
-    solver: str = option("dpm++sde", SOLVER)
+    solver: SolverName = solver_option("dpm++sde", SolverName)
     fit: Fit = option("pad", FIT)
     seed: int = option(0, "Of the sample and its noise.")
     overwrite: bool = option(False, "Replace FILE if it is there.")
@@ -79,12 +81,13 @@ def calibrate(
     person), by the worst of pixels, features and recognizer. Folders of IN are the classes of label.
     `nearfar anonymize --calibration FILE` uses what was found.
     """
-    from nearfar.audit.calibration import parse_target
-    from nearfar.jobs.calibrate import calibrate as search
-    from nearfar.jobs.calibrate import check_listing, settings_of, take_sample
+    from nearfar.audit.targets import parse_target
 
     source, targets = places.source, [parse_target(text) for text in target]
     file, page = check_files(places, how)
+    from nearfar.jobs.calibrate import calibrate as search
+    from nearfar.jobs.calibrate import check_listing, settings_of, take_sample
+
     options = job_options(how)
     check_listing(source, how.sample)
     model = choice.load()
@@ -101,13 +104,14 @@ def calibrate(
 
     say_failed(sample.failed)
     whole = settings | {"eyes": networks.places()}
-    planned = whole | {"network_calls": work.cost(len(targets))}
-    carry_out(about(work, targets, settings), planned, progress, run)
+    timed = work.estimate(len(targets)) if progress.dry_run else None
+    planned = whole | {"network_calls": work.cost(len(targets))} | time_figures(timed)
+    carry_out([*about(work, targets, settings), *time_lines(timed)], planned, progress, run)
 
 
 def check_files(places: Places, how: Measurement) -> tuple[Path, Path]:
     """Where the calibration and its page go; refused among the images."""
-    from nearfar.reports.page import page_beside
+    from nearfar.jobs.places import page_beside
 
     folder = places.source.resolve()
     file = places.file or folder.with_name(folder.name + ".calibration.json")

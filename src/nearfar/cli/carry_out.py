@@ -27,6 +27,7 @@ from nearfar.cli.options import Folders, RunChoice
 
 if TYPE_CHECKING:
     from nearfar.io.manifest import Progress
+    from nearfar.jobs.estimate import Estimate
     from nearfar.jobs.job import Job
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
@@ -69,9 +70,11 @@ def carry_out_job(
 
     more: lines about the plan. before: done just before it begins. after: done when all images are, to be shown.
     """
+    from nearfar.jobs.estimate import estimate_job
     from nearfar.jobs.run import check_standing, plan_run
 
     plan = plan_run(job, folders.source, folders.out, how.resume)
+    timed = estimate_job(model, job, plan) if how.dry_run else None
 
     def work() -> Outcome:
         before()
@@ -81,7 +84,20 @@ def carry_out_job(
             check_standing(job, folders.out, set(plan.names))
         return outcome(done, folders, job, more)
 
-    carry_out([*about(model, job, plan), *more(plan)], planned(job, plan), how, work)
+    announced = [*about(model, job, plan), *more(plan), *time_lines(timed)]
+    carry_out(announced, planned(job, plan) | time_figures(timed), how, work)
+
+
+def time_lines(timed: Estimate | None) -> Lines:
+    """How long it will take, for people."""
+    return [] if timed is None else [("time", str(timed))]
+
+
+def time_figures(timed: Estimate | None) -> dict[str, Any]:
+    """The same for machines: the least and the most of network calls and seconds."""
+    if timed is None:
+        return {}
+    return {"network_calls": timed.calls, "call_seconds": timed.call, "seconds": timed.seconds}
 
 
 def about(model: FrozenModel, job: Job, plan: Plan) -> Lines:

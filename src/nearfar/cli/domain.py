@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,7 +35,6 @@ from nearfar.cli.options import (
     check_new_file,
     command,
     command_saying,
-    one_of,
     option,
 )
 from nearfar.cli.sample import sample_domain
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
 CONFIDENTIAL = "the fitted images can be had back from this file: it is as confidential as they are"
 SOURCE = "Folder of images of one domain; it is only read."
+Symmetry = Literal["none", "mirror", "turn"]
 JSON = "Print what came of it as JSON."
 
 domain = typer.Typer(no_args_is_help=True, help="Unseen domains: found in a few images, kept in a file, sampled.")
@@ -75,7 +75,9 @@ class Fitted:
     strength: float | None = option(None, "The level of the latents. [default: 0.5]")
     steps: int = option(20, "Steps to that level, and of samples on the way back.")
     survey: bool = option(False, "Survey levels first, and take the one proposed.")
-    symmetry: str = option("none", "In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).")
+    symmetry: Symmetry = option(
+        "none", "In what ways a copy may lie: none, mirror, or turn (mirrors and quarter turns).", metavar="NAME"
+    )
     pilot: bool = option(
         True, "Make some samples, to find a way of mixing that does not copy.", option="pilot/--no-pilot"
     )
@@ -131,10 +133,8 @@ def fit_domain(
     fitted ones could be had back, so it is as confidential as they are.
     """
     check_fit(places, level, keeping.overwrite, telling.report)
-    from nearfar.domain.guards import SYMMETRIES
     from nearfar.reports.domain import domain_lines
 
-    one_of(level.symmetry, "symmetry", SYMMETRIES)
     model = choice.load()
     inputs = reading.read(places.source, model)
 
@@ -161,12 +161,13 @@ def survey_domain(
     choice: ModelChoice,
 ) -> None:
     """Where the latents of a folder's images lie beside the model's own, level by level, and which level to work at."""
-    from nearfar.reports.domain import write_survey_report
-    from nearfar.reports.page import check_page
-
     report = telling.report
     if report:
+        from nearfar.jobs.places import check_page
+
         check_page(report, [places.source])
+    from nearfar.reports.domain import write_survey_report
+
     model = choice.load()
     inputs = reading.read(places.source, model)
 
@@ -190,6 +191,9 @@ def inspect_domain(
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """What a domain file says: level, figures of the fit, thresholds of the guards. No model is needed."""
+    from nearfar.domain.header import read_about
+
+    read_about(file)
     from nearfar.domain.file import load_domain, load_thumbnails
     from nearfar.reports.domain import domain_content, domain_lines
 
@@ -211,7 +215,7 @@ def check_fit(places: Places, level: Fitted, overwrite: bool, report: Path | Non
         raise UsageError(f"steps must be at least 1, got {level.steps}")
     check_new_file(places.file, places.source, overwrite)
     if report:
-        from nearfar.reports.page import check_page
+        from nearfar.jobs.places import check_page
 
         check_page(report, [places.source])
 

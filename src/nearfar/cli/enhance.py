@@ -8,13 +8,14 @@ from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.options import (
     KEEP_METADATA,
     SEED,
-    SOLVER,
     Folders,
     ModelChoice,
     RunChoice,
+    SolverName,
     command,
     job_options,
     option,
+    solver_option,
 )
 
 
@@ -27,7 +28,7 @@ class Enlarging:
     cascade: int = option(1, "How often the enlargement is noised and denoised.")
     no_consistency: bool = option(False, "As in the paper: results need not shrink to the images again.")
     steps: int = option(20, "Solver steps for each pass.")
-    solver: str = option("dpm++sde", SOLVER)
+    solver: SolverName = solver_option("dpm++sde", SolverName)
     seed: int = option(0, SEED)
     batch_size: int | None = option(None, "Tiles in one network call. [default: automatic]")
     keep_metadata: bool = option(False, KEEP_METADATA)

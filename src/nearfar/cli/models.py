@@ -82,6 +82,10 @@ def convert_checkpoint(
 
     For checkpoints that `nearfar models` lists, the options are known.
     """
+    if not checkpoint.is_dir() and checkpoint.suffix != ".eqx":
+        from nearfar.models.original.start import check_start
+
+        check_start(checkpoint)
     from nearfar.models.original.checkpoints import convert
     from nearfar.models.original.network import is_plain, save_converted
 

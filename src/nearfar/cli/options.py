@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """A scheme, of two letters or more, as a path has it: of `s3://images` is left `s3:/images`."""
 Fit = Literal["pad", "cover"]
+SolverName = Literal["dpm++sde", "local-prior", "ancestral", "ddim", "dpm++", "heun"]
+InverterName = Literal["fixed-point", "heun", "ddim"]
+RoundTripName = Literal["fixed-point", "heun", "ddim", "bdia"]
+"""Names of solvers, known before any is loaded."""
 PANELS = {
     "Promise": "Promise",
     "Rounds": "Rounds",
@@ -50,12 +54,17 @@ def option(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 
 
+def solver_option(default: str, names: Any) -> Any:
+    """A field that names a solver."""
+    *most, last = get_args(names)
+    return option(default, f"{', '.join(most)} or {last}.", metavar="NAME")
+
+
 def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
     """A field that is given by its place."""
     return field(default=default, metadata={"help": help, "argument": metavar})
 
 
-SOLVER = "dpm++sde, local-prior, ancestral, ddim, dpm++ or heun."
 STEPS = "Solver steps for each image."
 FIT = "Images that are not square: pad or cover."
 BATCH_SIZE = "Images in one network call. [default: automatic]"
@@ -232,6 +241,8 @@ def check_early(given: Mapping[str, Any]) -> None:
     strength = given.get("strength")
     if "sigma" in given and strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"strength must be in [0, 1], got {strength:g}")
+    if (given.get("sigma") or 0) < 0:
+        raise UsageError(f"sigma must be 0 or more, got {given['sigma']:g}")
     if given.get("calibration") is not None:
         read_text(given["calibration"])
     if "resume" in given and isinstance(given.get("out"), Path):
@@ -241,20 +252,33 @@ def check_early(given: Mapping[str, Any]) -> None:
             check_places(given["source"], given["out"], given["resume"])
         else:
             check_out(given["out"], given["resume"])
-    if given.get("model") is not None and "download" in given:
+    if "download" in given:
         check_model(given)
 
 
 def check_model(given: Mapping[str, Any]) -> None:
-    """Refuse a name that stands for nothing, and a folder without an index; what is to be downloaded is not asked."""
-    from nearfar.models.lookup import check_revision, find_model, open_folder
+    """Refuse a name that stands for nothing, a folder without an index, and what its network cannot be asked.
 
-    if given["download"]:
-        check_revision(given["model"], given["revision"], True)
+    What is to be downloaded is not asked for, nor what a bundled model is given by default.
+    """
+    from nearfar.models.lookup import (
+        BUNDLED,
+        check_asked,
+        check_device,
+        check_revision,
+        find_model,
+        open_folder,
+        shown_name,
+    )
+
+    check_device(given["device"])
+    model = given["model"]
+    if given["download"] and model is not None:
+        check_revision(model, given["revision"], True)
         return
-    path = find_model(given["model"], revision=given["revision"])
+    path = BUNDLED["faces"] if model is None else find_model(model, revision=given["revision"])
     if path.is_dir():
-        open_folder(path)
+        check_asked(open_folder(path), shown_name(model, path), given)
 
 
 def filled(group: Any, given: dict[str, Any]) -> Any:

@@ -6,13 +6,22 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.console import shown_progress
-from nearfar.cli.options import KEEP_METADATA, Folders, ModelChoice, RunChoice, Trajectory, command, option
+from nearfar.cli.options import (
+    KEEP_METADATA,
+    Folders,
+    InverterName,
+    ModelChoice,
+    RoundTripName,
+    RunChoice,
+    Trajectory,
+    command,
+    option,
+    solver_option,
+)
 from nearfar.io.manifest import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
 class Verdict:
     """The way back, and what its error is compared with."""
 
-    solver: str = option("fixed-point", "fixed-point, heun, ddim or bdia.")
+    solver: RoundTripName = solver_option("fixed-point", RoundTripName)
     report: Path | None = option(None, "The report's page, not in OUT. [default: OUT.report.html]", metavar="FILE")
     own_samples: int = option(32, "Samples of the model's own to measure against; 0 for no verdict.")
     keep_metadata: bool = option(False, KEEP_METADATA)
@@ -58,12 +67,19 @@ def reconstruct(
     carry_out_job(job, model, folders, how, more=costs, after=report_on)
 
 
+@dataclass(frozen=True)
+class Inverter:
+    """The way up."""
+
+    solver: InverterName = solver_option("fixed-point", InverterName)
+
+
 @command
 def invert(
     folders: Folders,
     *,
     trajectory: Trajectory,
-    solver: Annotated[str, typer.Option(help="fixed-point, heun or ddim.")] = "fixed-point",
+    inverter: Inverter,
     choice: ModelChoice,
     how: RunChoice,
 ) -> None:
@@ -73,10 +89,9 @@ def invert(
     unless given.
     """
     from nearfar.jobs.reconstruct import invert_job
-    from nearfar.sampling.inversion import RECONSTRUCTORS, check_invertible
+    from nearfar.sampling.inversion import RECONSTRUCTORS
 
-    options = trajectory.options(0.9, solver, RECONSTRUCTORS)
-    check_invertible(options["sampling"].solver)
+    options = trajectory.options(0.9, inverter.solver, RECONSTRUCTORS)
     model = choice.load()
     carry_out_job(invert_job(model, **options), model, folders, how)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearfar.cli.carry_out import Outcome, carry_out
+from nearfar.cli.carry_out import Outcome, carry_out, time_figures, time_lines
 from nearfar.cli.console import DONE, SOME_FAILED, Lines, level_line, model_line, say, shown_progress
 from nearfar.cli.options import BATCH_SIZE, DOMAIN, ModelChoice, RunChoice, argument, command, one_of, option
 from nearfar.domain.recipe import Recipe
@@ -54,7 +54,11 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
     Copies of fitted images and captures by the model's own domain are dropped and recorded, doubtful ones written and
     listed. Sample i depends on model, domain, options, batch size and i, not on --count.
     """
+    from nearfar.domain.header import read_about
+
+    read_about(wanted.file)
     from nearfar.domain.file import load_domain, load_thumbnails
+    from nearfar.jobs.estimate import estimate_job
     from nearfar.jobs.run import check_standing, run
     from nearfar.jobs.sample import default_suffix, earlier_settings, plan_samples, sample_job
     from nearfar.reports.domain import fitted_images, write_sample_report
@@ -79,15 +83,16 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
         check_standing(work, out, set(plan.names))
         return outcome(done, out, content, page)
 
-    planned = {"settings": work.settings, "todo": len(plan.todo), "kept": len(plan.kept)}
-    carry_out(about(model, domain, work, plan), planned, how, make)
+    timed = estimate_job(model, work, plan) if how.dry_run else None
+    planned = {"settings": work.settings, "todo": len(plan.todo), "kept": len(plan.kept), **time_figures(timed)}
+    carry_out([*about(model, domain, work, plan), *time_lines(timed)], planned, how, make)
 
 
 def check_sample(wanted: Wanted, recipe: Recipe, report: Path | None) -> Path:
     """Refuse what cannot be meant, before a model is loaded; where the report's page goes."""
     from nearfar.domain.synthesis import FAMILIES, GEOMETRIES
+    from nearfar.jobs.places import page_beside
     from nearfar.jobs.sample import check_count
-    from nearfar.reports.page import page_beside
 
     check_count(wanted.count)
     one_of(recipe.family, "family", FAMILIES)

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from nearfar.domain.domain import Domain, Gaussian
 from nearfar.domain.guards import Guards, Range
-from nearfar.errors import UsageError, first_line, printable
+from nearfar.domain.header import AGAIN, FORMAT, KEY, read_about
+from nearfar.errors import UsageError, first_line
 from nearfar.io.fitting import FitMode
 from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
 from nearfar.io.values import ValueTransform
 from nearfar.latents.covariance import Spectral, Structured
 from nearfar.latents.shell import Targets
 from nearfar.metrics.features import Kind
-from nearfar.structured import checked, json_object, safetensors_header
+from nearfar.structured import checked
 
-KEY, FORMAT, AGAIN = "nearfar domain", 3, "fit it again"
 MOST_STEPS = 100_000
 WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull")
 """Fields that JSON holds as they are."""
@@ -189,17 +189,7 @@ def load_thumbnails(path: Path) -> Tensor | None:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors."""
-    if not path.is_file():
-        raise UsageError(f"{path} must be a domain file, got {'a folder' if path.is_dir() else 'nothing'} there")
-    try:
-        words = safetensors_header(path).get("__metadata__")
-    except UsageError as error:
-        raise UsageError(f"{path} is no domain file, or a damaged one ({first_line(error)}): {AGAIN}") from None
-    text = words.get(KEY) if isinstance(words, dict) else None
-    about = json_object(text if isinstance(text, str) else "{}", f"{path} is no domain file: its header", AGAIN)
-    if about.get("format") != FORMAT:
-        came = printable(str(about.get("format")))
-        raise UsageError(f"{path} is no domain file of format {FORMAT}, got {came}: fit it again")
+    about = read_about(path)
     try:
         return about, load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:

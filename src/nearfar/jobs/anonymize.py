@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.audit.calibration import Calibration, Target
+from nearfar.audit.calibration import Calibration
 from nearfar.audit.scorer import Eyes
+from nearfar.audit.targets import Target
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling, Solver
@@ -26,6 +27,7 @@ from nearfar.jobs.job import (
     Results,
     Transform,
     as_picture,
+    calls_near,
     make_job,
     near,
     one_square,
@@ -65,6 +67,7 @@ def anonymize_job(
         object_to=unchanged,
         key=key,
         batch_size=batch_size,
+        calls=calls_near(sampling),
     )
 
 
@@ -131,6 +134,7 @@ def per_image_job(job: Job, model: FrozenModel, need: Need, sampling: Sampling) 
         measure=lambda results, _: told(results),
         settings={**job.settings, "per_image": str(need.target), "halvings": HALVINGS},
         steps=sampling.steps * (1 + HALVINGS),
+        calls=calls_near(sampling, 1 + HALVINGS),
     )
 
 

@@ -26,7 +26,18 @@ from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, copy_name, list_folder
 from nearfar.io.manifest import Manifest, Progress, Record, manifest_path, read_manifest, writing
 from nearfar.io.pictures import read_picture
-from nearfar.jobs.job import Job, Read, Reading, as_picture, make_job, near, one_square, trajectory_settings, unchanged
+from nearfar.jobs.job import (
+    Job,
+    Read,
+    Reading,
+    as_picture,
+    calls_near,
+    make_job,
+    near,
+    one_square,
+    trajectory_settings,
+    unchanged,
+)
 from nearfar.jobs.run import plan_run, run
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
@@ -147,6 +158,8 @@ def augment_job(
         object_to=unchanged,
         key=key,
         batch_size=how.batch_size,
+        calls=calls_near(sampling),
+        weigh=lambda item: min(1, item.variant),
         measure=lambda _, reading: {} if isinstance(reading.context, bytes) else marks_of(reading.context),
     )
     return replace(job, expand=partial(expand, job, wanted, copies, labels, out))

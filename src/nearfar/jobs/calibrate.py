@@ -18,8 +18,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, Target, search
+from nearfar.audit.calibration import GRID, LEAST_IMAGES, PARTS, Found, search
 from nearfar.audit.scorer import Numbers, Scorer
+from nearfar.audit.targets import Target
 from nearfar.data.labels import top_folders
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
@@ -28,7 +29,8 @@ from nearfar.errors import ImageError, RunError, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, Listing, Rejected, list_folder
 from nearfar.io.manifest import Progress, manifest_path, read_manifest
-from nearfar.jobs.job import Job, Reading, Results, make_job, plain_frame, read_square, trajectory_settings
+from nearfar.jobs.estimate import Estimate, estimate
+from nearfar.jobs.job import Job, Reading, Results, make_job, plain_frame, read_square, trajectory_settings, workers_for
 from nearfar.jobs.run import plan_items, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import decode, noised_and_denoised
@@ -73,6 +75,11 @@ class Measuring:
         whole = math.ceil(count * levels / self.batch_size) + (PARTS - 1) * targets * math.ceil(count / self.batch_size)
         return whole * self.solver.calls(self.steps)
 
+    def estimate(self, targets: int) -> Estimate:
+        """How long the search takes at most; two network calls for each worker."""
+        workers = workers_for(self.model, self.batch_size)
+        return estimate(self.model, (1, 1), self.cost(targets), self.batch_size, workers)
+
     def items(self, strengths: Sequence[float]) -> list[Item]:
         """Every image of the sample at each of the strengths."""
         numbered = list(enumerate(self.sample.names))
@@ -108,6 +115,7 @@ class Measuring:
             {"steps": self.steps, **settings},
             key=SecretKey.from_seed(self.seed),
             batch_size=self.batch_size,
+            calls=(self.solver.calls(self.steps),) * 2,
             read=self.read,
             transform=self.transform,
             encode=None,

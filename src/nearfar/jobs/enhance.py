@@ -21,7 +21,7 @@ from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
 from nearfar.io.manifest import Progress
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
-from nearfar.jobs.job import Job, Reading, Results, make_job, own_figures, trajectory_settings
+from nearfar.jobs.job import Job, Reading, Results, calls_near, make_job, own_figures, trajectory_settings
 from nearfar.jobs.run import is_out_of_memory, plan_run, run
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
@@ -66,6 +66,8 @@ def enhance_job(
         encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata),
         key=key,
         batch_size=batch_size,
+        calls=calls_near(how.sampling(model), how.cascade),
+        weigh=lambda item: tiles_in(model, item.path, scale),
         measure=partial(consistency_error, scale=scale) if how.consistency else own_figures,
     )
     return replace(
@@ -74,6 +76,17 @@ def enhance_job(
         workers=max(1, min(job.workers, files or job.workers)),
         capacity=lambda shape, size: max(1, size // tiles_of(model, shape, scale)),
     )
+
+
+def tiles_in(model: FrozenModel, path: Path, scale: int) -> int:
+    """How many tiles a file gives, by its header; none where that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            (width, height), colors = picture.size, len(picture.getbands())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0
+    channels = model.image.channels
+    return tiles_of(model, (channels, height, width), scale) * (min(3, colors) if channels == 1 else 1)
 
 
 def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:

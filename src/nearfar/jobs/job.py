@@ -116,7 +116,13 @@ def own_figures(results: Results, reading: Reading) -> dict[str, float]:
 
 
 def make_job(
-    model: FrozenModel, settings: dict[str, Any], *, key: SecretKey | None, batch_size: int | None, **parts: Any
+    model: FrozenModel,
+    settings: dict[str, Any],
+    *,
+    key: SecretKey | None,
+    batch_size: int | None,
+    calls: tuple[int, int],
+    **parts: Any,
 ) -> Job:
     """A job with this model's contract, a batch size that fits it, and workers for it.
 
@@ -132,6 +138,7 @@ def make_job(
         shrinkable=batch_size is None,
         workers=workers_for(model, batch),
         steps=settings["steps"],
+        calls=calls,
         **parts,
     )
 
@@ -214,6 +221,7 @@ class Job:
     measure: figures of a result for the record.
     capacity: how many squares of a shape are transformed together where the batch size is so many; None: as many.
     suffix: what is added to the names of the images. steps: how many a batch takes.
+    calls: of the network that a batch takes, the least and the most. weigh: how many inputs of it an item gives.
     settings: everything that decides the pixels but the batch size; only a run with equal ones may be resumed.
     squares: how many inputs of the transform a file is expected to give.
     batch_size: the shape in which the transform is called. shrinkable: whether it may be smaller, for few images or
@@ -236,6 +244,8 @@ class Job:
     workers: int = 1
     suffix: str = ""
     steps: int = 1
+    calls: tuple[int, int] = (1, 1)
+    weigh: Callable[[Item], int] = lambda item: 1
     squares: int = 1
     measure: Measure = own_figures
     expand: Callable[[list[Item]], list[Item]] = list
@@ -263,6 +273,11 @@ class Job:
                 return key.tag("source", hashlib.file_digest(file, "sha256").digest())
         except OSError:
             return ""
+
+
+def calls_near(sampling: Sampling, times: int = 1) -> tuple[int, int]:
+    """Network calls of `near` for a batch, or of so many of it."""
+    return (times * sampling.solver.calls(sampling.steps),) * 2
 
 
 def near(model: FrozenModel, key: SecretKey, sampling: Sampling) -> Transform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -47,3 +48,23 @@ def check_writable(folder: Path) -> None:
             f"{there} cannot be written ({error.strerror}), so neither the output nor its record can be made there: "
             "choose an output elsewhere, or give yourself the right to write"
         ) from None
+
+
+def page_beside(report: Path | None, out: Path, *sources: Path, keep: Sequence[Path] = ()) -> Path:
+    """Where a page on what is in `out` goes: beside it unless told, and never among images or over files to keep."""
+    whole = out.resolve()
+    path = report or whole.with_name(whole.name + ".report.html")
+    check_page(path, [*sources, out], keep)
+    return path
+
+
+def check_page(path: Path, folders: Sequence[Path], keep: Sequence[Path] = ()) -> None:
+    """Refuse a page that is none, that would lie among images, or that would replace a file to keep with its JSON."""
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UsageError(f"the report is a page, got {path}: give a file that ends in .html")
+    for folder in folders:
+        if folder.resolve() in path.resolve().parents:
+            raise UsageError(f"report {path} must not lie in {folder}, which holds images: keep it elsewhere")
+    written = {each.resolve() for each in (path, path.with_suffix(".json"))}
+    if lost := next((file for file in keep if file.resolve() in written), None):
+        raise UsageError(f"report {path} and the JSON beside it would replace {lost}: give the report another name")

@@ -16,7 +16,7 @@ from nearfar.jobs.job import Job, Reading, Results, as_picture, make_job, one_sq
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_invertible
 from nearfar.sampling.local_sampling import ascend, encode
-from nearfar.sampling.representation import represented
+from nearfar.sampling.representation import calls_of, calls_up, represented
 from nearfar.tensors import Images
 
 
@@ -49,6 +49,7 @@ def reconstruct_job(
         encode=as_picture(fit, keep_metadata),
         key=None,
         batch_size=batch_size,
+        calls=calls_of(sampling.solver, sampling.steps),
     )
 
 
@@ -65,6 +66,7 @@ def invert_job(
         encode=array_file,
         key=None,
         batch_size=batch_size,
+        calls=calls_up(sampling.solver, sampling.steps),
         suffix=".npy",
     )
 

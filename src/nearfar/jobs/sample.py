@@ -116,6 +116,7 @@ def sample_job(
         shrinkable=False,
         workers=workers_for(model, batch_size),
         steps=domain.steps,
+        calls=(domain.steps + 1,) * 2,
         neighbors=partial(whole_batches, size=batch_size, suffix=suffix),
         numbered=True,
     )

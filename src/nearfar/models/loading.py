@@ -22,7 +22,15 @@ from nearfar.errors import ModelWarning, UsageError, first_line
 from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import folder_digest, load_part, read_license, reading
 from nearfar.models.graphs import GpuNetwork, record_graph
-from nearfar.models.lookup import BUNDLED, DiffusersFolder, Part, find_model, open_folder
+from nearfar.models.lookup import (
+    BUNDLED,
+    DiffusersFolder,
+    Part,
+    check_unprompted,
+    find_model,
+    open_folder,
+    shown_name,
+)
 from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, ValueRange
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
 from nearfar.models.original.checkpoints import apply_heads, convert
@@ -142,13 +150,6 @@ def on_gpu(model: FrozenModel, tf32: bool, graphs: bool) -> FrozenModel:
     network = GpuNetwork(denoiser.network, tf32, record_graph if graphs else None)
     space = replace(space, tf32=tf32) if isinstance(space, Autoencoder) else space
     return replace(model, denoiser=replace(denoiser, network=network), latent_space=space, tf32=tf32)
-
-
-def shown_name(source: str | Path | None, path: Path) -> str:
-    """What records and messages call a model: what it was asked for by, or `bundled` and the name beside `faces`."""
-    if path not in BUNDLED.values() or str(source) == str(path):
-        return str(source)
-    return "bundled" if path == BUNDLED["faces"] else f"bundled/{path.name}"
 
 
 def file_parts(path: Path, source: str, dtype: torch.dtype) -> Parts:
@@ -281,8 +282,7 @@ def bind(parts: Parts, conventions: Conventions, request: Request, device: torch
     """The network as a function of latents and time: its prompt or its class bound, as its family has it."""
     family, source = parts.family, parts.source
     if family is None or parts.folder is None:
-        if request.prompt is not None or request.negative_prompt or request.guidance != 1:
-            raise UsageError(f"{source} takes no prompt and no guidance: leave them out")
+        check_unprompted(vars(request), source)
         return unconditional(parts.network, request.label)
     if parts.autoencoder is None or family.flow != conventions.is_flow:
         wanted = "an autoencoder and a scheduler of " + ("flow matching" if family.flow else "betas or EDM")

@@ -9,7 +9,9 @@ when it has no folder of its own, and so does this.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,59 @@ def read_config(root: Path, path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     return json_object(read_text(path), str(path), "copy the folder again")
+
+
+TEXT_NETWORK = re.compile(r"UNet2DConditionModel|(SD3|Flux)Transformer2DModel")
+DEVICE = re.compile(r"auto|[a-z]+(:\d+)?")
+
+
+def check_asked(folder: DiffusersFolder, source: str, asked: Mapping[str, Any]) -> None:
+    """Refuse a prompt where none is taken, none where one is needed, and a class that the network does not know.
+
+    asked: prompt, negative_prompt, guidance and label.
+    """
+    network = folder.part("unet", "model", "transformer")
+    if network is not None and TEXT_NETWORK.fullmatch(network.kind):
+        check_prompted(asked["prompt"], source)
+    elif network is not None and network.kind == "UNet2DModel":
+        check_unprompted(asked, source)
+        classes = network.config.get("num_class_embeds")
+        check_label(classes if isinstance(classes, int) else None, asked["label"])
+
+
+def check_prompted(prompt: str | None, source: str) -> None:
+    if prompt is None:
+        raise UsageError(
+            f'{source} is a text model: give a prompt (--prompt "a photo of a person"), or an empty one (--prompt "")'
+        )
+
+
+def check_unprompted(asked: Mapping[str, Any], source: str) -> None:
+    if asked["prompt"] is not None or asked["negative_prompt"] or asked["guidance"] != 1:
+        raise UsageError(f"{source} takes no prompt and no guidance: leave them out")
+
+
+def check_label(classes: int | None, label: int | None) -> None:
+    if classes is None and label is not None:
+        raise UsageError(f"this model knows no classes, got label {label}: leave it out")
+    if classes is not None and (label is None or not 0 <= label < classes):
+        came = "none" if label is None else label
+        raise UsageError(f"this model is class-conditional: give a label (--label) from 0 to {classes - 1}, got {came}")
+
+
+def check_device(device: str) -> None:
+    """Refuse what is the name of no device, and CUDA where PyTorch was built without it."""
+    if not DEVICE.fullmatch(device) or device.split(":")[0] not in ("auto", "cpu", "cuda", "mps", "xpu"):
+        raise UsageError(f"device must be auto, cpu, cuda, cuda:1, ..., mps or xpu, got {device!r}: use --device cpu")
+    if device.startswith("cuda") and version("torch").endswith("+cpu"):
+        raise UsageError(f"device {device!r} cannot be used (this PyTorch is built for CPUs only): use --device cpu")
+
+
+def shown_name(source: str | Path | None, path: Path) -> str:
+    """What records and messages call a model: what it was asked for by, or `bundled` and the name beside `faces`."""
+    if path not in BUNDLED.values() or str(source) == str(path):
+        return str(source)
+    return "bundled" if path == BUNDLED["faces"] else f"bundled/{path.name}"
 
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

@@ -28,6 +28,7 @@ from nearfar.diffusion.denoiser import (
 )
 from nearfar.diffusion.schedule import FLOW, VARIANCE_PRESERVING, NoiseSchedule
 from nearfar.errors import UsageError, first_line
+from nearfar.models.lookup import check_label
 from nearfar.models.original.mixer import ScoreMixer
 from nearfar.models.unet import PixelUNet
 
@@ -218,14 +219,6 @@ def unconditional(unet: Any, label: int | None) -> Network:
         return output.contiguous()
 
     return network
-
-
-def check_label(classes: int | None, label: int | None) -> None:
-    if classes is None and label is not None:
-        raise UsageError(f"this model knows no classes, got label {label}: leave it out")
-    if classes is not None and (label is None or not 0 <= label < classes):
-        came = "none" if label is None else label
-        raise UsageError(f"this model is class-conditional: give a label (--label) from 0 to {classes - 1}, got {came}")
 
 
 def stable_diffusion(unet: Any, prompt: Prompt) -> Network:

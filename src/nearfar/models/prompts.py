@@ -16,7 +16,7 @@ from nearfar.diffusion.denoiser import Network
 from nearfar.errors import UsageError
 from nearfar.models import networks
 from nearfar.models.folder import check_complete, check_size, check_weights, reading, variant_of
-from nearfar.models.lookup import DiffusersFolder, Part, read_config
+from nearfar.models.lookup import DiffusersFolder, Part, check_prompted, read_config
 from nearfar.models.networks import Arguments, Prompt
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
@@ -101,10 +101,7 @@ def text_family(part: Part) -> TextFamily | None:
 
 def check_request(request: Request, embedded: bool, source: str) -> None:
     """Refuse a text model without a prompt, and what would have no effect."""
-    if request.prompt is None:
-        raise UsageError(
-            f'{source} is a text model: give a prompt (--prompt "a photo of a person"), or an empty one (--prompt "")'
-        )
+    check_prompted(request.prompt, source)
     if request.label is not None:
         raise UsageError(f"{source} knows no classes, got label {request.label}: say it in the prompt")
     if not 0 <= request.guidance < float("inf"):

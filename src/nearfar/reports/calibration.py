@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nearfar.audit.calibration import KINDS, Calibration, Curve, Found, Target, isotonic
+from nearfar.audit.calibration import Calibration, Curve, Found, isotonic
+from nearfar.audit.targets import KINDS, Target
 from nearfar.jobs.calibrate import THINNED
 from nearfar.reports.charts import drawing, plot
 from nearfar.reports.page import Report, answers, folded, groups, heading, paragraph, picture, shown, table

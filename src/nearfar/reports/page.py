@@ -19,7 +19,6 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nearfar.errors import UsageError
 from nearfar.io.fitting import to_integer
 from nearfar.io.manifest import CONFIDENTIAL, Record, manifest_path, read_manifest, write_whole, writing
 from nearfar.metrics.intervals import Figure as Measured
@@ -148,26 +147,6 @@ def as_data(image: Image.Image, **options: Any) -> str:
 def linked(file: str, alt: str) -> Markup:
     """A picture that lies beside the page."""
     return Markup('<div class="wide"><img src="{}" alt="{}"></div>').format(file, alt)
-
-
-def page_beside(report: Path | None, out: Path, *sources: Path, keep: Sequence[Path] = ()) -> Path:
-    """Where a page on what is in `out` goes: beside it unless told, and never among images or over files to keep."""
-    whole = out.resolve()
-    path = report or whole.with_name(whole.name + ".report.html")
-    check_page(path, [*sources, out], keep)
-    return path
-
-
-def check_page(path: Path, folders: Sequence[Path], keep: Sequence[Path] = ()) -> None:
-    """Refuse a page that is none, that would lie among images, or that would replace a file to keep with its JSON."""
-    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise UsageError(f"the report is a page, got {path}: give a file that ends in .html")
-    for folder in folders:
-        if folder.resolve() in path.resolve().parents:
-            raise UsageError(f"report {path} must not lie in {folder}, which holds images: keep it elsewhere")
-    written = {each.resolve() for each in (path, path.with_suffix(".json"))}
-    if lost := next((file for file in keep if file.resolve() in written), None):
-        raise UsageError(f"report {path} and the JSON beside it would replace {lost}: give the report another name")
 
 
 def shown(value: float) -> str:

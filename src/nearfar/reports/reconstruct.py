@@ -20,6 +20,7 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import FitMode, fit
 from nearfar.io.pictures import read_picture
 from nearfar.jobs.job import Job
+from nearfar.jobs.places import page_beside
 from nearfar.jobs.run import Plan
 from nearfar.reports.charts import drawing, plot
 from nearfar.reports.page import (
@@ -29,7 +30,6 @@ from nearfar.reports.page import (
     folded,
     groups,
     heading,
-    page_beside,
     paragraph,
     picture,
     records_of,

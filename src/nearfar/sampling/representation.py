@@ -93,10 +93,16 @@ def figures_of(images: Images, again: Images, others: dict[str, Tensor]) -> dict
 
 def calls_of(solver: Solver, steps: int) -> tuple[int, int]:
     """The least and the greatest number of network calls of one batch's way there and back."""
+    least, most = calls_up(solver, steps)
+    down = solver.calls(steps)
+    return least + down, most + down
+
+
+def calls_up(solver: Solver, steps: int) -> tuple[int, int]:
+    """The same of the way there."""
     if isinstance(solver, FixedPointDDIM):
-        return 2 * steps + 1, (solver.iterations + 1) * steps + 1
-    up = 2 * steps if isinstance(solver, Heun) else steps
-    return (up + solver.calls(steps),) * 2
+        return steps + 1, solver.iterations * steps + 1
+    return (2 * steps if isinstance(solver, Heun) else steps,) * 2
 
 
 def own_representation(

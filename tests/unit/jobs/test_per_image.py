@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nearfar.audit.calibration import Calibration, Found, Point, Target
+from nearfar.audit.calibration import Calibration, Found
 from nearfar.audit.scorer import Eyes, network_eyes
+from nearfar.audit.targets import Point, Target
 from nearfar.audit.view import unit
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level

@@ -16,8 +16,9 @@ from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Listing
 from nearfar.io.manifest import Manifest, Record, manifest_path
+from nearfar.jobs.places import check_page
 from nearfar.jobs.run import Plan
-from nearfar.reports.page import CAPTION, MARGIN, check_page, to_pil
+from nearfar.reports.page import CAPTION, MARGIN, to_pil
 from nearfar.reports.reconstruct import account, check_report, cost, distribution, report, verdict, worst_images
 from nearfar.tensors import ImageContract
 

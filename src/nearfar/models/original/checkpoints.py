@@ -41,11 +41,9 @@ from nearfar.models.original.layouts import (
 )
 from nearfar.models.original.mixer import read_equinox
 from nearfar.models.original.network import Converted, SavedConfig
+from nearfar.models.original.start import ZIP_START, check_start
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-ZIP_START = b"PK\x03\x04"
-LEGACY_START = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first until version 1.6
 EMA_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict")
 MODEL_KEYS = ("state_dict", "model", "model_state_dict")
 EMA_PLACE = 4  # in a training file of ermongroup/ddim: model, optimizer, epoch, step, EMA
@@ -137,12 +135,8 @@ def check_options(given: dict[str, Any], known: tuple[str, ...], what: str) -> N
 
 def read_weights(path: Path) -> tuple[Weights, tuple[str, ...]]:
     """The network's weights in float32 without a `module.` or `_orig_mod.` prefix, and which of several were taken."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"{path} {found}: give a checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)})")
+    check_start(path)
     room = path.stat().st_size
-    if not room:
-        raise UsageError(f"{path} is empty: get it again")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path, room)
     weights, said = pick_weights(path, content)
     check_weights(path, weights, room)
@@ -165,11 +159,9 @@ def read_safetensors(path: Path) -> Weights:
 def read_torch(path: Path, room: int) -> Any:
     """What torch.save wrote, as far as it is weights and plain containers."""
     with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(ZIP_START):
+        zipped = file.read(len(ZIP_START)) == ZIP_START
+    if zipped:
         check_zip(path, room)
-    elif start[:1] != b"\x80" or not start[2:].startswith(LEGACY_START):
-        raise UsageError(f"{path} is no checkpoint (neither of torch.save nor safetensors): give the .pt or .ckpt file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from golden.make_checkpoints import draw_weights
 from nearfar.errors import RunError, UsageError
-from nearfar.models.original.checkpoints import CHECKPOINT_SUFFIXES, apply_heads, convert
+from nearfar.models.original.checkpoints import apply_heads, convert
 from nearfar.models.original.network import save_converted
+from nearfar.models.original.start import CHECKPOINT_SUFFIXES
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "checkpoints"
 # float32 rounding through some twenty layers is 2e-6; a wrong order or number of heads is 1e-2 and more.
