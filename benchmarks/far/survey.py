@@ -32,7 +32,7 @@ FIGURES = {"separation": separation_figure, "distances": distances_figure, "spec
 
 def latents(model: FrozenModel, images: Tensor, steps: int) -> list[Tensor]:
     """At every level."""
-    return [level.clone() for level in climb(model, [images], segments(STRENGTHS, steps), batch_size=32)]
+    return [level.clone() for level in climb(model, images, segments(STRENGTHS, steps), batch_size=32)]
 
 
 def surveyed(model: FrozenModel, unseen: Sequence[Tensor], own: Sequence[Tensor], count: int, steps: int) -> Survey:

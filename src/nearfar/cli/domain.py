@@ -232,19 +232,18 @@ class Fitting:
 
     def survey(self) -> Survey:
         """The survey, told of on stderr."""
-        from nearfar.domain.survey import STRENGTHS, segments, survey, survey_calls
+        from nearfar.domain.survey import STRENGTHS, own_steps, segments, survey, survey_calls
         from nearfar.reports.survey import proposal
 
         count = len(self.inputs.images)
-        climbs = sum(len(nodes) - 1 for nodes in segments(STRENGTHS, self.steps)) * self.batches(2 * count)
+        climbs = sum(len(nodes) - 1 for nodes in segments(STRENGTHS, self.steps)) * self.batches(count)
+        own = own_steps(self.model, count, STRENGTHS, self.steps, self.seed, self.batch_size)
         say("survey", f"{count} images beside as many of the model's own, at {len(STRENGTHS)} levels")
         say("cost", f"at most {survey_calls(count, steps=self.steps, batch=self.batch_size)} network calls")
-        own = own_of(self.model, count, self.seed, self.batch_size)
-        with stepping("survey", climbs, self.batch_size) as tick:
+        with stepping("survey", climbs + own, self.batch_size) as tick:
             surveyed = survey(
                 self.model,
                 self.inputs.images,
-                own=own,
                 steps=self.steps,
                 seed=self.seed,
                 batch_size=self.batch_size,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -24,9 +25,10 @@ from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.normality import Frames, Gaussianity, gaussianity, rotations
 from nearfar.latents.statistics import FEWEST, Geometry, Gram, RadialSpectrum, geometry, gram_matrix, radial_spectrum
 from nearfar.latents.two_sample import Separation, separation
+from nearfar.models.kept import find, kept
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import BATCH, encode_all
-from nearfar.sampling.own_domain import own_domain
+from nearfar.sampling.own_domain import own_calls, own_domain, settings_of
 from nearfar.tensors import Images, Latents
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -39,6 +41,10 @@ NOT_GAUSSIAN = 0.05
 ROUND = 0.5
 SETTLED = 0.9
 """A cloud's shape has settled where its roundness comes to this share of the greatest at any level."""
+
+CLIMB = "own-climb"
+MOST_KEPT = 1 << 27
+"""Bytes of own latents at all levels that are kept."""
 
 Nodes = Float64[Tensor, "_"]
 OwnImages = Float[Tensor, "_ channel height width"]
@@ -113,23 +119,27 @@ def survey(
     Separable, or draws are captured by the model's own domain; settled and Gaussian, or a Gaussian prior is wrong; the
     lowest, because inversion, distance to the own domain and likeness all suffer on the way up.
     Few steps make latents wider than the exact trajectory does, in both clouds alike (by a tenth at 20 steps).
-    Cost: at most `survey_calls(...)` network calls. Memory: both clouds at one level, in float32, and the images.
+    The model's own samples and their way up are kept in the user's cache (up to 128 MiB of them).
+    Cost: at most `survey_calls(...)` network calls. Memory: both clouds at one level, in float32, and the images; of
+    own samples that are kept, all levels.
     """
     model.image.check(images)
     check_different(images)
     check_strengths(strengths)
     count, parts = len(images), segments(strengths, steps)
     if own is None:
-        own = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
+        owned = own_climb(model, count, strengths, steps, seed, batch_size, on_step)
     elif len(own) < count:
         raise UsageError(f"own must hold as many images as the domain, {count}, got {len(own)}: leave it out")
-    model.image.check(own)
+    else:
+        model.image.check(own)
+        owned = climb(model, own[:count], parts, batch_size, on_step)
     generator = torch.Generator().manual_seed(seed)
     frames = rotations(count, generator)
-    climbing = climb(model, (images, own[:count]), parts, batch_size, on_step)
+    climbing = climb(model, images, parts, batch_size, on_step)
     levels = tuple(
-        compare(latents, count, strength, model.schedule, frames, generator)
-        for strength, latents in zip(strengths, climbing, strict=True)
+        compare(torch.cat(clouds), count, strength, model.schedule, frames, generator)
+        for strength, *clouds in zip(strengths, climbing, owned, strict=True)
     )
     return Survey(model.provenance.sha256, count, steps, seed, levels, *propose(levels))
 
@@ -159,7 +169,7 @@ def survey_calls(count: int, strengths: Sequence[float] = STRENGTHS, steps: int 
     Own samples included. A step takes about two calls of the at most eight that are counted here.
     """
     climbs = sum((len(nodes) - 1) * INVERTER.iterations + 1 for nodes in segments(strengths, steps))
-    return math.ceil(count / batch) * SOLVER.calls(STEPS) + math.ceil(2 * count / batch) * climbs
+    return math.ceil(count / batch) * (SOLVER.calls(STEPS) + 2 * climbs)
 
 
 def segments(strengths: Sequence[float], steps: int) -> list[Nodes]:
@@ -172,9 +182,50 @@ def segments(strengths: Sequence[float], steps: int) -> list[Nodes]:
     return [nodes[(nodes >= low) & (nodes <= high)] for low, high in ends]
 
 
+def own_climb(
+    model: FrozenModel,
+    count: int,
+    strengths: Sequence[float],
+    steps: int,
+    seed: int,
+    batch_size: int,
+    on_step: OnStep | None = None,
+) -> Iterator[Latents]:
+    """The latents of the model's first own samples at each level, from the cache where they are kept there."""
+    parts, shape = segments(strengths, steps), (count, len(strengths), *model.latent_shape)
+
+    def make(begun: int) -> Tensor:
+        own = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)[begun:]
+        return torch.stack([level.clone() for level in climb(model, own, parts, batch_size, on_step)], 1)
+
+    if 4 * math.prod(shape) > MOST_KEPT:
+        own = own_domain(model, count, seed=seed, batch_size=batch_size, on_step=on_step)
+        return climb(model, own, parts, batch_size, on_step)
+    return iter(kept(model, CLIMB, climb_settings(model, strengths, steps, seed), shape, make).unbind(1))
+
+
+def own_steps(
+    model: FrozenModel, count: int, strengths: Sequence[float], steps: int, seed: int, batch_size: int
+) -> int:
+    """Solver steps that `own_climb` would take now, each of a batch."""
+    settings, shape = climb_settings(model, strengths, steps, seed), (len(strengths), *model.latent_shape)
+    there = find(model, CLIMB, settings, shape)
+    lacking = max(0, count - (0 if there is None else len(there)))
+    if not lacking:
+        return 0
+    nodes = sum(len(part) - 1 for part in segments(strengths, steps))
+    return own_calls(model, count, seed=seed, batch_size=batch_size) + math.ceil(lacking / batch_size) * nodes
+
+
+def climb_settings(model: FrozenModel, strengths: Sequence[float], steps: int, seed: int) -> dict[str, Any]:
+    """What decides the way up of own samples besides the model."""
+    way = {"strengths": tuple(strengths), "inversion steps": steps, "inverter": repr(INVERTER), "warp": WARP}
+    return settings_of(model, seed) | way
+
+
 def climb(
     model: FrozenModel,
-    images: Sequence[OwnImages],
+    images: OwnImages,
     parts: Sequence[Nodes],
     batch_size: int,
     on_step: OnStep | None = None,
@@ -183,7 +234,7 @@ def climb(
 
     Each overwrites the one before: a caller that keeps them makes a copy.
     """
-    latents = torch.cat([encode_all(model, some, batch_size) for some in images])
+    latents = encode_all(model, images, batch_size)
     for nodes in parts:
         times = model.schedule.time_of_strength(nodes)
         for rows in torch.split(torch.arange(len(latents)), batch_size):

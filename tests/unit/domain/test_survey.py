@@ -10,7 +10,7 @@ from nearfar.diffusion.fixed_point import FixedPointDDIM
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import solve
 from nearfar.domain import survey as module
-from nearfar.domain.survey import climb, propose, segments, survey, survey_calls
+from nearfar.domain.survey import climb, own_steps, propose, segments, survey, survey_calls
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel, PixelSpace, Provenance
 from nearfar.sampling.own_domain import own_domain
@@ -127,11 +127,11 @@ def test_a_mixture_of_scales_is_not_gaussian_and_still_gets_a_level(model):
 def test_all_levels_lie_on_one_trajectory(model, monkeypatch):
     """What is seen at the last level is what an inversion to it alone, with the same nodes, gives."""
     monkeypatch.setattr(module, "INVERTER", FixedPointDDIM(iterations=40, tolerance=1e-5))
-    climbing = climb(model, (images(), images(1)), segments(STRENGTHS, 6), batch_size=17)
+    climbing = climb(model, images(), segments(STRENGTHS, 6), batch_size=17)
     last = [latents.clone() for latents in climbing][-1]
     nodes = torch.unique(torch.cat(segments(STRENGTHS, 6)))
-    grid = SCHEDULE.time_of_strength(nodes).expand(2 * COUNT, -1)
-    alone = solve(model.denoiser, torch.cat([images(), images(1)]), grid, module.INVERTER)
+    grid = SCHEDULE.time_of_strength(nodes).expand(COUNT, -1)
+    alone = solve(model.denoiser, images(), grid, module.INVERTER)
     torch.testing.assert_close(last, alone, rtol=0, atol=1e-4)
 
 
@@ -151,7 +151,29 @@ def test_it_costs_no_more_calls_than_it_says(model, sampled):
     most = survey_calls(COUNT, STRENGTHS, batch=20)
     assert most / 8 < model.denoiser.calls <= most
     nodes = sum(len(part) - 1 for part in segments(STRENGTHS, module.STEPS))
-    assert len(steps) == 3 * nodes + 2 * 20 * sampled
+    assert len(steps) == 4 * nodes + 2 * 20 * sampled
+
+
+def test_the_way_of_the_own_samples_is_made_once(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARFAR_CACHE", str(tmp_path))
+    calls, found = [], []
+    for _ in range(2):
+        before, steps = model.denoiser.calls, own_steps(model, COUNT, STRENGTHS, 20, 0, 32)
+        found.append(survey(model, images(), strengths=STRENGTHS))
+        calls.append((model.denoiser.calls - before, steps))
+    assert found[0] == found[1]
+    (first, told), (second, none) = calls
+    assert second < first / 2
+    assert (told, none) == (20 + sum(len(part) - 1 for part in segments(STRENGTHS, 20)), 0)
+    assert len(list(tmp_path.glob("own-climb-*"))) == 1
+
+
+def test_the_way_of_very_many_own_samples_is_not_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARFAR_CACHE", str(tmp_path))
+    kept = survey(model, images(), strengths=(0.5,))
+    monkeypatch.setattr(module, "MOST_KEPT", 0)
+    assert survey(model, images(), strengths=(0.5,), seed=0) == kept
+    assert len(list(tmp_path.glob("own-climb-*"))) == 1
 
 
 def test_it_is_repeatable_and_ready_for_json(model):
