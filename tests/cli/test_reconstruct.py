@@ -101,7 +101,7 @@ def test_a_dry_run_writes_nothing(source, out, reconstruct):
 @pytest.mark.parametrize(
     ("command", "options", "sentence"),
     [
-        ("invert", ["--solver", "bdia"], "BDIA ends in a pair of states, and one latent alone has no way back"),
+        ("invert", ["--solver", "bdia"], "solver must be one of fixed-point, heun, ddim, got 'bdia'"),
         ("reconstruct", ["--report", "out/page.html"], "report out/page.html must not lie in "),
         ("reconstruct", ["--report", "page"], "the report is a page, got page: give a file that ends in .html"),
         ("reconstruct", ["--own-samples", "-1"], "own samples must be at least 0, got -1"),

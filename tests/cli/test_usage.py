@@ -54,7 +54,7 @@ SENTENCES = {
     "in out --strength nan": "strength must be in [0, 1], got nan",
     "in out --strength 0": "strength must be above 0, got 0: the originals would be copied",
     "in out --sigma 0": "sigma must be above 0, got 0: the originals would be copied",
-    "in out --sigma -1": "sigma must be in [0, 157.4], got -1",
+    "in out --sigma -1": "sigma must be 0 or more, got -1",
     "in out --sigma 1e9": "sigma must be in [0, 157.4], got 1e+09",
     "in out --strength 0.5 --sigma 1": "give either strength or sigma, got both",
     # numbers and choices
@@ -62,9 +62,9 @@ SENTENCES = {
     "in out --steps -3": "steps must be at least 1, got -3",
     "in out --batch-size 0": "batch size must be at least 1, got 0",
     "in out --batch-size -2": "batch size must be at least 1, got -2",
-    "in out --solver euler": "solver must be one of ddim, ancestral, heun, dpm++, dpm++sde, local-prior, got 'euler'",
+    "in out --solver euler": "solver must be one of dpm++sde, local-prior, ancestral, ddim, dpm++, heun, got 'euler'",
     "in out --fit stretch": "fit must be one of pad, cover, got 'stretch'",
-    "in out --device toaster": "device 'toaster' cannot be used (",
+    "in out --device toaster": "device must be auto, cpu, cuda, cuda:1, ..., mps or xpu, got 'toaster': use --device cpu",
     "in out --precision float8": "precision must be one of auto, float32, float16, bfloat16, got 'float8'",
     "in out --precision bfloat16 --device cpu": "a CPU runs bfloat16 several times slower: use float32",
     # models
