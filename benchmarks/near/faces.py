@@ -13,6 +13,7 @@ import csv
 import zipfile
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -50,10 +51,12 @@ def orl(data: Path) -> Faces:
     return Faces(pictures, [int(row["identity"]) for row in rows])
 
 
-def utk(data: Path, count: int = COUNT) -> Faces:
+def utk(data: Path, count: int = COUNT, split: str = "test") -> Faces:
+    """The first test faces that are nobody's in the training set, or the first of the training set ("train")."""
     with zipfile.ZipFile(data / "faces_utk64.zip") as archive:
         rows = csv.DictReader(TextIOWrapper(archive.open("labels.csv")))
-        names = [row["file"] for row in rows if row["split"] == "test" and float(row["nn_train_cos"]) < 0.6][:count]
+        kept = (row["file"] for row in rows if row["split"] == split and float(row["nn_train_cos"] or 0) < 0.6)
+        names = list(islice(kept, count))
         pictures = [np.asarray(Image.open(archive.open(name)).convert("RGB")) for name in names]
     return Faces(pictures, list(range(len(names))))
 
