@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nearfar.cli.carry_out import Outcome, carry_out
+from nearfar.cli.carry_out import Outcome, carry_out, time_figures, time_lines
 from nearfar.cli.console import DONE, SOME_FAILED, Lines, Stages, model_line, say, say_failed, shown_progress
 from nearfar.cli.options import BATCH_SIZE, SEED, STEPS, ModelChoice, RunChoice, argument, command, option
 
@@ -58,8 +58,8 @@ def evolve(promise: Promise, *, rounds: Rounds, choice: ModelChoice, how: RunCho
     from nearfar.evolution.votes import check_noise, list_voters
     from nearfar.jobs.evolve import carry_out as evolved
     from nearfar.jobs.evolve import evolving
+    from nearfar.jobs.places import page_beside
     from nearfar.reports.evolve import write_evolution_report
-    from nearfar.reports.page import page_beside
 
     own = {name: value for name, value in vars(rounds).items() if name not in ("features", "batch_size", "report")}
     evolution = Evolution(promise.count, promise.epsilon, promise.delta, **own)
@@ -75,7 +75,9 @@ def evolve(promise: Promise, *, rounds: Rounds, choice: ModelChoice, how: RunCho
         content = write_evolution_report(page, work, done)
         return outcome(work, done, content, page)
 
-    carry_out(about(work), {"settings": work.job.settings}, how, make)
+    timed = work.estimate() if how.dry_run else None
+    planned = {"settings": work.job.settings, **time_figures(timed)}
+    carry_out([*about(work), *time_lines(timed)], planned, how, make)
 
 
 def about(work: Evolving) -> Lines:

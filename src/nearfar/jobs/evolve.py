@@ -6,6 +6,7 @@ varied once more, as numbered outputs of the one runner.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,8 @@ from nearfar.io.fitting import FitMode, from_8_bit
 from nearfar.io.listing import Item, Listing, Rejected
 from nearfar.io.manifest import Progress, Watch, unwatched
 from nearfar.io.stacks import sample_names
-from nearfar.jobs.job import Job, Reading, as_picture, make_job, near, plain_frame, trajectory_settings
+from nearfar.jobs.estimate import Estimate, estimate
+from nearfar.jobs.job import Job, Reading, as_picture, calls_near, make_job, near, plain_frame, trajectory_settings
 from nearfar.jobs.pipeline import ahead, worker_pool
 from nearfar.jobs.places import check_places
 from nearfar.jobs.run import plan_items, run
@@ -63,6 +65,11 @@ class Evolving:
     classes: Sequence[str]
     job: Job
     parents: dict[str, tuple[Population, int]] = field(default_factory=dict)
+
+    def estimate(self) -> Estimate:
+        """How long a whole run takes, but for the features; two network calls for each worker."""
+        batches = math.ceil(self.evolution.calls(len(self.classes)) / self.job.batch_size)
+        return estimate(self.model, (1, 1), batches, self.job.batch_size, self.job.workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +114,7 @@ def evolving(
         },
         key=SecretKey.from_seed(evolution.seed),
         batch_size=batch_size,
+        calls=calls_near(sampling),
         read=partial(read_parent, parents=parents),
         transform=near(model, SecretKey.from_seed(evolution.seed), sampling),
         encode=as_picture(FitMode.PAD, False),
