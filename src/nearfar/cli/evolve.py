@@ -42,6 +42,7 @@ class Rounds:
     threshold: float = option(1.0, "Votes below so many deviations of the noise count nothing.")
     features: str = option("model", "Network that votes: model, efficientnet, pixels or a folder of transformers.")
     steps: int = option(14, STEPS)
+    gray: bool = option(False, "Make all images gray: no vote is needed for what everybody knows.")
     seed: int = option(0, SEED)
     batch_size: int | None = option(None, BATCH_SIZE)
     report: Path | None = option(None, "The report's page, not in OUT. [default: OUT.report.html]", metavar="FILE")

@@ -21,10 +21,11 @@ from nearfar.diffusion.solver import SOLVER, Sampling
 from nearfar.errors import UsageError
 from nearfar.evolution.accounting import DELTA, deviation_for
 from nearfar.evolution.votes import Vectors, as_seen
-from nearfar.io.fitting import from_8_bit, to_8_bit
+from nearfar.io.fitting import from_8_bit, to_8_bit, with_channels
 from nearfar.metrics.features import FeatureNetwork
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import own_samples, sample_near
+from nearfar.tensors import Images
 
 Population = Tensor
 """uint8 (candidate, channel, row, column)."""
@@ -42,7 +43,8 @@ class Evolution:
 
     count: images in all, shared out evenly over the classes. candidates: of each class, in each round.
     looks: variations of a candidate by whose mean it is judged; 0: by itself. threshold: votes below so many deviations
-    of the noise count nothing. first, last: strengths of the first and the last variations.
+    of the noise count nothing. first, last: strengths of the first and the last variations. gray: make all images
+    gray, which costs nothing where everybody knows that the private ones are.
     """
 
     count: int
@@ -55,6 +57,7 @@ class Evolution:
     last: float = 0.25
     threshold: float = 1.0
     steps: int = 14
+    gray: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +104,7 @@ def varied(model: FrozenModel, evolution: Evolution, batch_size: int, each: Each
 
         def batch(places: range) -> Population:
             squares, numbers = from_8_bit(parents[places]), [variants[place] for place in places]
-            return to_8_bit(sample_near(model, squares, sampling, key, numbers))
+            return as_kept(sample_near(model, squares, sampling, key, numbers), evolution)
 
         starts = range(0, len(parents), batch_size)
         return torch.cat(list(each(batch, [range(len(parents))[start : start + batch_size] for start in starts])))
@@ -120,7 +123,15 @@ def first_population(model: FrozenModel, evolution: Evolution, place: int, batch
         batch_size=batch_size,
         first=begin,
     )
-    return to_8_bit(made)
+    return as_kept(made, evolution)
+
+
+def as_kept(images: Images, evolution: Evolution) -> Population:
+    """Images in [-1, 1] in 8 bits, gray where all are."""
+    if not evolution.gray:
+        return to_8_bit(images)
+    gray = torch.from_numpy(with_channels(images.numpy(), 1))
+    return to_8_bit(gray.expand_as(images))
 
 
 def looked_at(

@@ -115,7 +115,7 @@ def evolving(
         key=SecretKey.from_seed(evolution.seed),
         batch_size=batch_size,
         calls=calls_near(sampling),
-        read=partial(read_parent, parents=parents),
+        read=partial(read_parent, parents=parents, channels=1 if evolution.gray else model.image.channels),
         transform=near(model, SecretKey.from_seed(evolution.seed), sampling),
         encode=as_picture(FitMode.PAD, False),
         numbered=True,
@@ -137,12 +137,11 @@ def warn_of_training(model: FrozenModel, private: Path) -> None:
         )
 
 
-def read_parent(item: Item, parents: Mapping[str, tuple[Population, int]]) -> Reading:
-    """The candidate that an output is a variation of."""
+def read_parent(item: Item, parents: Mapping[str, tuple[Population, int]], channels: int) -> Reading:
+    """The candidate that an output is a variation of. channels: of the output's file."""
     population, place = parents[item.name]
     square = from_8_bit(population[place : place + 1])
-    channels, size = square.shape[1:3]
-    return Reading(square, plain_frame(ImageContract(size, channels)))
+    return Reading(square, plain_frame(ImageContract(square.shape[2], channels)))
 
 
 def evolve(
