@@ -96,7 +96,14 @@ class Started:
         words = [*line.replace("OUT", str(out)).split(), "--device", "cpu"]
         started = cls(SERVER.Process(target=child, args=(words, str(logs(out)))), out)
         started.process.start()
+        started.wait_for_its_first_line()
         return started
+
+    def wait_for_its_first_line(self) -> None:
+        """Until then signals meet Python's own start, which turns SIGINT into exit code 1 without a word."""
+        deadline = time.monotonic() + TOO_LONG
+        while not logs(self.out).with_suffix(".err").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def wait(self) -> Ended:
         self.process.join(TOO_LONG)
@@ -126,7 +133,8 @@ def logs(out: Path) -> Path:
 
 
 def child(words: list[str], said: str) -> None:
-    """The command line with its output in files."""
+    """The command line with its output in files; until it answers signals itself they end the process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for descriptor, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(said + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = ["nearfar", *words]
@@ -180,8 +188,8 @@ HARMS: dict[str, Harm] = {
     "record removed": remove_record,
     "link": put_link,
 }
-UNSEEN = (-signal.SIGKILL, -signal.SIGTERM)
-"""Ends of a process that could not say anything: SIGTERM before its first line."""
+UNSEEN = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+"""Ends of a process that could not say anything: the signals before its first line."""
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,6 @@ def json_object(text: str | bytes, place: str, way: str = MEND) -> dict[str, Any
     return content
 
 
-def json_lines(text: str, place: str) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one a line; empty lines are passed over."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield json_object(line, f"{place} line {number}")
-
-
 def yaml_object(text: str, place: str, way: str = MEND) -> dict[Any, Any]:
     """What a YAML text says; nothing for an empty one."""
     import yaml

@@ -1,5 +1,7 @@
 """A few of the disturbances of `benchmarks.support.kills`: a run that ends as if nothing had happened is whole."""
 
+import signal
+
 import pytest
 from typer.testing import CliRunner
 
@@ -11,6 +13,9 @@ from benchmarks.support import kills
 def test_disturbed_runs_end_whole_or_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kills.prepare({})
+    at_once = kills.Started.of("--help", tmp_path / "at once")
+    assert at_once.signal(*[signal.SIGINT] * 3)
+    assert at_once.wait().code in (130, -signal.SIGINT)  # as a command line does, and not as Python's start
     counts, wrong = kills.disturb(6, seed=0, only="shards")
     assert wrong == []
     assert sum(count for what, count in counts.items() if not what.startswith(("job", "then"))) == 6

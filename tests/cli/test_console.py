@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from nearfar.cli import console
 from nearfar.cli.console import LONGEST, say, tell, visible
+from nearfar.errors import RunError, UsageError
 from processes import Cold, Warm, wait_until
 
 
@@ -101,6 +103,34 @@ def test_three_signals_end_with_one_line(tmp_path, endless, numbers, gap):
     assert [line for line in ended.err.splitlines() if line.startswith("nearfar:")] == ended.err.splitlines()[-1:]
     assert "Traceback" not in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.parametrize("error", [UsageError, RunError, OSError])
+def test_a_signal_while_an_error_is_told_ends_with_one_line(monkeypatch, error):
+    """Not as an exception that nothing catches any more: the command line would end with 1 and no sentence."""
+
+    class Interrupted(error):
+        def __str__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            return "never told"
+
+    def ended(*_):
+        raise SystemExit(console.INTERRUPTED)
+
+    @console.reported_errors()
+    def command():
+        console.raise_on_signals()
+        raise Interrupted
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(console, "end_at_once", ended)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == 130
 
 
 @pytest.mark.process

@@ -14,7 +14,6 @@ from nearfar.structured import (
     MOST_YAML,
     checked,
     csv_rows,
-    json_lines,
     json_object,
     read_text,
     safetensors_header,
@@ -47,8 +46,6 @@ def test_bad_json_is_one_sentence(text, reason):
         json_object(text, "a.json")
     assert str(error.value).startswith("a.json ")
     assert str(error.value).endswith(": mend it or move it away")
-    with pytest.raises(UsageError, match="x line 2 "):
-        list(json_lines("{}\n" + (text or "0"), "x"))
 
 
 def test_good_json_is_what_it_says():
@@ -57,7 +54,6 @@ def test_good_json_is_what_it_says():
         "deep": json.loads("[" * 60 + "]" * 60),
     }
     assert json_object(json.dumps(content), "x") == content
-    assert list(json_lines('{"a": 1}\n\n{"b": 2}', "x")) == [{"a": 1}, {"b": 2}]
 
 
 BAD_YAML = {

@@ -208,10 +208,10 @@ def reported_errors(interrupted: str = KEPT) -> Iterator[None]:
     """Errors as sentences: wrong usage ends with 2, a machine that refuses with 1, Ctrl-C with 130."""
     try:
         yield
-    except UsageError as error:
-        leave(str(error), USAGE)
-    except (RunError, OSError) as error:
-        leave(str(error), STOPPED)
+    except (UsageError, RunError, OSError) as error:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            on_signals(end_at_once)  # nothing would catch the exception that it raises
+        leave(str(error), USAGE if isinstance(error, UsageError) else STOPPED)
     except KeyboardInterrupt:
         if signal.getsignal(signal.SIGINT) is end_at_once:
             on_signals(lambda *_: os._exit(INTERRUPTED))  # the line is said
@@ -220,12 +220,12 @@ def reported_errors(interrupted: str = KEPT) -> Iterator[None]:
 
 def raise_on_signals() -> None:
     """From here on Ctrl-C and a termination signal are exceptions; a second one ends the process at once."""
-
-    def interrupt(*_: object) -> None:
-        on_signals(end_at_once)
-        raise KeyboardInterrupt
-
     on_signals(interrupt)
+
+
+def interrupt(*_: object) -> None:
+    on_signals(end_at_once)
+    raise KeyboardInterrupt
 
 
 def on_signals(handler: Callable[..., None]) -> None:
