@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_reports_all(sample, tmp_path):
 
 
 def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkeypatch):
-    copy = Judgment(1, 0.1, 0.1, -1.0, 0.0, ("a copy of fitted image 1",), "drop")
+    copy = Judgment(1, 0.1, 0.1, 0.1, -1.0, 0.0, ("a copy of fitted image 1",), "drop")
     monkeypatch.setattr(
         "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [copy] * len(images)
     )
@@ -139,11 +139,13 @@ def test_what_the_guards_drop_is_listed_and_not_written(sample, tmp_path, monkey
 
 
 def test_it_is_told_when_most_are_flagged(sample, monkeypatch):
-    odd = Judgment(1, 2.0, 2.0, -1.0, 3.0, ("layout or colors stronger than the domain's",), "flag")
+    odd = Judgment(1, 2.0, 2.0, 0.1, -1.0, 3.0, ("layout or colors stronger than the domain's",), "flag")
     monkeypatch.setattr(
         "nearfar.domain.guards.Guards.judge", lambda self, model, images, batch_size: [odd] * len(images)
     )
-    assert "note      3 of 3 are flagged: look at them before they are used\n" in sample("--count", 3).stderr
+    result = sample("--count", 3)
+    assert "note      3 of 3 are flagged: look at them before they are used\n" in result.stderr
+    assert "these samples are new in most of their area" in result.stdout
 
 
 def test_variations_of_an_image(sample, tmp_path):

@@ -181,6 +181,7 @@ def outcome(done: Progress, out: Path, content: dict[str, Any], page: Path) -> O
     shown = ", ".join(f"{count} {name}" for name, count in counts.items())
     lines = [
         ("samples", f"{shown}; in {done.seconds:.1f} s, {done.kept} of them kept from before"),
+        *([("what", content["what"])] if content["what"] else []),
         ("results", places["out"]),
         ("record", places["manifest"]),
         ("report", places["report"]),

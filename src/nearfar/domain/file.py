@@ -22,6 +22,7 @@ from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
 from nearfar.io.values import ValueTransform
 from nearfar.latents.covariance import Spectral, Structured
 from nearfar.latents.shell import Targets
+from nearfar.metrics.copied_area import PATCHES
 from nearfar.metrics.features import Kind
 from nearfar.structured import checked
 
@@ -70,6 +71,7 @@ class Judging:
     offset: float
     accuracy: float
     borderline: float
+    copied: tuple[float, float, float]
     layout: Range
     detail: Range
 
@@ -122,6 +124,7 @@ SHAPES = {
     "guards.center": ("numbers",),
     "guards.scale": ("numbers",),
     "guards.weights": ("numbers",),
+    "guards.isolation": ("different", "patches"),
 }
 """The axes of each tensor; those of one name are of one length."""
 
@@ -178,6 +181,7 @@ def number_problem(about: About, tensors: Mapping[str, Tensor]) -> str:
         "own.values": len(tensors["own.values"]) == channels * own.rows * own.columns,
         "own.bands": len(own.bands) == len(own.spectral),
         "guards' units": guards.latent_unit > 0 and guards.feature_unit > 0,
+        "guards.isolation": tensors["guards.isolation"].shape[1] == PATCHES,
     }
     return next((name for name, holds in rules.items() if not holds), "")
 

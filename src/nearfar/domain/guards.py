@@ -2,14 +2,15 @@
 
 Three questions, each measured against the domain's own images when left out:
 
-    copy      the nearest fitted image, in latents and in features, against the distances among the fitted images
+    copy      the nearest fitted image, in latents and in features, against the distances among the fitted images; and
+              how much of the image is copied from whichever of them (`metrics/copied_area.py`)
     capture   a linear classifier between the domain and the model's own samples, as they are and in its colors
     quality   how strong layout and detail are under the domain's Gaussian: washed out or blotchy, smooth or noisy
 
 Latents are what a model encodes an image to: its pixels where it has no encoder. Features are those of the frozen
 network itself: mean and deviation over the image of what its middle block gives for a little fixed noise. What no guard
-sees: whether a shape makes sense, as long as its frequencies are as strong as they should be; a copy of a part of an
-image; the model's own domain where the classifier is unsure, which is told.
+sees: whether a shape makes sense, as long as its frequencies are as strong as they should be; the model's own domain
+where the classifier is unsure, which is told.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.latents.covariance import Structured, coarse, cosines, whiten
 from nearfar.latents.two_sample import RIDGES
+from nearfar.metrics.copied_area import CopiedArea
 from nearfar.metrics.features import Kind, Vectors, features_of
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import encode_all
@@ -89,6 +92,8 @@ FEWEST, FEW, FEWEST_OWN, WIDE = 3, 10, 8, 20
 COPY_QUANTILE, NEAR, SURE = 0.05, 0.8, 0.5
 """Distances are told in this quantile of those among the fitted images. A copy is below 1 in latents and features, or
 below `SURE` in one of them; below `NEAR` in one is nearly a copy."""
+MOSAIC = 0.5
+"""An image with this copied area or more, at one of the scales, is flagged."""
 FOLDS, TAIL = 10, 0.01
 SYMMETRIES = {"none": (1, 1), "mirror": (2, 1), "turn": (2, 4)}
 """In what ways a copy may lie: how many mirror images, and how many quarter turns of each."""
@@ -106,6 +111,7 @@ class Judgment:
     nearest: the fitted image nearest in latents. latent_copy, feature_copy: distance to the nearest fitted image, in
     units of the 5 % quantile of the fitted images' distances to one another (less 2 / count of it below 20 images). A
     copy is below 1 in both, or below 0.5 in one.
+    copied_area: share of the image that is copied from fitted ones, the largest over the scales of `copied_area`.
     captured: from about -1, the domain, to about 1, the model's own; above 0 is captured, and exactly 0 is not judged.
     quality: how far layout or detail, whichever is worse, lies from the middle of what the domain shows: below -1 is
     too weak, above 1 too strong. Fitted images themselves are weaker than new ones, the more so the fewer they are.
@@ -115,6 +121,7 @@ class Judgment:
     nearest: int
     latent_copy: float
     feature_copy: float
+    copied_area: float
     captured: float
     quality: float
     reasons: tuple[str, ...]
@@ -185,6 +192,7 @@ class Guards:
     feature_unit: float
     kind: Kind
     symmetry: str
+    areas: CopiedArea
 
     @classmethod
     def fit(
@@ -212,7 +220,8 @@ class Guards:
         warn(len(images), capture, kind)
         turned = [encode_all(model, some, batch_size) for some in turns_of(images, symmetry)]
         units = (unit(apart(turned, fitted)), unit(apart([domain], domain)))
-        return cls(fitted, places, domain, center, scale, capture, quality, *units, kind, symmetry)
+        areas = CopiedArea.fit(fitted, partial(turns_of, symmetry=symmetry))
+        return cls(fitted, places, domain, center, scale, capture, quality, *units, kind, symmetry, areas)
 
     def judge(self, model: FrozenModel, outputs: Images, batch_size: int = 32) -> list[Judgment]:
         """What to do with each output: keep it, flag it (let a person look at it) or drop it.
@@ -230,12 +239,15 @@ class Guards:
             self.places[away.argmin(1)].tolist(),
             (away.amin(1) / self.latent_unit).tolist(),
             (distances([vectors], self.vectors).amin(1) / self.feature_unit).tolist(),
+            self.areas.shares(turned[0]).amax(1).tolist(),
             self.capture.scores(vectors).tolist(),
             self.quality.strengths(turned[0]).tolist(),
         )
         return [self.judged(*row) for row in zip(*figures, strict=True)]
 
-    def judged(self, nearest: int, latents: float, features: float, score: float, strengths: list[float]) -> Judgment:
+    def judged(
+        self, nearest: int, latents: float, features: float, area: float, score: float, strengths: list[float]
+    ) -> Judgment:
         layout, detail = (
             outside(value, limits)
             for value, limits in zip(strengths, (self.quality.layout, self.quality.detail), strict=True)
@@ -248,6 +260,7 @@ class Guards:
         rules: list[tuple[bool, Verdict, str]] = [
             (copy, "drop", f"a copy of fitted image {nearest}"),
             (least < NEAR and not copy, "flag", f"near a fitted image in {where}"),
+            (area >= MOSAIC and not copy, "flag", "half of it or more is copied from fitted images"),
             (score > 0, "drop", "fell back to the model's own domain"),
             (doubtful, "flag", "between the domain and the model's own"),
             (layout > 1, "flag", "layout or colors stronger than the domain's"),
@@ -258,7 +271,7 @@ class Guards:
         raised = [(verdict, reason) for holds, verdict, reason in rules if holds]
         worst: Verdict = max((verdict for verdict, _ in raised), key=["flag", "drop"].index, default="keep")
         quality = max(layout, detail, key=abs)
-        return Judgment(nearest, latents, features, score, quality, tuple(reason for _, reason in raised), worst)
+        return Judgment(nearest, latents, features, area, score, quality, tuple(reason for _, reason in raised), worst)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `from_parts` needs besides the fitted images; about a kilobyte for each of them."""
@@ -268,6 +281,7 @@ class Guards:
             "center": self.center,
             "scale": self.scale,
             "weights": self.capture.weights,
+            "isolation": self.areas.flat(len(self.latents)),
         }
 
     def numbers(self) -> dict[str, Any]:
@@ -280,6 +294,7 @@ class Guards:
             "offset": self.capture.offset,
             "accuracy": self.capture.accuracy,
             "borderline": self.capture.borderline,
+            "copied": list(self.areas.thresholds),
             "layout": list(self.quality.layout),
             "detail": list(self.quality.detail),
         }
@@ -304,6 +319,9 @@ class Guards:
             feature_unit=numbers["feature_unit"],
             kind=numbers["features"],
             symmetry=numbers["symmetry"],
+            areas=CopiedArea.from_flat(
+                fitted, partial(turns_of, symmetry=numbers["symmetry"]), tensors["isolation"], numbers["copied"]
+            ),
         )
 
 
@@ -314,6 +332,7 @@ def rates(judgments: Sequence[Judgment]) -> dict[str, float]:
         "copies_in_latents": [one.latent_copy < 1 for one in judgments],
         "copies_in_features": [one.feature_copy < 1 for one in judgments],
         "copies_in_both": [max(one.latent_copy, one.feature_copy) < 1 for one in judgments],
+        "half_copied": [one.copied_area >= MOSAIC for one in judgments],
         "captured": [one.captured > 0 for one in judgments],
         "implausible": [abs(one.quality) > 1 for one in judgments],
     }

@@ -8,7 +8,7 @@ from typing import Any
 from nearfar.errors import UsageError, first_line, printable
 from nearfar.structured import json_object, safetensors_header
 
-KEY, FORMAT, AGAIN = "nearfar domain", 3, "fit it again"
+KEY, FORMAT, AGAIN = "nearfar domain", 4, "fit it again"
 
 
 def read_about(path: Path) -> dict[str, Any]:

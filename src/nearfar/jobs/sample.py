@@ -45,7 +45,7 @@ FIRST = 1
 OPTIONS = ("family", "geometry", "pull", "eta", "seed", "parents")
 """Of a recipe, those that `synthesize` takes, too."""
 
-FIGURES = ("nearest", "latent_copy", "feature_copy", "captured", "quality")
+FIGURES = ("nearest", "latent_copy", "feature_copy", "copied_area", "captured", "quality")
 """Of a judgment, those that the record keeps."""
 
 

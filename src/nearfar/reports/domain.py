@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from nearfar.domain.domain import Domain
-from nearfar.domain.guards import RELIABLE, SURE, apart, turns_of
+from nearfar.domain.guards import MOSAIC, RELIABLE, SURE, apart, turns_of
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
@@ -185,11 +185,26 @@ def sample_content(settings: dict[str, Any], records: Sequence[Record]) -> dict[
         "settings": settings,
         "counts": {word: verdicts[name] for name, word in VERDICTS.items()} | {"failed": len(failed)},
         "reasons": dict(Counter(reason for one in judged for reason in one.reason.split("; ") if reason)),
+        "what": what_they_are([record.figures["copied_area"] for record in judged]),
         "acceptance": len(judged) / draws if draws else None,
         "parents": dict(sorted(Counter(parent for record in judged for parent in record.parents).items())),
         "samples": rows,
         "failed": failed,
     }
+
+
+def what_they_are(areas: Sequence[float]) -> str:
+    """What samples are, in a sentence, from the copied area of each (`Judgment.copied_area`)."""
+    if not areas:
+        return ""
+    middle, half = torch.tensor(areas).median().item(), sum(area >= MOSAIC for area in areas)
+    kind = "mosaics of the fitted images" if middle >= MOSAIC else "new in most of their area"
+    if 0.1 < middle < MOSAIC:
+        kind = "new in part, with pieces of the fitted images"
+    return (
+        f"these samples are {kind}: {middle:.0%} of the area of the middle one is copied "
+        f"(5 % in real images), and half or more in {half} of {len(areas)}"
+    )
 
 
 def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Tensor | None) -> Report:
@@ -200,6 +215,7 @@ def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Te
             f"{len(content['samples'])} samples of {len(domain.latents)} images: {settings['family']} draws, "
             f"{settings['geometry']}, pull {settings['pull']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
         ),
+        *([paragraph(content["what"].capitalize() + ".")] if content["what"] else []),
         paragraph(
             f"Of those that were written, {SHOWN} at most: kept ones first, then flagged ones, then those to drop."
         ),
@@ -212,6 +228,11 @@ def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Te
             f"another: below 1 in latents and in features is a copy, and below {SURE:g} in one of them."
         ),
         plot(distances_figure(content["samples"], domain), "How near samples and fitted images are to fitted images"),
+        paragraph(
+            "Copied area: the share of a sample whose patches are nearer to one of a fitted image than 5 % of real "
+            "images are, at 8, 16 or 24 of 32 pixels, whichever is the largest."
+        ),
+        plot(areas_figure(content["samples"]), "Copied area of each sample"),
         *nearest_sections(written, out, values, fitted),
         heading("Parents"),
         paragraph("How often each fitted image was mixed in; Gaussian draws have no parents."),
@@ -282,6 +303,14 @@ def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:
         axes.axvline(1, color="black", linestyle=":", label="threshold")
         axes.set(xlabel=f"distance in {name}", ylabel="density")
     figure.axes[0].legend()
+    return figure
+
+
+def areas_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    figure, (axes,) = drawing(9.0, 2.0)
+    axes.hist([row["copied_area"] for row in rows if "copied_area" in row], 20, range=(0, 1))
+    axes.axvline(MOSAIC, color="black", linestyle=":")
+    axes.set(xlabel="copied area", ylabel="samples")
     return figure
 
 

@@ -16,6 +16,7 @@ from nearfar.domain.guards import Guards
 from nearfar.domain.synthesis import synthesize
 from nearfar.errors import RunError, UsageError
 from nearfar.latents.covariance import posterior_mean
+from nearfar.metrics.copied_area import PATCHES
 from oracle_domains import fit, fitted, oracle, unseen
 
 PREPROCESSING = {"fit": "cover", "values": {"curve": "asinh", "low": [0.0], "high": [12.5], "softening": [0.1]}}
@@ -96,6 +97,7 @@ def test_200_images_of_3x64x64_take_less_than_10_mib(domain, tmp_path, figures):
     latents, clean = torch.randn(2, 200, 3, 64, 64, generator=torch.Generator().manual_seed(0)).half().float()
     tensors = {"places": torch.arange(200), "vectors": torch.zeros(200, 512).half()}
     tensors |= {name: torch.zeros(512, dtype=torch.float64) for name in ("center", "scale", "weights")}
+    tensors |= {"isolation": torch.ones(200, PATCHES).half()}
     assert tensors.keys() == domain.guards.tensors().keys()
     guards = Guards.from_parts(clean, tensors, domain.guards.numbers())
     large = replace(domain, latents=latents, clean=clean, own=Gaussian.fit(clean), guards=guards)
@@ -143,7 +145,7 @@ NO_DOMAINS = {
     "empty": (empty, "is no domain file, or a damaged one"),
     "pickle": (pickled, "is no domain file, or a damaged one"),
     "torch file": (torch_pickled, "is no domain file, or a damaged one"),
-    "other tensors": (other, "is no domain file of format 3, got None: fit it again"),
+    "other tensors": (other, "is no domain file of format 4, got None: fit it again"),
     "folder": (lambda folder: (folder / "x").mkdir(), "must be a domain file, got a folder there"),
     "nothing": (lambda folder: None, "must be a domain file, got nothing there"),
 }
@@ -176,10 +178,10 @@ def rewritten(file, change):
     save_file(load_file(file), file, {"nearfar domain": json.dumps(about)})
 
 
-@pytest.mark.parametrize("format", [1, 2, 4, "3", None])
+@pytest.mark.parametrize("format", [1, 2, 3, "4", None])
 def test_files_of_another_format_are_refused(file, format):
     rewritten(file, lambda about: about.update(format=format))
-    with pytest.raises(UsageError, match=f"is no domain file of format 3, got {format}: fit it again"):
+    with pytest.raises(UsageError, match=f"is no domain file of format 4, got {format}: fit it again"):
         load_domain(file)
 
 
@@ -272,5 +274,5 @@ def test_a_domain_of_the_bundled_kind_has_no_more_in_it_than_is_told(file):
 def test_tensors_of_another_file_are_not_read(tmp_path, monkeypatch, header):
     save_file({"a": torch.zeros(4)}, tmp_path / "a.domain", header)
     monkeypatch.setattr("nearfar.domain.file.load_file", None)
-    with pytest.raises(UsageError, match=r"is no domain file of format 3, got (None|2): fit it again"):
+    with pytest.raises(UsageError, match=r"is no domain file of format 4, got (None|2): fit it again"):
         load_domain(tmp_path / "a.domain")

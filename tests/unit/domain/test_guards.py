@@ -76,9 +76,9 @@ def test_the_models_own_domain_is_captured_whatever_its_colors(guards):
 
 
 def test_new_draws_are_kept_as_often_as_stated(guards):
-    """5 % copies in each of two spaces, 2.5 % borderline, 4 % outside a range: no more than 12 % are not kept."""
+    """5 % copies in each of two spaces, 2.5 % borderline, 4 % outside a range, some 5 % half copied: 17 % at most."""
     found = rates(guards.judge(oracle(), images(400, 4)))
-    assert found["keep"] >= 0.88
+    assert found["keep"] >= 0.83
     assert found["captured"] == 0
     assert found["copies_in_latents"] <= 0.1
     assert found["implausible"] <= 0.06

@@ -100,7 +100,7 @@ def test_a_number_says_which_sample_it_is(tmp_path):
 def alternating(*_, batch_size):
     """Sample 1 is kept, 2 flagged, 3 dropped, in every batch of three."""
     return [
-        Judgment(number, 1.0, 2.0, -1.0, 0.5, reasons, verdict)
+        Judgment(number, 1.0, 2.0, 0.1, -1.0, 0.5, reasons, verdict)
         for number, (verdict, reasons) in enumerate([("keep", ()), ("flag", ("odd",)), ("drop", ("a copy", "odd"))])
     ]
 
