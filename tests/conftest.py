@@ -13,6 +13,7 @@ from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; the tests' networks are too small to share
 os.environ["NEARFAR_CACHE"] = os.devnull  # nothing of a test is kept, nor taken from another; it cannot be written
+os.environ["NEARFAR_MODEL"] = "faces"  # the smallest of the bundled ones, wherever a test names none
 
 FOLDERS = ("", "plain", "with space/in ner", "ünï-çødé/日本")
 

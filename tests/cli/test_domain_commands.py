@@ -82,7 +82,7 @@ def test_inspect_says_the_same_without_a_model(place, model_folder):
     assert f"images    {IMAGES} pictures, fitted by pad\n" in lines
     assert f"model     sha256:{content['model'][:12]}" in lines
     assert "level     strength 0.5 = time 499 = sigma 3.424, 2 steps\n" in lines
-    other = run("domain", "inspect", file, "--model", "bundled")
+    other = run("domain", "inspect", file, "--model", "faces")
     assert other.exit_code == 2
     assert f"domain was fitted with model sha256:{content['model'][:12]}..., this model is sha256:" in other.stderr
 

@@ -1,6 +1,6 @@
 """`nearfar demo`: real photographs, anonymized at several strengths, on one page.
 
-The photographs come with scikit-image: 100 small gray faces ("lfw_subset") and the astronaut's portrait.
+The photographs come with scikit-image: small gray faces ("lfw_subset") and the astronaut's portrait.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from nearfar.reports.page import Report, contact_sheet, folded, linked, paragrap
 from nearfar.web.figures import ASTRONAUT_FACE
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
-SHOWN_FACES = 7
+FACES, SHOWN_FACES = 40, 7
+"""Faces that are anonymized, and those of them on the sheet."""
 
 TITLE = "Near images of {count} photographs"
 TEXTS = (
@@ -70,7 +71,7 @@ def write_photographs(folder: Path) -> None:
         raise UsageError("the demo's photographs come with scikit-image: pip install 'nearfar[demo]'") from None
     folder.mkdir(parents=True)
     Image.fromarray(data.astronaut()).crop(ASTRONAUT_FACE).save(folder / "astronaut.png")
-    for number, face in enumerate(data.lfw_subset()[:100]):
+    for number, face in enumerate(data.lfw_subset()[:FACES]):
         Image.fromarray((face * 255).round().astype(np.uint8)).save(folder / f"face-{number:03}.png")
 
 

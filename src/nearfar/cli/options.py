@@ -89,7 +89,7 @@ class ModelChoice:
     model: str | None = option(
         None,
         "A diffusers folder, an original checkpoint (.pt, .ckpt), a hub name, or one that is bundled: faces, faces64 "
-        "or cells. [default: faces]",
+        "or cells. [default: faces64, or NEARFAR_MODEL]",
         metavar="MODEL",
     )
     prompt: str | None = option(None, "What a text model shall see, '' for nothing in particular.")
@@ -259,24 +259,24 @@ def check_early(given: Mapping[str, Any]) -> None:
 def check_model(given: Mapping[str, Any]) -> None:
     """Refuse a name that stands for nothing, a folder without an index, and what its network cannot be asked.
 
-    What is to be downloaded is not asked for, nor what a bundled model is given by default.
+    What is to be downloaded is not asked for.
     """
     from nearfar.models.lookup import (
-        BUNDLED,
         check_asked,
         check_device,
         check_revision,
+        default_model,
         find_model,
         open_folder,
         shown_name,
     )
 
     check_device(given["device"])
-    model = given["model"]
-    if given["download"] and model is not None:
+    model = given["model"] or default_model()
+    if given["download"]:
         check_revision(model, given["revision"], True)
         return
-    path = BUNDLED["faces"] if model is None else find_model(model, revision=given["revision"])
+    path = find_model(model, revision=given["revision"])
     if path.is_dir():
         check_asked(open_folder(path), shown_name(model, path), given)
 

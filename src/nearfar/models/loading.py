@@ -23,10 +23,10 @@ from nearfar.models.cards import card_of, notes_on, refuse_distilled
 from nearfar.models.folder import folder_digest, load_part, read_license, reading
 from nearfar.models.graphs import GpuNetwork, record_graph
 from nearfar.models.lookup import (
-    BUNDLED,
     DiffusersFolder,
     Part,
     check_unprompted,
+    default_model,
     find_model,
     open_folder,
     shown_name,
@@ -94,8 +94,9 @@ def load_model(
 ) -> FrozenModel:
     """Load a diffusers folder, an original checkpoint, a bundled model (faces, faces64, cells) or a hub name.
 
-    source: an existing path before a bundled model before a hub name; the bundled `faces` when it is not given. Or a
-    live diffusers pipeline, whose networks are copied, so that training it on changes nothing here.
+    source: an existing path before a bundled model before a hub name; what `NEARFAR_MODEL` names, or the bundled
+    faces64, when it is not given. Or a live diffusers pipeline, whose networks are copied, so that training it on
+    changes nothing here.
     device: "auto" takes CUDA when it is there. dtype: the network's; the state stays float32.
     None is float32, on CUDA with products in tf32 (about 86 dB from torch.float32, which is the CPU's to 1e-5, and 2 to
     3 times its speed).
@@ -139,7 +140,8 @@ def parts_of(source: Any, dtype: torch.dtype, force: bool, **where: Any) -> Part
     if not isinstance(source, str | Path | None):
         got = type(source).__name__
         raise UsageError(f"a model is given as a folder, a file, a name or a diffusers pipeline, got {got}")
-    path = BUNDLED["faces"] if source is None else find_model(source, **where)
+    source = default_model() if source is None else source
+    path = find_model(source, **where)
     name = shown_name(source, path)
     return file_parts(path, name, dtype) if path.is_file() else folder_parts(open_folder(path), name, dtype, force)
 

@@ -8,6 +8,7 @@ when it has no folder of its own, and so does this.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,17 +127,17 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used (this PyTorch is built for CPUs only): use --device cpu")
 
 
-def shown_name(source: str | Path | None, path: Path) -> str:
-    """What records and messages call a model: what it was asked for by, or `bundled` and the name beside `faces`."""
-    if path not in BUNDLED.values() or str(source) == str(path):
-        return str(source)
-    return "bundled" if path == BUNDLED["faces"] else f"bundled/{path.name}"
+def shown_name(source: str | Path, path: Path) -> str:
+    """What records and messages call a model: what it was asked for by, or `bundled/` and its name."""
+    return str(source) if path not in BUNDLED.values() or str(source) == str(path) else f"bundled/{path.name}"
 
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BUNDLED = {name: Path(__file__).with_name(name) for name in ("faces", "faces64", "cells")}
 """The models in this package."""
+DEFAULT, CHOSEN = "faces64", "NEARFAR_MODEL"
+"""The model where none is named, and the environment variable that names another one for all commands and calls."""
 KINDS = ("*.json", "*.txt", "*.model", "*.safetensors")
 WANTED = [
     *("model_index.json", "README.md", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"),
@@ -173,8 +174,13 @@ def find_model(source: str | Path, *, revision: str | None = None, download: boo
 
 
 def bundled_name(source: str) -> str:
-    """`bundled/cells` -> `cells`, `bundled` -> `faces`; other names as they are."""
-    return "faces" if source == "bundled" else source.removeprefix("bundled/")
+    """`bundled/cells` -> `cells`, `bundled` -> the default; other names as they are."""
+    return DEFAULT if source == "bundled" else source.removeprefix("bundled/")
+
+
+def default_model() -> str:
+    """What is loaded where no model is named: `NEARFAR_MODEL`, or the bundled default."""
+    return os.environ.get(CHOSEN) or f"bundled/{DEFAULT}"
 
 
 def check_namesake(path: Path, bundled: Path | None) -> None:

@@ -11,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from nearfar.errors import NearfarError
+from nearfar.models.lookup import default_model
 from nearfar.web.desk import SHOWN, STRIP, Desk
 from nearfar.web.figures import ASTRONAUT_FACE, Card, cards, framed, said, shell, small
 
@@ -125,7 +126,7 @@ def near_line(strength: float, desk: Desk) -> str:
 
 def model_words(desk: Desk) -> list[str]:
     source = desk.model.provenance.source
-    return [] if source == "bundled" else ["--model", source]
+    return [] if source == default_model() else ["--model", source]
 
 
 class Trying:

@@ -148,21 +148,29 @@ def offline(monkeypatch):
 
 
 @pytest.mark.usefixtures("offline")
-def test_bundled_model_loads_by_default_and_offline():
+def test_bundled_model_loads_by_default_and_offline(monkeypatch):
+    monkeypatch.delenv("NEARFAR_MODEL")
     model = load_model(device="cpu")
-    config = json.loads((BUNDLED["faces"] / "unet" / "config.json").read_text())
-    assert model.image == ImageContract(size=config["sample_size"], channels=config["in_channels"])
-    assert model.provenance.source == "bundled"
-    x = torch.zeros(1, model.image.channels, model.image.size, model.image.size)
+    assert model.image == ImageContract(size=64, channels=3)
+    assert model.provenance.source == "bundled/faces64"
+    x = torch.zeros(1, *model.latent_shape)
     assert model.denoiser(x, torch.tensor([500.0]).double()).isfinite().all()
+
+
+def test_the_environment_names_another_default(monkeypatch):
+    monkeypatch.setenv("NEARFAR_MODEL", "cells")
+    assert load_model(device="cpu").provenance.source == "bundled/cells"
+    monkeypatch.setenv("NEARFAR_MODEL", "no-such-model")
+    with pytest.raises(UsageError, match="no-such-model does not exist"):
+        load_model(device="cpu")
 
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("name", "source", "latent_shape", "size", "license"),
     [
-        ("faces", "bundled", (3, 32, 32), 32, "research only"),
-        ("bundled", "bundled", (3, 32, 32), 32, "research only"),
+        ("faces", "bundled/faces", (3, 32, 32), 32, "research only"),
+        ("bundled", "bundled/faces64", (12, 32, 32), 64, "research only"),
         ("faces64", "bundled/faces64", (12, 32, 32), 64, "research only"),
         ("cells", "bundled/cells", (12, 32, 32), 64, "MIT"),
         ("bundled/cells", "bundled/cells", (12, 32, 32), 64, "MIT"),

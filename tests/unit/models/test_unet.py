@@ -225,7 +225,7 @@ def printed(code):
 def test_the_bundled_model_needs_no_diffusers():
     code = """
 import sys, torch, nearfar
-model = nearfar.load_model("bundled")
+model = nearfar.load_model("faces")
 model.denoiser(torch.zeros(1, *model.latent_shape), torch.tensor([500.0], dtype=torch.float64))
 print(*[name for name in ("diffusers", "transformers", "scipy", "torch._dynamo") if name in sys.modules], "done")
 """
