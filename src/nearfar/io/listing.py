@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nearfar.errors import UsageError
-from nearfar.io.pictures import FORMATS, SUFFIXES, disguised, printable
+from nearfar.io.pictures import FORMATS, KNOWN, SUFFIXES, disguised, printable
 
 COPY = re.compile(r"(?<=[^/])~[0-9]+$")
 
@@ -33,15 +33,15 @@ class Kind:
 
 
 UNREAD = """
-gif heic heif hif avif avifs jp2 j2k jpf jpx jpm jpc j2c jxl jxr wdp hdp apng flif bpg mng jng
+gif avifs jp2 j2k jpf jpx jpm jpc j2c jxl jxr wdp hdp apng flif bpg mng jng
 ppm pgm pbm pnm pam pfm tga icb vda vst dib rle ico cur icns pcx sgi rgb bw ras sun xbm xpm dds ktx hdr exr qoi iff lbm
 psd psb xcf kra ora clip ai eps svg svgz wmf emf
 dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef ptx srw x3f erf kdc dcr mrw 3fr fff iiq mef mos rwl gpr raw
-dcm dicom fits fit fts nd2 czi lif lsm svs ndpi mrxs vsi oib oif scn
+fits fit fts nd2 czi lif lsm svs ndpi mrxs vsi oib oif scn
 """
 """Suffixes that a user expects to be read: of the web, of paint programs and games, of cameras, of instruments."""
 
-PICTURES = Kind(SUFFIXES, tuple(f".{suffix}" for suffix in UNREAD.split()), "PNG, JPEG, WebP, TIFF or BMP", disguised)
+PICTURES = Kind(SUFFIXES, tuple(f".{suffix}" for suffix in UNREAD.split()), KNOWN, disguised)
 
 
 @dataclass(frozen=True)
