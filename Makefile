@@ -53,7 +53,7 @@ golden: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private,c2pa,heic,medical]'
 	touch $@
 
 clean:

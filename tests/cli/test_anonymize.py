@@ -94,6 +94,7 @@ def test_summary_for_machines(source, out, anonymize, smooth):
         "exit_code": 3,
     }
     assert settings.keys() == {
+        "mark",
         "command",
         "nearfar",
         "model",

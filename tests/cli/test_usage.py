@@ -31,8 +31,8 @@ SENTENCES = {
     # folders
     "missing out": "missing must be a folder of images, got nothing there",
     "file out": "file must be a folder of images, got a file there",
-    "empty out": "empty holds no images (0 other files): PNG, JPEG, WebP, TIFF and BMP are read",
-    "other out": "other holds no images (1 other files): PNG, JPEG, WebP, TIFF and BMP are read",
+    "empty out": "empty holds no images (0 other files): PNG, JPEG, WebP, AVIF,",
+    "other out": "other holds no images (1 other files): PNG, JPEG, WebP, AVIF,",
     "in full": "full is not empty: give --resume to go on with it, or choose another output",
     "in full --resume": "full has no manifest (full.manifest.jsonl), so nothing can be resumed: choose another output",
     "in file": "file must be a folder, got a file: choose another output",

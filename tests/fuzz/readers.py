@@ -33,7 +33,7 @@ from nearfar.domain.file import load_domain, load_thumbnails, save_domain
 from nearfar.errors import UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, array_file, read_array
 from nearfar.io.manifest import read_manifest
-from nearfar.io.pictures import encode, read_picture
+from nearfar.io.pictures import encode, encode_pages, read_pages, read_picture
 from nearfar.io.values import ValueTransform
 from nearfar.metrics.faces import read_header
 from nearfar.metrics.features import processor_size, read_processor
@@ -315,6 +315,21 @@ def picture(path: Path) -> None:
     encode(read_picture(path), keep_metadata=True)
 
 
+SAMPLES = [Path(__file__).parents[1] / "samples" / name for name in ("color.avif", "alpha.heic", "color.heic")]
+
+
+def sample_dicom(name: str) -> bytes:
+    """A file that pydicom brings."""
+    import pydicom.data
+
+    return Path(str(pydicom.data.get_testdata_file(name, download=False))).read_bytes()
+
+
+def dicom(path: Path) -> None:
+    """All pages, written again with the header or metadata."""
+    encode_pages(read_pages(path), keep_metadata=True)
+
+
 def key(path: Path) -> None:
     path.chmod(0o600)
     SecretKey.load(path)
@@ -358,6 +373,11 @@ def small_kinds() -> dict[str, Kind]:
         "palette": Kind("a.png", encoded("PNG", palette(), transparency=0), picture),
         **{f"tiff {way}": Kind("a.tif", encoded("TIFF", compression=way), picture) for way in TIFFS},
         "deep tiff": Kind("a.tif", encoded("TIFF", deep()), picture),
+        **{f"sample {file.name}": Kind(file.name, file.read_bytes(), picture) for file in SAMPLES},
+        "dicom": Kind("a.dcm", sample_dicom("MR_small.dcm"), dicom),
+        "packed dicom": Kind("a.dcm", sample_dicom("SC_rgb_rle_2frame.dcm"), dicom),
+        "dicom jpeg": Kind("a.dcm", sample_dicom("SC_rgb_small_odd_jpeg.dcm"), dicom),
+        "pages": Kind("a.tif", encoded("TIFF", save_all=True, append_images=[deep(), palette()]), dicom),
         "lossless webp": Kind("a.webp", encoded("WEBP", lossless=True, exif=exif()), picture),
         **{f"png {name}": Kind("a.png", content, picture, wrap) for name, (content, wrap) in PARTS.items()},
         "json": Kind("x", json.dumps(COCO).encode(), lambda path: json_object(read_text(path), "x")),

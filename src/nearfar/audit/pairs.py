@@ -15,7 +15,7 @@ from nearfar.errors import ImageError, UsageError
 from nearfar.io.fitting import fit
 from nearfar.io.listing import Item, Rejected, list_folder, original_name
 from nearfar.io.manifest import Watch, unwatched
-from nearfar.io.pictures import Picture, read_picture
+from nearfar.io.pictures import KNOWN, Picture, read_picture
 from nearfar.metrics.features import BATCH, FeatureNetwork
 from nearfar.metrics.quality import psnr, ssim
 
@@ -202,7 +202,7 @@ def read_images(
             found.append((item, fit(picture, size, 3)))
         watch(f"images of {folder.name}", number, len(listing.items))
     if not found:
-        raise UsageError(f"{folder} holds no image that can be read: give a folder of PNG, JPEG, WebP, TIFF or BMP")
+        raise UsageError(f"{folder} holds no image that can be read: give a folder of {KNOWN} files")
     return [item for item, _ in found], torch.stack([image for _, image in found])
 
 

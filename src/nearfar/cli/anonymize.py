@@ -11,8 +11,10 @@ from nearfar.audit.choices import Networks
 from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.console import Lines
 from nearfar.cli.options import (
+    BURNED_IN,
     KEEP_METADATA,
     Folders,
+    Marks,
     ModelChoice,
     RunChoice,
     SolverName,
@@ -49,6 +51,7 @@ class Method:
     solver: SolverName = solver_option("dpm++sde", SolverName)
     key_file: Path | None = option(None, "Keep the secret key here (made if absent), to make the same images again.")
     keep_metadata: bool = option(False, KEEP_METADATA)
+    burned_in: bool = option(False, BURNED_IN)
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ def anonymize(
     method: Method,
     calibrated: CalibrationChoice,
     parts: RegionChoice,
+    marks: Marks,
     choice: ModelChoice,
     how: RunChoice,
 ) -> None:
@@ -201,13 +205,15 @@ def anonymize(
     from nearfar.diffusion.solver import SOLVERS
     from nearfar.jobs.regions import region_job
 
-    options = trajectory.options(0.35, method.solver, SOLVERS) | {"keep_metadata": method.keep_metadata}
+    written: dict[str, Any] = {"keep_metadata": method.keep_metadata, "burned_in": method.burned_in}
+    written["marking"] = marks.marking(folders.source, folders.out)
+    options = trajectory.options(0.35, method.solver, SOLVERS) | written
     calibration = calibrated.read(trajectory, parts.regions)
     key = open_key(method.key_file, folders)
     search = parts.search(folders.source, trajectory.fit)
     model = choice.load()
     job = calibrated.job(model, calibration, key=key, **options)
-    job = region_job(job, search, method.keep_metadata) if search else job
+    job = region_job(job, search, **written) if search else job
     more = [*calibrated.lines(calibration), *parts.lines()]
     after = parts.after(job, search, folders)
     carry_out_job(

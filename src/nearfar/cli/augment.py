@@ -10,11 +10,13 @@ from nearfar.cli.carry_out import Outcome, carry_out, carry_out_job, outcome, ru
 from nearfar.cli.console import Lines, say
 from nearfar.cli.options import (
     BATCH_SIZE,
+    BURNED_IN,
     FIT,
     KEEP_METADATA,
     STEPS,
     Fit,
     Folders,
+    Marks,
     ModelChoice,
     RunChoice,
     SolverName,
@@ -59,10 +61,19 @@ class MakingOptions:
     fit: Fit = option("pad", FIT)
     batch_size: int | None = option(None, BATCH_SIZE)
     keep_metadata: bool = option(False, KEEP_METADATA)
+    burned_in: bool = option(False, BURNED_IN)
 
 
 @command
-def augment(folders: Sources, *, wanted: Wanted, making: MakingOptions, choice: ModelChoice, how: RunChoice) -> None:
+def augment(
+    folders: Sources,
+    *,
+    wanted: Wanted,
+    making: MakingOptions,
+    marks: Marks,
+    choice: ModelChoice,
+    how: RunChoice,
+) -> None:
     """Enlarge a training set: K copies of each image, with its labels and boxes.
 
     Copies of cat/a.png are cat/a~1.png, cat/a~2.png, ... Class folders, metadata.jsonl or .csv, COCO and YOLO
@@ -73,6 +84,7 @@ def augment(folders: Sources, *, wanted: Wanted, making: MakingOptions, choice: 
     from nearfar.jobs.units import check_wishes, units_of
 
     options, units = job_options(making), units_of(folders.source)
+    options["marking"] = marks.marking(folders.source, folders.out)
     if units:
         check_wishes(units, wanted)
         augment_data_sets(choice.load(), folders, wanted, how, options, units)

@@ -9,6 +9,7 @@ from nearfar.cli.options import (
     KEEP_METADATA,
     SEED,
     Folders,
+    Marks,
     ModelChoice,
     RunChoice,
     SolverName,
@@ -35,7 +36,7 @@ class Enlarging:
 
 
 @command
-def enhance(folders: Folders, *, enlarging: Enlarging, choice: ModelChoice, how: RunChoice) -> None:
+def enhance(folders: Folders, *, enlarging: Enlarging, marks: Marks, choice: ModelChoice, how: RunChoice) -> None:
     """Enlarge images, with detail that the model finds likely: invented, not what was there.
 
     Images of any size, in overlapping tiles of the model's. Every result shrinks to its image again, by the mean over
@@ -47,6 +48,7 @@ def enhance(folders: Folders, *, enlarging: Enlarging, choice: ModelChoice, how:
 
     options, free = job_options(enlarging), enlarging.no_consistency
     of_job = {name: options.pop(name) for name in ("seed", "batch_size", "keep_metadata")}
+    of_job["marking"] = marks.marking(folders.source, folders.out)
     del options["no_consistency"]
     enlargement = Enlargement(**options, consistency=not free)
     model = choice.load()

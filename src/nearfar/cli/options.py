@@ -23,6 +23,7 @@ from nearfar.structured import read_text
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import Solver
+    from nearfar.io.marks import Marking
     from nearfar.models.model import FrozenModel
 
 
@@ -45,6 +46,7 @@ PANELS = {
     "Reading": "Reading",
     "Telling": "Report",
     "Writing": "Writing",
+    "Marks": "Marks",
 }
 """Headings of the help, by group of options; the others stand under Options."""
 
@@ -68,7 +70,8 @@ def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
 STEPS = "Solver steps for each image."
 FIT = "Images that are not square: pad or cover."
 BATCH_SIZE = "Images in one network call. [default: automatic]"
-KEEP_METADATA = "Copy EXIF, XMP and resolution."
+KEEP_METADATA = "Copy EXIF, XMP and resolution, and of DICOM the header with the patient's name."
+BURNED_IN = "Read DICOM files too whose pixels are likely to hold text such as names; it may stay readable."
 SEED = "Of all that is random."
 DOMAIN = "The domain, one safetensors file."
 """Help texts of options that several commands have."""
@@ -124,6 +127,25 @@ def quieten(bars: bool) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if not bars:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How results say that a model made them."""
+
+    mark: Literal["xmp", "none"] = option("xmp", "Results say in XMP that a model made them (docs/privacy.md).")
+    c2pa: Path | None = option(
+        None, "Sign results by C2PA, with certificates and key in this PEM file.", metavar="FILE"
+    )
+
+    def marking(self, *folders: Path) -> Marking:
+        """As the jobs take it. folders: where the key must not lie, since they may be shared."""
+        from nearfar.io.marks import Marking, read_signature
+
+        for folder in folders:
+            if self.c2pa and folder.resolve() in self.c2pa.resolve().parents:
+                raise UsageError(f"{self.c2pa}, a private key, must not lie in {folder}, which may be shared")
+        return Marking(self.mark == "xmp", read_signature(self.c2pa) if self.c2pa else None)
 
 
 @dataclass(frozen=True)

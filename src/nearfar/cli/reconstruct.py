@@ -14,6 +14,7 @@ from nearfar.cli.options import (
     KEEP_METADATA,
     Folders,
     InverterName,
+    Marks,
     ModelChoice,
     RoundTripName,
     RunChoice,
@@ -42,7 +43,13 @@ class Verdict:
 
 @command
 def reconstruct(
-    folders: Folders, *, trajectory: Trajectory, verdict: Verdict, choice: ModelChoice, how: RunChoice
+    folders: Folders,
+    *,
+    trajectory: Trajectory,
+    verdict: Verdict,
+    marks: Marks,
+    choice: ModelChoice,
+    how: RunChoice,
 ) -> None:
     """Measure how well the model represents your images.
 
@@ -56,8 +63,9 @@ def reconstruct(
 
     options = trajectory.options(0.9, verdict.solver, RECONSTRUCTORS)
     page = check_report(verdict.report, folders.source, folders.out, verdict.own_samples)
+    marking = marks.marking(folders.source, folders.out)
     model = choice.load()
-    job = reconstruct_job(model, keep_metadata=verdict.keep_metadata, **options)
+    job = reconstruct_job(model, keep_metadata=verdict.keep_metadata, marking=marking, **options)
 
     def report_on(plan: Plan, done: Progress) -> dict[str, Any]:
         own = measure_own(model, verdict.own_samples, done.batch_size, options["sampling"])

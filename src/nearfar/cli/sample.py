@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nearfar.cli.carry_out import Outcome, carry_out, time_figures, time_lines
 from nearfar.cli.console import DONE, SOME_FAILED, Lines, level_line, model_line, say, shown_progress
-from nearfar.cli.options import BATCH_SIZE, DOMAIN, ModelChoice, RunChoice, argument, command, one_of, option
+from nearfar.cli.options import BATCH_SIZE, DOMAIN, Marks, ModelChoice, RunChoice, argument, command, one_of, option
 from nearfar.domain.recipe import Recipe
 from nearfar.errors import UsageError
 
@@ -48,7 +48,9 @@ class Writing:
 
 
 @command
-def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: ModelChoice, how: RunChoice) -> None:
+def sample_domain(
+    wanted: Wanted, *, recipe: Recipe, writing: Writing, marks: Marks, choice: ModelChoice, how: RunChoice
+) -> None:
     """Make new images of a domain, each judged by the domain's guards.
 
     Copies of fitted images and captures by the model's own domain are dropped and recorded, doubtful ones written and
@@ -64,7 +66,7 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
     from nearfar.reports.domain import fitted_images, write_sample_report
 
     file, out, count = wanted.file, wanted.out, wanted.count
-    page = check_sample(wanted, recipe, writing.report)
+    page, marking = check_sample(wanted, recipe, writing.report), marks.marking(out)
     domain, model = load_domain(file), choice.load()
     domain.check(model)
     earlier = earlier_settings(out, how.resume)
@@ -72,7 +74,7 @@ def sample_domain(wanted: Wanted, *, recipe: Recipe, writing: Writing, choice: M
     suffix = f".{writing.format}" if writing.format else default_suffix(domain)
     recipe = settled(recipe, model, domain, size, earlier)
     kept: dict[str, Any] = {"dtype": writing.dtype, "keep_all": writing.keep_all, "batch_size": size}
-    work = sample_job(model, domain, recipe, suffix=suffix, **kept)
+    work = sample_job(model, domain, recipe, suffix=suffix, marking=marking, **kept)
     plan = plan_samples(work, count, out, how.resume)
 
     def make() -> Outcome:

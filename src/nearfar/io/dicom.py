@@ -9,7 +9,8 @@ and photometric interpretation, uncompressed.
   elements, overlays, curves, icons, signatures and padding. What is written without is a secondary capture.
 * Every file has a new UID, which follows from what it holds. Image type is DERIVED, SECONDARY; the derivation is
   described; pixels that were once compressed with loss still say so.
-* What is not understood is refused: palettes, modality LUTs, functional groups, overlays within the pixels.
+* What is not understood is refused: palettes, modality LUTs, functional groups. Bits that are none of the pixels', as
+  of overlays within them, are cleared.
 * Text that is part of the pixels is not looked for. `Header.text` tells where it is likely.
 """
 
@@ -167,8 +168,6 @@ def limits(dataset: Any) -> tuple[int, int]:
 def value_range(dataset: Any, stored: NDArray[Any]) -> tuple[float, float]:
     """The stored values that become black and white: the window's where that meets the values, else theirs."""
     least, greatest = limits(dataset)
-    if stored.min() < least or stored.max() > greatest:
-        raise ImageError("has bits beyond those of its pixels, as overlays within them are: remove them first")
     inside = stored
     if (padding := dataset.get("PixelPaddingValue")) is not None:
         inside = stored[stored != padding]
@@ -234,7 +233,7 @@ def to_words(stored: NDArray[Any], header: Header) -> NDArray[np.uint16]:
     """Stored values as 0 to 65535, 0 black."""
     shares = (stored.astype(np.float64) - header.low) / (header.high - header.low)
     words = np.rint(shares.clip(0, 1) * TOP).astype(np.uint16)
-    return TOP - words if header.inverted else words
+    return np.asarray(TOP - words if header.inverted else words)
 
 
 def to_stored(words: NDArray[Any], header: Header) -> NDArray[Any]:

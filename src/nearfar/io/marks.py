@@ -13,7 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from nearfar.errors import UsageError
+from nearfar.errors import ImageError, UsageError
+from nearfar.io.extras import needed
 
 MADE, IN_PART = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
 """IPTC's words for a picture that a model made, and for one that is in part a photograph's."""
@@ -61,8 +62,7 @@ class Signature:
 
     def sign(self, content: bytes, form: str, mark: str) -> bytes:
         """The file with a signed manifest that tells its digital source type; other formats are passed on unsigned."""
-        import c2pa
-
+        c2pa = needed("c2pa", "c2pa")
         if form not in MIME:
             return content
         info = c2pa.C2paSignerInfo(self.algorithm.encode(), self.certificates.encode(), self.key.encode(), None)
@@ -107,14 +107,14 @@ def read_signature(path: Path) -> Signature:
     One certificate that is tried at once, so that a run does not fail at its first file.
     """
     try:
-        import c2pa
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    except ImportError:
-        raise UsageError("--c2pa needs c2pa-python: pip install 'nearfar[c2pa]'") from None
+        c2pa = needed("c2pa", "c2pa")
+        load_key = needed("cryptography.hazmat.primitives.serialization", "c2pa").load_pem_private_key
+    except ImageError as error:
+        raise UsageError(f"--c2pa {error}") from None
     try:
         parts = {kind: [found[0] for found in PEM.finditer(path.read_bytes()) if kind in found[1]] for kind in KINDS}
         certificates, (key,) = b"\n".join(parts[b"CERTIFICATE"]).decode(), parts[b"PRIVATE KEY"]
-        private: Any = load_pem_private_key(key, None)
+        private: Any = load_key(key, None)
         curve = getattr(getattr(private, "curve", None), "name", type(private).__name__.lower())
         algorithm = next(name for kind, name in ALGORITHMS.items() if kind in curve)
         found = Signature(certificates + "\n", key.decode() + "\n", algorithm)

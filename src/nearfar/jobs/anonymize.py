@@ -21,6 +21,7 @@ from nearfar.errors import UsageError
 from nearfar.io.fitting import FitMode, as_written
 from nearfar.io.listing import Item
 from nearfar.io.manifest import Progress
+from nearfar.io.marks import MARKED, Marking
 from nearfar.jobs.calibrate import method_settings
 from nearfar.jobs.job import (
     Job,
@@ -49,21 +50,25 @@ def anonymize_job(
     key: SecretKey | None = None,
     batch_size: int | None = None,
     keep_metadata: bool = False,
+    marking: Marking = MARKED,
+    burned_in: bool = False,
 ) -> Job:
     """The job of replacing every image by a local sample of itself.
 
     sampling: from a level of one number, above 0.
     key: give one to make the run repeatable; otherwise a random key is used and forgotten.
     batch_size: chosen from the model, the device and the work unless given, and halved when memory runs out.
+    marking: how outputs say that a model made them. burned_in: whether pictures likely to hold text are read (DICOM).
     Cost: `solver.calls(steps)` network calls for each batch.
     """
     used_key = key or SecretKey.random()
+    written = {"keep_metadata": keep_metadata, **marking.settings()}
     return make_job(
         model,
-        {"command": "anonymize", **trajectory_settings(model, sampling, fit), "keep_metadata": keep_metadata},
+        {"command": "anonymize", **trajectory_settings(model, sampling, fit), **written},
         transform=near(model, used_key, sampling),
-        read=one_square(model.image, fit),
-        encode=as_picture(fit, keep_metadata),
+        read=one_square(model.image, fit, burned_in),
+        encode=as_picture(fit, keep_metadata, marking),
         object_to=unchanged,
         key=key,
         batch_size=batch_size,
@@ -169,8 +174,8 @@ def later(on_step: OnStep, done: int) -> OnStep:
 
 
 def told(results: Results) -> dict[str, float]:
-    """Strength and score of the output of one image, as the record tells them."""
-    return {name: round(values.item(), 6) for name, values in results.figures.items()}
+    """Strength and score of the output of one image, as the record tells them; the least of several pages."""
+    return {name: round(values.min().item(), 6) for name, values in results.figures.items()}
 
 
 def objection(squares: Tensor, results: Results, need: Need) -> str:

@@ -25,7 +25,8 @@ from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, copy_name, list_folder
 from nearfar.io.manifest import Manifest, Progress, Record, manifest_path, read_manifest, writing
-from nearfar.io.pictures import read_picture
+from nearfar.io.marks import MARKED, Marking
+from nearfar.io.pictures import read_pages
 from nearfar.jobs.job import (
     Job,
     Read,
@@ -136,6 +137,8 @@ class Making:
     fit: FitMode = FitMode.PAD
     batch_size: int | None = None
     keep_metadata: bool = False
+    marking: Marking = MARKED
+    burned_in: bool = False
 
 
 def augment_job(
@@ -148,12 +151,18 @@ def augment_job(
     own = {"command": "augment", "strengths": str(wanted.strengths), "seed": wanted.seed, "check": wanted.check}
     if wanted.check:
         own["judge"] = str(wanted.classifier or wanted.features)
-    picture = as_picture(how.fit, how.keep_metadata)
+    picture = as_picture(how.fit, how.keep_metadata, how.marking)
     job = make_job(
         model,
-        {**level, **own, "keep_metadata": how.keep_metadata, "keep_originals": wanted.keep_originals},
+        {
+            **level,
+            **own,
+            "keep_metadata": how.keep_metadata,
+            **how.marking.settings(),
+            "keep_originals": wanted.keep_originals,
+        },
         transform=near(model, key, sampling),
-        read=partial(read, one_square(model.image, how.fit)),
+        read=partial(read, one_square(model.image, how.fit, how.burned_in)),
         encode=lambda results, reading: picture(results, reading) if len(results) else reading.context,
         object_to=unchanged,
         key=key,
@@ -191,7 +200,7 @@ def read(read_one: Read, item: Item) -> Reading:
     """A copy is made of its original's square; an original is only checked and passed on as it is."""
     if item.variant:
         return replace(read_one(item), context=item)
-    return Reading(torch.empty(0, 1, 1, 1), read_picture(item.path).frame, context=item.path.read_bytes())
+    return Reading(torch.empty(0, 1, 1, 1), read_pages(item.path)[0].frame, context=item.path.read_bytes())
 
 
 def read_annotated(read_one: Read, annotations: Annotations, source: Path, item: Item) -> Reading:

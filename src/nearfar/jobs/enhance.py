@@ -20,6 +20,7 @@ from nearfar.errors import ImageError
 from nearfar.io.fitting import FitMode, to_float, to_integer, with_channels
 from nearfar.io.listing import Item, list_folder
 from nearfar.io.manifest import Progress
+from nearfar.io.marks import IN_PART, MARKED, Marking
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
 from nearfar.jobs.job import Job, Reading, Results, calls_near, make_job, own_figures, trajectory_settings
 from nearfar.jobs.run import is_out_of_memory, plan_run, run
@@ -39,6 +40,7 @@ def enhance_job(
     seed: int = 0,
     batch_size: int | None = None,
     keep_metadata: bool = False,
+    marking: Marking = MARKED,
     files: int | None = None,
 ) -> Job:
     """The job of enlarging every image, in its own format, `scale` times in both directions.
@@ -53,6 +55,8 @@ def enhance_job(
     options = {"scale": scale, "cascade": how.cascade, "consistency": how.consistency}
     settings = trajectory_settings(model, how.sampling(model), FitMode.PAD)
 
+    written = {"keep_metadata": keep_metadata, **marking.settings()}
+
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
         work = partial(enlarge, model, images, how, key, on_step=on_step)
@@ -60,10 +64,10 @@ def enhance_job(
 
     job = make_job(
         model,
-        {"command": "enhance", **settings, **options, "seed": seed, "keep_metadata": keep_metadata},
+        {"command": "enhance", **settings, **options, "seed": seed, **written},
         transform=transform,
         read=partial(read_small, channels=model.image.channels, scale=scale),
-        encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata),
+        encode=partial(enlarged_file, scale=scale, keep_metadata=keep_metadata, marking=marking),
         key=key,
         batch_size=batch_size,
         calls=calls_near(how.sampling(model), how.cascade),
@@ -102,6 +106,8 @@ def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:
 def read_small(item: Item, channels: int, scale: int) -> Reading:
     """One square of a picture's colors, or one for each of them where the model has one channel."""
     picture = read_picture(item.path)
+    if picture.frame.header:
+        raise ImageError("is a DICOM file, which is not enlarged: what its header says of distances would be wrong")
     check_result(picture.frame, scale)
     planes = np.stack([to_float(plane) for plane in np.moveaxis(picture.pixels, -1, 0)])
     squares = planes[:, None] if channels == 1 else with_channels(planes, channels)[None]
@@ -116,7 +122,7 @@ def check_result(frame: Frame, scale: int) -> None:
         raise ImageError(f"would have {width} x {height} pixels, more than {most}: lower the scale or cut it")
 
 
-def enlarged_file(results: Tensor, reading: Reading, scale: int, keep_metadata: bool) -> bytes:
+def enlarged_file(results: Tensor, reading: Reading, scale: int, keep_metadata: bool, marking: Marking) -> bytes:
     """The result as a file in the format of its original."""
     frame = reading.frame
     height, width = frame.height * scale, frame.width * scale
@@ -124,7 +130,7 @@ def enlarged_file(results: Tensor, reading: Reading, scale: int, keep_metadata: 
     if alpha is not None:
         alpha = np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
     larger = replace(frame, height=height, width=width, alpha=alpha)
-    return encode(Picture(as_pixels(results, frame), larger), keep_metadata)
+    return encode(Picture(as_pixels(results, frame), larger), keep_metadata, IN_PART, marking)
 
 
 def as_pixels(squares: Tensor, frame: Frame) -> NDArray[Any]:

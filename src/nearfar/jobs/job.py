@@ -19,11 +19,12 @@ from nearfar.diffusion.denoiser import from_epsilon
 from nearfar.diffusion.noise import SecretKey, fingerprint
 from nearfar.diffusion.schedule import WARP, Level
 from nearfar.diffusion.solver import OnStep, Sampling
-from nearfar.errors import ModelWarning
+from nearfar.errors import ImageError, ModelWarning
 from nearfar.io.fitting import FitMode, fit, seen_shape, unfit
 from nearfar.io.listing import Item
 from nearfar.io.manifest import CONFIDENTIAL, Manifest, Record, has_content, salt_path, write_whole, writing
-from nearfar.io.pictures import Frame, encode, read_picture
+from nearfar.io.marks import MADE, MARKED, Marking
+from nearfar.io.pictures import Frame, encode_pages, read_pages
 from nearfar.models.model import FrozenModel, check_batch_size, default_batch_size
 from nearfar.sampling.inversion import solver_settings
 from nearfar.sampling.local_sampling import sample_near
@@ -37,12 +38,14 @@ class Reading:
     squares: float32 `(n, channel, height, width)` in [-1, 1]: one for most jobs, one for each region of an image;
     none where there is nothing to transform, only a file to write.
     context: whatever else the job's own `encode` needs. reduced: whether detail was lost on the way.
+    pages: the frames of a file of several, one for each square.
     """
 
     squares: Tensor
     frame: Frame
     context: Any = None
     reduced: bool = False
+    pages: Sequence[Frame] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ UNCHANGED = 1 / 255
 
 
 def own_figures(results: Results, reading: Reading) -> dict[str, float]:
-    """Those that the transform has measured, in most jobs none."""
-    return {name: values[0].item() for name, values in results.figures.items()}
+    """Those that the transform has measured, in most jobs none; of several pages their mean."""
+    return {name: values.double().mean().item() for name, values in results.figures.items()}
 
 
 def make_job(
@@ -182,9 +185,12 @@ def warn_of_no_signal(model: FrozenModel, level: Level) -> None:
         )
 
 
-def one_square(image: ImageContract, mode: FitMode) -> Read:
-    """Every picture as one square of the model's."""
-    return partial(read_square, image=image, mode=mode)
+def one_square(image: ImageContract, mode: FitMode, burned_in: bool = False) -> Read:
+    """Every picture as one square of the model's, a file of several as one for each page.
+
+    burned_in: whether pictures are read that are likely to hold text (DICOM).
+    """
+    return partial(read_square, image=image, mode=mode, burned_in=burned_in)
 
 
 def plain_frame(image: ImageContract) -> Frame:
@@ -192,16 +198,33 @@ def plain_frame(image: ImageContract) -> Frame:
     return Frame(image.size, image.size, image.channels, depth=8, alpha=None, format="PNG", metadata={})
 
 
-def read_square(item: Item, image: ImageContract, mode: FitMode) -> Reading:
-    picture = read_picture(item.path)
-    square = fit(picture, image.size, image.channels, mode)
-    seen = seen_shape(picture.frame.height, picture.frame.width, mode)
-    return Reading(square[None], picture.frame, reduced=max(seen) > image.size)
+def read_square(item: Item, image: ImageContract, mode: FitMode, burned_in: bool = False) -> Reading:
+    pages = read_pages(item.path)
+    frames = [page.frame for page in pages]
+    refuse_text(frames[0], burned_in)
+    squares = torch.stack([fit(page, image.size, image.channels, mode) for page in pages])
+    largest = max(max(seen_shape(frame.height, frame.width, mode)) for frame in frames)
+    return Reading(squares, frames[0], reduced=largest > image.size, pages=frames)
 
 
-def as_picture(fit: FitMode, keep_metadata: bool) -> Encode:
-    """A result that is an image goes back into the frame and the format of its original."""
-    return lambda results, reading: encode(unfit(results[0], reading.frame, fit), keep_metadata)
+def refuse_text(frame: Frame, burned_in: bool) -> None:
+    """ImageError where names are likely to be part of the pixels, which a model may well leave readable."""
+    if frame.header and frame.header.text and not burned_in:
+        raise ImageError(
+            f"{frame.header.text}: clean it with a tool made for that (RSNA's CTP, deid, Presidio), "
+            "or, where you know that there is none, give --burned-in (anonymize, augment)"
+        )
+
+
+def as_picture(fit: FitMode, keep_metadata: bool, marking: Marking = MARKED) -> Encode:
+    """Results that are images go back into the frames and the format of their original."""
+
+    def encode_results(results: Tensor, reading: Reading) -> bytes:
+        frames = reading.pages or [reading.frame]
+        made = [unfit(result, frame, fit) for result, frame in zip(results, frames, strict=True)]
+        return encode_pages(made, keep_metadata, MADE, marking)
+
+    return encode_results
 
 
 def anything_goes(squares: Tensor, results: Results) -> str:

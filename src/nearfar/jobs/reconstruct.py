@@ -12,6 +12,7 @@ from nearfar.diffusion.bdia import BDIA
 from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
+from nearfar.io.marks import MARKED, Marking
 from nearfar.jobs.job import Job, Reading, Results, as_picture, make_job, one_square, trajectory_settings
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_invertible
@@ -27,6 +28,7 @@ def reconstruct_job(
     fit: FitMode = FitMode.PAD,
     batch_size: int | None = None,
     keep_metadata: bool = False,
+    marking: Marking = MARKED,
 ) -> Job:
     """The job of carrying every image to a noise level and back along its deterministic trajectory.
 
@@ -43,10 +45,10 @@ def reconstruct_job(
 
     return make_job(
         model,
-        {"command": "reconstruct", **settings, "keep_metadata": keep_metadata},
+        {"command": "reconstruct", **settings, "keep_metadata": keep_metadata, **marking.settings()},
         transform=transform,
         read=one_square(model.image, fit),
-        encode=as_picture(fit, keep_metadata),
+        encode=as_picture(fit, keep_metadata, marking),
         key=None,
         batch_size=batch_size,
         calls=calls_of(sampling.solver, sampling.steps),
@@ -56,7 +58,10 @@ def reconstruct_job(
 def invert_job(
     model: FrozenModel, sampling: Sampling, *, fit: FitMode = FitMode.PAD, batch_size: int | None = None
 ) -> Job:
-    """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape."""
+    """The job of writing every image's latents at a noise level: `name.npy`, float32, of the model's latent shape.
+
+    Those of a file of several pages lie in one array, one after the other.
+    """
     check_invertible(sampling.solver)
     return make_job(
         model,
@@ -73,5 +78,5 @@ def invert_job(
 
 def array_file(outputs: Tensor, _: Reading) -> bytes:
     content = io.BytesIO()
-    np.save(content, outputs[0].numpy())
+    np.save(content, (outputs if len(outputs) > 1 else outputs[0]).numpy())
     return content.getvalue()

@@ -19,9 +19,10 @@ from nearfar.data.boxes import Boxes, digest
 from nearfar.errors import ImageError
 from nearfar.io.fitting import as_rgb, rgb_of
 from nearfar.io.listing import Item
+from nearfar.io.marks import IN_PART, MARKED, Marking
 from nearfar.io.pictures import Picture, Pixels, encode, read_picture
 from nearfar.io.regions import Region, box_region, changed_share, crop, face_region, match_colors, paste, widen
-from nearfar.jobs.job import Job, Reading, Results
+from nearfar.jobs.job import Job, Reading, Results, refuse_text
 from nearfar.metrics.faces import FaceDetector
 from nearfar.tensors import ImageContract
 
@@ -125,7 +126,9 @@ def box_search(boxes: Boxes, margin: float = BOX_MARGIN, keep_unmatched: bool = 
     return Search(find, settings, "its annotations hold no box", keep_unmatched)
 
 
-def region_job(job: Job, search: Search, keep_metadata: bool = False) -> Job:
+def region_job(
+    job: Job, search: Search, keep_metadata: bool = False, marking: Marking = MARKED, burned_in: bool = False
+) -> Job:
     """A job that makes local samples, such as `anonymize_job`, on regions of every image instead of the whole.
 
     Each region has noise of its own, from the key and its content. Cost: the job's network calls for each batch of
@@ -133,17 +136,18 @@ def region_job(job: Job, search: Search, keep_metadata: bool = False) -> Job:
     """
     return replace(
         job,
-        read=partial(read_regions, search=search, contract=job.image),
-        encode=partial(picture_with, keep_metadata=keep_metadata),
+        read=partial(read_regions, search=search, contract=job.image, burned_in=burned_in),
+        encode=partial(picture_with, keep_metadata=keep_metadata, marking=marking),
         measure=figures,
         squares=EXPECTED,
         settings=job.settings | search.settings,
     )
 
 
-def read_regions(item: Item, search: Search, contract: ImageContract) -> Reading:
+def read_regions(item: Item, search: Search, contract: ImageContract, burned_in: bool = False) -> Reading:
     """The regions of one picture as the model's squares."""
     picture = read_picture(item.path)
+    refuse_text(picture.frame, burned_in)
     regions = search.regions(item, picture)
     squares = [crop(picture.pixels, region, contract.size, contract.channels) for region in regions]
     empty = torch.zeros(0, contract.channels, contract.size, contract.size)
@@ -152,14 +156,14 @@ def read_regions(item: Item, search: Search, contract: ImageContract) -> Reading
     return Reading(torch.stack(squares) if squares else empty, picture.frame, found, reduced)
 
 
-def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool) -> bytes:
+def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool, marking: Marking) -> bytes:
     """The picture with its regions replaced, in its own format."""
     picture = read_again(reading)
     pixels = picture.pixels
     for square, output, region in zip(reading.squares, outputs, reading.context.regions, strict=True):
         pixels = paste(pixels, match_colors(output.cpu().float(), square, region), region)
     reading.context.changed[:] = [share_of(picture.pixels, pixels, region) for region in reading.context.regions]
-    return encode(Picture(pixels, picture.frame), keep_metadata)
+    return encode(Picture(pixels, picture.frame), keep_metadata, IN_PART if len(outputs) else "", marking)
 
 
 def share_of(before: Pixels, after: Pixels, region: Region) -> float:

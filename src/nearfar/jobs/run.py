@@ -41,6 +41,7 @@ from nearfar.io.manifest import (
     write_whole,
     writing,
 )
+from nearfar.io.pictures import KNOWN
 from nearfar.jobs.job import Job, Results, Verdict, salt_kept, still_good
 from nearfar.jobs.pipeline import Batch, Loaded, Square, ahead, whole, worker_pool
 from nearfar.jobs.places import check_places
@@ -72,7 +73,7 @@ def plan_run(job: Job, source: Path, out: Path, resume: bool) -> Plan:
     listing = list_folder(source)
     if not listing.items and not listing.rejected:
         others = f"{listing.ignored} other files"
-        raise UsageError(f"{source} holds no images ({others}): PNG, JPEG, WebP, TIFF and BMP are read")
+        raise UsageError(f"{source} holds no images ({others}): {KNOWN} files are read")
     return plan_items(job, listing, out, resume)
 
 

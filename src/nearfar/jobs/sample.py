@@ -30,6 +30,7 @@ from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item, Listing
 from nearfar.io.manifest import manifest_path, read_manifest
+from nearfar.io.marks import MARKED, Marking
 from nearfar.io.stacks import sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.job import Job, Reading, Results, Verdict, as_picture, plain_frame, workers_for
@@ -79,6 +80,7 @@ def sample_job(
     dtype: str = "float32",
     keep_all: bool = False,
     batch_size: int,
+    marking: Marking = MARKED,
 ) -> Job:
     """The job of making samples of a domain: pictures (`.png`), or arrays of physical values of a suffix and a dtype.
 
@@ -100,13 +102,14 @@ def sample_job(
         "format": suffix,
         "dtype": None if values is None else dtype,
         "keep_all": keep_all,
+        **(marking.settings() if values is None else {}),
         "precision": model.precision,
         "batch_size": batch_size,
     }
     return Job(
         read=partial(read_number, image=model.image),
         transform=partial(judged_samples, making, domain, keep_all, batch_size),
-        encode=as_picture(FitMode.PAD, False) if values is None else partial(values_file, values=values, dtype=dtype),
+        encode=partial(values_file, values=values, dtype=dtype) if values else as_picture(FitMode.PAD, False, marking),
         measure=lambda results, _: dict(results.verdicts[0].figures),
         image=model.image,
         settings=settings,

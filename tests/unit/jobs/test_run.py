@@ -194,8 +194,8 @@ def test_memory_that_does_not_hold_one_image_ends_the_run(source, out, write_pic
 
 def test_reading_stays_ahead_of_the_network_by_four_batches_at_most(source, out, write_pictures, monkeypatch):
     read, depth = [], 2 * 4
-    read_picture = jobs_module.read_picture
-    monkeypatch.setattr(jobs_module, "read_picture", lambda path: read.append(path) or read_picture(path))
+    read_pages = jobs_module.read_pages
+    monkeypatch.setattr(jobs_module, "read_pages", lambda path: read.append(path) or read_pages(path))
     taken, ahead = 0, []
 
     def watch(images):
@@ -647,7 +647,7 @@ def test_a_link_does_not_hide_that_a_folder_holds_the_other(tmp_path, source, wr
 
 def test_a_folder_without_images_is_refused(source, out):
     (source / "notes.txt").touch()
-    sentence = r"in holds no images \(1 other files\): PNG, JPEG, WebP, TIFF and BMP are read"
+    sentence = r"in holds no images \(1 other files\): PNG, JPEG, WebP, AVIF, HEIC, TIFF, BMP or DICOM files are read"
     with pytest.raises(UsageError, match=sentence):
         execute(make_job(), source, out)
 
