@@ -156,7 +156,7 @@ def read_regions(item: Item, search: Search, contract: ImageContract, burned_in:
     return Reading(torch.stack(squares) if squares else empty, picture.frame, found, reduced)
 
 
-def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool, marking: Marking) -> bytes:
+def picture_with(outputs: Tensor, reading: Reading, keep_metadata: bool, marking: Marking = MARKED) -> bytes:
     """The picture with its regions replaced, in its own format."""
     picture = read_again(reading)
     pixels = picture.pixels

@@ -131,14 +131,11 @@ UNREAD = [
     ".dng",
     ".NEF",
     ".cr2",
-    ".heic",
-    ".avif",
     ".gif",
     ".svg",
     ".psd",
     ".pgm",
     ".dib",
-    ".dcm",
     ".exr",
 ]
 
