@@ -87,3 +87,34 @@ def test_what_cannot_be_meant_is_refused(private, tmp_path, evolve, options, sen
     assert sentence in result.stderr
     assert not (tmp_path / "out").exists()
     assert not rounds_folder(tmp_path / "out").exists()
+
+
+def test_an_attack_has_a_page_of_its_own_that_only_the_owner_reads(private, tmp_path, evolve, write_pictures):
+    write_pictures(tmp_path / "held", 5, first=50)
+    attack, held = tmp_path / "attack.html", tmp_path / "held"
+    result = evolve(private, tmp_path / "out", "--epsilon", 2, "--attack", attack, "--held-out", held, "--json")
+    assert result.exit_code == 0
+    assert "attack    membership by the nearest output, area under the curve: " in result.stderr
+    figures = {figure["name"]: figure for figure in json.loads(result.stdout)["attack"]}
+    assert figures["synthetic images too near to a private one"]["count"] == 5
+    assert figures["held-out images too near to a private one"]["chance"] == pytest.approx(0.05)
+    assert attack.stat().st_mode & 0o077 == 0
+    assert "This page shows private images" in attack.read_text()
+    assert "This page shows private images" not in (tmp_path / "out.report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("private/a.html", "must not lie in"), ("out.report.html", "would replace"), ("a.txt", "the report is a page")],
+)
+def test_an_attacks_page_goes_where_it_harms_nobody(private, tmp_path, evolve, name, sentence):
+    result = evolve(private, tmp_path / "out", "--epsilon", 2, "--attack", tmp_path / name)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert not rounds_folder(tmp_path / "out").exists()
+
+
+def test_held_out_images_are_for_an_attack(private, tmp_path, evolve):
+    result = evolve(private, tmp_path / "out", "--epsilon", 2, "--held-out", private)
+    assert result.exit_code == 2
+    assert "held-out images are for an attack: give --attack FILE, too" in result.stderr

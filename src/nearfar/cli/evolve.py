@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nearfar.cli.carry_out import Outcome, carry_out, time_figures, time_lines
 from nearfar.cli.console import DONE, SOME_FAILED, Lines, Stages, model_line, say, say_failed, shown_progress
 from nearfar.cli.options import BATCH_SIZE, SEED, STEPS, ModelChoice, RunChoice, argument, command, option
+from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
     from nearfar.evolution.population import Evolution
@@ -34,12 +35,12 @@ class Promise:
 class Rounds:
     """How the candidates evolve."""
 
-    rounds: int = option(5, "Rounds of votes, which share the budget.")
+    rounds: int = option(3, "Rounds of votes, which share the budget.")
     candidates: int = option(128, "Of each class, in each round: few for few private images.")
     looks: int = option(0, "Variations of a candidate that it is judged by; 0: by itself.")
-    first: float = option(0.7, "Strength of the first variations.")
-    last: float = option(0.25, "Strength of the last ones.")
-    threshold: float = option(1.0, "Votes below so many deviations of the noise count nothing.")
+    first: float = option(0.4, "Strength of the first variations.")
+    last: float = option(0.2, "Strength of the last ones.")
+    threshold: float = option(0.0, "Votes below so many deviations of the noise count nothing.")
     features: str = option("model", "Network that votes: model, efficientnet, pixels or a folder of transformers.")
     steps: int = option(14, STEPS)
     gray: bool = option(False, "Make all images gray: no vote is needed for what everybody knows.")
@@ -48,8 +49,20 @@ class Rounds:
     report: Path | None = option(None, "The report's page, not in OUT. [default: OUT.report.html]", metavar="FILE")
 
 
+@dataclass(frozen=True)
+class Attack:
+    """Whether and how the result is attacked."""
+
+    attack: Path | None = option(
+        None, "Attack the result; a page with private images, for you alone, not in OUT.", metavar="FILE"
+    )
+    held_out: Path | None = option(
+        None, "Images like the private ones that are not among them, for the attack.", metavar="DIR"
+    )
+
+
 @command
-def evolve(promise: Promise, *, rounds: Rounds, choice: ModelChoice, how: RunChoice) -> None:
+def evolve(promise: Promise, *, rounds: Rounds, attack: Attack, choice: ModelChoice, how: RunChoice) -> None:
     """Make a synthetic data set that resembles private images, under a formal guarantee.
 
     Candidates that the model makes are voted for by the private images, in rounds; only votes with noise leave these,
@@ -67,6 +80,7 @@ def evolve(promise: Promise, *, rounds: Rounds, choice: ModelChoice, how: RunCho
     check_noise(evolution.deviation)
     list_voters(promise.source, promise.by)
     page = page_beside(rounds.report, promise.out, promise.source)
+    check_attack(attack, promise, page)
     options: dict[str, Any] = {"grouping": promise.by, "features": rounds.features, "batch_size": rounds.batch_size}
     work = evolving(choice.load(), promise.source, promise.out, evolution, **options)
 
@@ -74,11 +88,39 @@ def evolve(promise: Promise, *, rounds: Rounds, choice: ModelChoice, how: RunCho
         with Stages() as watch, shown_progress("evolve") as report:
             done = evolved(work, how.resume, watch, report)
         content = write_evolution_report(page, work, done)
-        return outcome(work, done, content, page)
+        return outcome(work, done, content | attacked(work, attack), page)
 
     timed = work.estimate() if how.dry_run else None
     planned = {"settings": work.job.settings, **time_figures(timed)}
     carry_out([*about(work), *time_lines(timed)], planned, how, make)
+
+
+def check_attack(attack: Attack, promise: Promise, page: Path) -> None:
+    """Refuse a page of private images that would lie among others, or replace the public one."""
+    from nearfar.jobs.places import check_page
+
+    if attack.attack is None and attack.held_out is not None:
+        raise UsageError("held-out images are for an attack: give --attack FILE, too")
+    if attack.attack is not None:
+        check_page(attack.attack, [promise.source, promise.out], [page, page.with_suffix(".json")])
+    if attack.held_out is not None and not attack.held_out.is_dir():
+        raise UsageError(f"{attack.held_out} must be a folder of images, got nothing there")
+
+
+def attacked(work: Evolving, attack: Attack) -> dict[str, Any]:
+    """What an attack on the outputs found, where one is asked for; said on stderr."""
+    from nearfar.audit.synthetic import attack_synthetic
+    from nearfar.reports.evolve import interval, write_attack_report
+
+    if attack.attack is None:
+        return {}
+    with Stages() as watch:
+        size = work.model.image.size
+        found = attack_synthetic(work.out, work.private, work.network, held_out=attack.held_out, size=size, watch=watch)
+    for figure in found.figures:
+        say("attack", f"{figure.name}: {interval(figure)}")
+    content = write_attack_report(attack.attack, work, found)
+    return {"attack": content["figures"], "attack_report": str(attack.attack)}
 
 
 def about(work: Evolving) -> Lines:

@@ -37,6 +37,7 @@ RoundTripName = Literal["fixed-point", "heun", "ddim", "bdia"]
 PANELS = {
     "Promise": "Promise",
     "Rounds": "Rounds",
+    "Attack": "Attack",
     "Trajectory": "How near",
     "Method": "How near",
     "CalibrationChoice": "A calibrated strength",

@@ -50,12 +50,12 @@ class Evolution:
     count: int
     epsilon: float
     delta: float = DELTA
-    rounds: int = 5
+    rounds: int = 3
     candidates: int = 128
     looks: int = 0
-    first: float = 0.7
-    last: float = 0.25
-    threshold: float = 1.0
+    first: float = 0.4
+    last: float = 0.2
+    threshold: float = 0.0
     steps: int = 14
     gray: bool = False
     seed: int = 0

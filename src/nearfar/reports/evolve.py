@@ -1,13 +1,14 @@
 """The report of `nearfar evolve`: what was promised, what came of it, and how the candidates changed.
 
 Everything on it is made of noisy votes, so it may be shown to whoever may see the outputs: no private image is in it,
-nor any figure of them.
+nor any figure of them. The page of an attack shows private images, and is for their owner alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from nearfar.audit.synthetic import Attacked
 from nearfar.errors import ImageError
 from nearfar.evolution.accounting import epsilon_of, rate_of
 from nearfar.evolution.population import Evolution, Round, weights_of
@@ -23,6 +25,7 @@ from nearfar.io.fitting import from_8_bit
 from nearfar.io.pictures import read_picture
 from nearfar.io.stacks import sample_names
 from nearfar.jobs.evolve import Evolved, Evolving
+from nearfar.metrics.intervals import Figure
 from nearfar.reports.page import (
     Report,
     answers,
@@ -36,8 +39,8 @@ from nearfar.reports.page import (
     table,
 )
 
-SHOWN, ABREAST, OF_A_ROUND, CELL = 32, 8, 8, 80
-"""Outputs of a class on the sheet and in each of its rows, the most wanted candidates of each round, their pixels."""
+SHOWN, ABREAST, OF_A_ROUND, PAIRS_ABREAST, CELL = 32, 8, 8, 4, 80
+"""Outputs of a class on the sheet and in a row of it, most wanted candidates of a round, pairs in a row, pixels."""
 
 MEANING = (
     "Epsilon: whatever somebody concludes from these images, it would be nearly as likely without any one {one}: the "
@@ -152,3 +155,26 @@ def tables(classes: dict[str, Sequence[dict[str, float | int]]]) -> Iterator[Mar
         if name:
             yield paragraph(name)
         yield table(["round", "strength after it", "candidates with weight", "as many equal ones"], rows)
+
+
+def write_attack_report(path: Path, work: Evolving, found: Attacked) -> dict[str, Any]:
+    """A page for the owner alone: private images beside what is nearest to them; JSON beside it, and returned."""
+    content = {"settings": work.job.settings, "figures": [asdict(figure) for figure in found.figures]}
+    Report("A synthetic data set under attack").add(
+        answers([(figure.name, interval(figure)) for figure in found.figures]),
+        paragraph("This page shows private images: keep it to yourself."),
+        picture(
+            groups(found.nearest, ["synthetic", "private"], PAIRS_ABREAST, CELL),
+            "Synthetic images beside the private ones that they are nearest to, the nearest first",
+        ),
+        folded("What is measured", *(paragraph(f"{figure.name}: {figure.note}.") for figure in found.figures)),
+    ).write(path, content)
+    return content
+
+
+def interval(figure: Figure) -> str:
+    """A figure in a sentence."""
+    bounds = [shown(bound) for bound in (figure.low, figure.high) if bound is not None]
+    reach = f" ({' to '.join(bounds)})" if bounds else ""
+    chance = f"; {shown(figure.chance)} where there is nothing to find" if figure.chance is not None else ""
+    return f"{shown(figure.value)}{reach} of {figure.count}{chance}"
