@@ -366,7 +366,7 @@ def folder_of(bench: Bench, subject: Subject) -> Path:
 def loaded(
     bench: Bench, subject: Subject, asked: torch.dtype | None, device: torch.device, graphs: bool = True
 ) -> FrozenModel:
-    source = None if subject.config is None else folder_of(bench, subject)
+    source = "bundled/faces" if subject.config is None else folder_of(bench, subject)
     return nearfar.load_model(source, device, asked, graphs=graphs)
 
 

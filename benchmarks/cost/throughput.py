@@ -153,7 +153,7 @@ def peak_memory(images: int) -> float:
 
 
 def memory_of(images: int) -> None:
-    model = load_model()
+    model = load_model("bundled/faces")
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "in", Path(scratch) / "out"
         write_faces(source, images, model.image.size)
@@ -171,7 +171,7 @@ def main(
     if memory_of_images:
         memory_of(memory_of_images)
         return
-    model = load_model()
+    model = load_model("bundled/faces")
     result = {"overhead": overhead(model, images, rounds), "diffusers": against_diffusers(model, rounds)}
     few, many = peak_memory(200), peak_memory(2000)
     result["memory_mib"] = {"200": round(few, 1), "2000": round(many, 1), "ratio": round(many / few, 4)}

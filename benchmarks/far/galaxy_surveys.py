@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python -m benchmarks.far.galaxy_surveys WHEEL [--sheets FOLDER]
 
-WHEEL: galaxygrad's wheel, unpacked (`pip download --no-deps galaxygrad`); its networks of HSC and ZTF galaxies at 32
-pixels are converted and read as a user's would be. No catalog may be shipped, so each survey's is drawn from its own
-network: 32 galaxies, ancestral steps from pure noise. Fluxes go in and come out by the networks' own value transform.
+WHEEL: galaxygrad's wheel, unpacked (`pip download --no-deps galaxygrad==0.1.8`: later ones hold no networks); its
+networks of HSC and ZTF galaxies at 32 pixels are converted and read as a user's would be. No catalog may be shipped, so
+each survey's is drawn from its own network: 32 galaxies, ancestral steps from pure noise. Fluxes go in and come out by
+the networks' own value transform.
 
 * near: local sampling through the survey's own network, at several levels of noise (sigma in the network's units).
 * through: the same through the other survey's network, for which the galaxies are of an unseen domain; and back: what

@@ -121,7 +121,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="The folder of the unseen domains' images.")] = None,
     count: Annotated[int, typer.Option(help="Images of each of them, at most.")] = 64,
 ) -> None:
-    model = load_model(device="cpu")
+    model = load_model("bundled/faces", "cpu")
     photos = photographs(model.image.size)
     groups = {"faces": photos[:FACES], "others": photos[FACES:]}
     columns, results = table(model, groups, tuple(INVERTERS))

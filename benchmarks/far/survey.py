@@ -79,7 +79,7 @@ def main(
     steps: int = 12,
     figures: Annotated[Path | None, typer.Option(help="Where to write the figures of the largest number.")] = None,
 ) -> None:
-    model, most, results = load_model(device="cpu"), max(shots), {}
+    model, most, results = load_model("bundled/faces", "cpu"), max(shots), {}
     begun = time.perf_counter()
     own = latents(model, own_samples(model, most), steps)
     for name in (*DOMAINS, "own"):

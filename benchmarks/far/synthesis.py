@@ -130,7 +130,7 @@ def main(
     ] = None,
 ) -> None:
     """Make, measure, print a table and write the result."""
-    model, study = load_model(), Study(domain, shots, networks)
+    model, study = load_model("bundled/faces"), Study(domain, shots, networks)
     images = load_domain(data, domain, model.image.size, shots, seed)
     turned, own = symmetric_copies(images.fit, domain), own_faces(data, model.image.size, OWN)
     references, name = References.of(images.fit, images.held_out, own, turned), f"synthesis_{domain}_{shots}"

@@ -7,7 +7,7 @@ second photograph is used, 5. The people are split by chance: 20 to calibrate on
 An output counts as re-identified if the nearest of the 99 other photographs of its half, as the recognizer sees them at
 the model's size, is of the same person (chance 0.04). A target is hit if the score of the fresh half meets it, and
 missed for certain if the whole two-sided 95 % interval of the fresh half, over people, lies on the wrong side. The
-bundled model, 20 steps, about 55,000 network calls for one image each.
+bundled `faces`, 20 steps, about 55,000 network calls for one image each.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where an interrupted search goes on.")],
 ) -> None:
     """Calibrate, verify, and write results/calibrate.json."""
-    model, faces = load_model(), orl(data)
+    model, faces = load_model("bundled/faces"), orl(data)
     images = squares(faces, model.image.size)
     order = np.random.default_rng(0).permutation(sorted(set(faces.people))).tolist()
     first, second = (half(model, faces, images, set(some), weights, seed)

@@ -271,7 +271,7 @@ Sheets = Annotated[Path | None, typer.Option(help="Folder for sheets; they hold 
 @app.command()
 def levels(folder: Data, steps: int = 12, images: int = FACES) -> None:
     """Which level is best at each scale; writes results/enhance_levels.json."""
-    model = load_model()
+    model = load_model("bundled/faces")
     original, others = faces(folder, model.image.size)
     known, rows = efficientnet_features()(others), []
     for scale, sigmas in LEVELS.items():
@@ -286,7 +286,7 @@ def levels(folder: Data, steps: int = 12, images: int = FACES) -> None:
 @app.command("compare")
 def compare_faces(folder: Data, steps: int = 20, sheets: Sheets = None) -> None:
     """Every method on faces, at 8 and 4 times; writes results/enhance_faces.json."""
-    model = load_model()
+    model = load_model("bundled/faces")
     original, others = faces(folder, model.image.size)
     known, rows = efficientnet_features()(others), []
     for scale in (8, 4):
@@ -302,7 +302,7 @@ def compare_faces(folder: Data, steps: int = 20, sheets: Sheets = None) -> None:
 @app.command("photographs")
 def compare_photographs(folder: Data, steps: int = 10, sheets: Sheets = None) -> None:
     """Every method on Set5 and Set14, which the model does not know; writes results/enhance_photographs.json."""
-    model, original, rows = load_model(), photographs(folder), []
+    model, original, rows = load_model("bundled/faces"), photographs(folder), []
     for scale in (8, 4):
         table = Table("Set5 and Set14", original, scale, None)
         compare(table, model, steps, {True: (1,), False: (1,)})
@@ -318,7 +318,7 @@ def seams(steps: int = 8, sheets: Sheets = None) -> None:
 
     Three kinds of tiles: as they are; with the same grid at every step; side by side.
     """
-    model, rows = load_model(), []
+    model, rows = load_model("bundled/faces"), []
     band = as_tensor([Image.fromarray(data.astronaut()).crop((0, 40, 512, 168))])
     small, moving = AreaDownsampling(band.shape[3] * SEAM_SCALE // CANVAS[1]).shrink(band), tiling.SHIFTS
     for kind, shifts in (("overlapping", moving), ("one grid", (0.0, 0.0)), ("side by side", (0.0, 0.0))):
@@ -337,7 +337,7 @@ def seams(steps: int = 8, sheets: Sheets = None) -> None:
 @app.command()
 def picture(path: Path, scale: int = 4, count: int = 6) -> None:
     """Photographs that come with scikit-image, enlarged: the picture of docs/enhance.md."""
-    model = load_model()
+    model = load_model("bundled/faces")
     size = (model.image.size, model.image.size)
     astronaut = Image.fromarray(data.astronaut()).crop(ASTRONAUT_FACE).resize(size, Image.Resampling.LANCZOS)
     table = Table("scikit-image", torch.cat([as_tensor([astronaut]), lfw_faces(count - 1, size[0])]), scale, None)

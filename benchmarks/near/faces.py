@@ -1,10 +1,11 @@
 """Faces and their local samples at every strength, kept in a folder so that attacks can be redone.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.near.faces --data DATA --cache /tmp/near_faces
+    OMP_WAIT_POLICY=passive python -m benchmarks.near.faces --data DATA --cache /tmp/near_faces [--model faces64]
 
 DATA holds faces_orl.zip (400 gray faces, 40 people x 10) and faces_utk64.zip (color; the first of the test faces that
-are nobody's in the training set: `nn_train_cos` below 0.6). As `nearfar anonymize` does it: the bundled model at its
-size, 20 steps, 8 bits; `pictures` gives them the sizes of their originals. Cost: 20 calls for each.
+are nobody's in the training set: `nn_train_cos` below 0.6). As `nearfar anonymize` does it: a bundled model at its
+size (`faces` unless told otherwise), 20 steps, 8 bits; `pictures` gives them the sizes of their
+originals. Cost: 20 calls for each.
 """
 
 from __future__ import annotations
@@ -93,16 +94,20 @@ def make(model: FrozenModel, cache: Path, name: str, images: Tensor, strength: f
     typer.echo(file.name)
 
 
-def main(data: Annotated[Path, typer.Option()], cache: Annotated[Path, typer.Option()]) -> None:
+def main(
+    data: Annotated[Path, typer.Option()],
+    cache: Annotated[Path, typer.Option(help="One for each model.")],
+    model: Annotated[str, typer.Option()] = "bundled/faces",
+) -> None:
     """Make all outputs that are not there yet, the middle strengths first."""
     cache.mkdir(parents=True, exist_ok=True)
-    model = load_model()
-    sets = {name: squares(read(data), model.image.size) for name, read in SETS.items()}
+    frozen = load_model(model)
+    sets = {name: squares(read(data), frozen.image.size) for name, read in SETS.items()}
     for strength in STRENGTHS:
         for name, images in sets.items():
-            make(model, cache, name, images, strength)
+            make(frozen, cache, name, images, strength)
         for variant in range(1, VARIANTS) if strength in AVERAGED else ():
-            make(model, cache, "orl-first", sets["orl"][::10], strength, variant)
+            make(frozen, cache, "orl-first", sets["orl"][::10], strength, variant)
 
 
 if __name__ == "__main__":

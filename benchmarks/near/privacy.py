@@ -77,7 +77,7 @@ def attack(model: FrozenModel, originals: Tensor, strength: float) -> dict[str, 
 
 def main() -> None:
     """Measure, print a table and write results/privacy.json."""
-    model = load_model()
+    model = load_model("bundled/faces")
     originals = faces(100, model.image.size)
     rows = []
     for strength in STRENGTHS:

@@ -13,7 +13,6 @@ increment of one Brownian motion, so one path serves all grids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -111,7 +110,7 @@ def run_warp(model: FrozenModel, noisy: Tensor, start: Tensor, warp: float, refe
 
 
 def main(
-    model: Annotated[Path | None, typer.Option(help="A diffusers folder instead of the bundled model.")] = None,
+    model: Annotated[str, typer.Option(help="A bundled model, or a diffusers folder.")] = "bundled/faces",
     images: Annotated[int, typer.Option(help="Photographs for each strength.")] = 6,
     warps: Annotated[str, typer.Option(help="Spacings of the grid to compare.")] = "1,1.5,2",
 ) -> None:

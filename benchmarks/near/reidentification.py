@@ -160,7 +160,7 @@ def main(
     cache: Annotated[Path, typer.Option()],
 ) -> None:
     """Measure what there is in the cache, write results/reidentification.json and docs/reidentification.png."""
-    model = load_model()
+    model = load_model("bundled/faces")
     result: dict[str, Any] = {"model": model.provenance.sha256, "size": model.image.size}
     for name, read in SETS.items():
         faces = read(data)

@@ -185,9 +185,7 @@ def survey_domain(
 @command
 def inspect_domain(
     file: Annotated[Path, typer.Argument(metavar="FILE", help=DOMAIN)],
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Check that it was fitted with this one; 'faces' is bundled.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Check that it was fitted with this one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """What a domain file says: level, figures of the fit, thresholds of the guards. No model is needed."""

@@ -123,7 +123,7 @@ def described(card: Card) -> str:
         "defects": card.defects,
         "use": "refused unless forced: distilled to a few steps" if card.distilled else None,
         "file": f"--model path/to/{card.name}" if card.name.endswith((".pt", ".ckpt")) else None,
-        "bundled": f"--model {bundled_name(card.name)}" if card.name.startswith("bundled") else None,
+        "bundled": f"--model {bundled_name(card.name)}" if card.name.startswith("bundled/") else None,
         "source": card.source,
     }
     lines = [f"  {name:8}{fact}" for name, fact in facts.items() if fact]

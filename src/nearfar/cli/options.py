@@ -285,23 +285,21 @@ def check_model(given: Mapping[str, Any]) -> None:
     What is to be downloaded is not asked for.
     """
     from nearfar.models.lookup import (
+        asked_or_default,
         check_asked,
         check_device,
         check_revision,
         default_model,
-        find_model,
         open_folder,
-        shown_name,
     )
 
     check_device(given["device"])
-    model = given["model"] or default_model()
     if given["download"]:
-        check_revision(model, given["revision"], True)
+        check_revision(given["model"] or default_model(), given["revision"], True)
         return
-    path = find_model(model, revision=given["revision"])
+    name, path = asked_or_default(given["model"], revision=given["revision"])
     if path.is_dir():
-        check_asked(open_folder(path), shown_name(model, path), given)
+        check_asked(open_folder(path), name, given)
 
 
 def filled(group: Any, given: dict[str, Any]) -> Any:

@@ -25,11 +25,9 @@ from nearfar.models.graphs import GpuNetwork, record_graph
 from nearfar.models.lookup import (
     DiffusersFolder,
     Part,
+    asked_or_default,
     check_unprompted,
-    default_model,
-    find_model,
     open_folder,
-    shown_name,
 )
 from nearfar.models.model import Autoencoder, FrozenModel, LatentSpace, PatchSpace, PixelSpace, Provenance, ValueRange
 from nearfar.models.networks import Conventions, read_scheduler, unconditional
@@ -140,9 +138,7 @@ def parts_of(source: Any, dtype: torch.dtype, force: bool, **where: Any) -> Part
     if not isinstance(source, str | Path | None):
         got = type(source).__name__
         raise UsageError(f"a model is given as a folder, a file, a name or a diffusers pipeline, got {got}")
-    source = default_model() if source is None else source
-    path = find_model(source, **where)
-    name = shown_name(source, path)
+    name, path = asked_or_default(source, **where)
     return file_parts(path, name, dtype) if path.is_file() else folder_parts(open_folder(path), name, dtype, force)
 
 

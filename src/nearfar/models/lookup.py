@@ -183,6 +183,21 @@ def default_model() -> str:
     return os.environ.get(CHOSEN) or f"bundled/{DEFAULT}"
 
 
+def asked_or_default(source: str | Path | None, **where: Any) -> tuple[str, Path]:
+    """The name that a model goes by, and its path: of the one that was asked for, else of the default.
+
+    where: options of `find_model`, whose refusal says so where the name came from `NEARFAR_MODEL`.
+    """
+    asked = default_model() if source is None else source
+    try:
+        path = find_model(asked, **where)
+    except UsageError as error:
+        if source is None and asked == os.environ.get(CHOSEN):
+            raise UsageError(f"the default model, {CHOSEN}={asked}: {error}") from error
+        raise
+    return shown_name(asked, path), path
+
+
 def check_namesake(path: Path, bundled: Path | None) -> None:
     """A path hides the bundled model of its name: say so where the path is no model."""
     if bundled and path.is_dir() and not (path / "model_index.json").is_file():

@@ -161,8 +161,10 @@ def test_the_environment_names_another_default(monkeypatch):
     monkeypatch.setenv("NEARFAR_MODEL", "cells")
     assert load_model(device="cpu").provenance.source == "bundled/cells"
     monkeypatch.setenv("NEARFAR_MODEL", "no-such-model")
-    with pytest.raises(UsageError, match="no-such-model does not exist"):
+    with pytest.raises(UsageError, match=r"^the default model, NEARFAR_MODEL=no-such-model: .* does not exist: give"):
         load_model(device="cpu")
+    with pytest.raises(UsageError, match=r"^nor-this does not exist"):
+        load_model("nor-this", "cpu")
 
 
 @pytest.mark.usefixtures("offline")
