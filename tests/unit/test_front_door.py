@@ -28,7 +28,7 @@ CALLS = {
 
 
 def test_the_version_is_that_of_the_package():
-    assert nearfar.__version__ == "0.1.0"
+    assert nearfar.__version__ == "0.2.0"
 
 
 def test_pictures_come_back_in_their_sizes():
