@@ -17,7 +17,7 @@ def make(folder: Path) -> list[str]:
     try:
         nearfar.reconstruct(model, near, strength=0.5)
     except nearfar.UsageError as error:
-        print(error)
+        raise SystemExit(str(error)) from None
     return [record.name for record in done.failed] + [str(made.shape)]
 
 

@@ -4,15 +4,15 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
-import nearfar
-
 ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 PROGRAM = Path(__file__).with_name("program.py")
 DEMO = """
 from nearfar.cli import demo
@@ -46,7 +46,7 @@ def test_the_demo_runs(python, tmp_path):
     where = run(python, "-c", "import nearfar; print(nearfar.__file__, nearfar.__version__)", cwd=tmp_path)
     assert where.stdout.split() == [
         str(next(python.parents[1].glob("lib/*/*/nearfar/__init__.py"))),
-        nearfar.__version__,
+        VERSION,
     ]
     made = run(python, "-c", DEMO, "demo", "out", cwd=tmp_path, NEARFAR_MODEL="bundled/faces", OMP_NUM_THREADS="1")
     assert made.returncode == 0, made.stderr
