@@ -69,7 +69,10 @@ def test_a_missing_input_is_said_before_anything_is_loaded(nearfar, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nearfar.cli.options.ModelChoice.load", lambda _: pytest.fail("a model is loaded"))
     ended = nearfar(*arguments)
-    assert (ended.exit_code, ended.stderr) == (2, "nearfar: gone must be a folder of images, got nothing there\n")
+    assert (ended.exit_code, ended.stderr) == (
+        2,
+        "nearfar: gone must be a folder of images, or one image, got nothing there\n",
+    )
 
 
 @pytest.mark.process

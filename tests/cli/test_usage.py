@@ -29,8 +29,8 @@ def key_file(place, name, content, mode):
 
 SENTENCES = {
     # folders
-    "missing out": "missing must be a folder of images, got nothing there",
-    "file out": "file must be a folder of images, got a file there",
+    "missing out": "missing must be a folder of images, or one image, got nothing there",
+    "file out": "file must be a folder of images, or one image, got a file there",
     "empty out": "empty holds no images (0 other files): PNG, JPEG, WebP, AVIF,",
     "other out": "other holds no images (1 other files): PNG, JPEG, WebP, AVIF,",
     "in full": "full is not empty: give --resume to go on with it, or choose another output",
@@ -160,3 +160,21 @@ def test_output_in_the_working_directory_can_be_the_directory_itself(place, near
     result = nearfar("anonymize", "../in", ".", "--model", "../model", "--device", "cpu", "--steps", 1)
     assert result.exit_code == 0, result.stderr
     assert (place / "empty.manifest.jsonl").is_file()
+
+
+@pytest.mark.parametrize("command", ["anonymize", "enhance", "reconstruct", "invert"])
+def test_one_picture_is_taken_as_a_folder_of_one(tmp_path, nearfar, model_folder, smooth, command):
+    for number in range(2):
+        smooth(number).save(tmp_path / f"{number}.png")
+    more = ("--own-samples", 0) if command == "reconstruct" else ()
+    options = ("--model", model_folder, "--device", "cpu", "--steps", 2, *more)
+    result = nearfar(command, tmp_path / "1.png", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.stderr
+    assert [path.name.partition(".")[0] for path in (tmp_path / "out").iterdir()] == ["1"]
+
+
+def test_augment_asks_for_a_folder(tmp_path, nearfar, model_folder, smooth):
+    smooth(1).save(tmp_path / "1.png")
+    result = nearfar("augment", tmp_path / "1.png", tmp_path / "out", "--model", model_folder, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "must be a folder, whose labels are carried over: put the picture into one" in result.stderr

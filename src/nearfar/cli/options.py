@@ -82,7 +82,7 @@ DOMAIN = "The domain, one safetensors file."
 class Folders:
     """Where images are read and where results go."""
 
-    source: Path = argument("IN", "Folder of images; it is only read.")
+    source: Path = argument("IN", "Folder of images, or one image; only read.")
     out: Path = argument("OUT", "Folder for the results, with the same tree and names.")
 
 
@@ -252,7 +252,7 @@ def check_paths(given: Mapping[str, Any]) -> None:
                     f"{shown} must be a path on this machine: nothing is fetched or sent, copy files first"
                 )
             if name in ("source", "before", "after") and not path.exists():
-                raise UsageError(f"{path} must be a folder of images, got nothing there")
+                raise UsageError(f"{path} must be a folder of images, or one image, got nothing there")
 
 
 def check_early(given: Mapping[str, Any]) -> None:

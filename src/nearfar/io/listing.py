@@ -88,14 +88,20 @@ class Listing:
 
 
 def list_folder(folder: Path, kind: Kind = PICTURES) -> Listing:
-    """Every image below `folder`. Links to files are followed, links to folders are not (they may form a loop)."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} must be a folder of images, got {'a file' if folder.exists() else 'nothing'} there")
+    """Every image below `folder`, or the one picture that it is.
+
+    Links to files are followed, links to folders are not (they may form a loop).
+    """
+    picture = folder.is_file() and folder.suffix.lower() in (*kind.suffixes, *kind.others)
+    if not picture and not folder.is_dir():
+        came = "a file" if folder.exists() else "nothing"
+        raise UsageError(f"{folder} must be a folder of images, or one image, got {came} there")
+    root = folder.parent if picture else folder
     items: list[Item] = []
     rejected: list[Rejected] = []
     ignored = 0
-    for path in walk(folder, rejected, kind.suffixes):
-        name = path.relative_to(folder).as_posix()
+    for path in [folder] if picture else walk(folder, rejected, kind.suffixes):
+        name = path.relative_to(root).as_posix()
         reason = objection(path, name, kind)
         if reason:
             rejected.append(Rejected(printable(name), reason))

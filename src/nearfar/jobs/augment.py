@@ -89,6 +89,8 @@ def augmentation(
     options: the fields of `Making`. Cost: for "hardest" and for a trained check, one call of the feature network for
     each 32 images.
     """
+    if source.is_file():
+        raise UsageError(f"{source} must be a folder, whose labels are carried over: put the picture into one")
     everything = [item.name for item in list_folder(source).items]
     names = [name for name in everything if not hidden(name)]
     if aside := [name for name in everything if hidden(name)]:

@@ -141,10 +141,10 @@ def test_a_folder_that_cannot_be_read_is_reported(folder, monkeypatch):
 
 
 def test_a_folder_is_needed(folder):
-    with pytest.raises(UsageError, match=r"missing must be a folder of images, got nothing there"):
+    with pytest.raises(UsageError, match=r"missing must be a folder of images, or one image, got nothing there"):
         list_folder(folder / "missing")
     (folder / "file").touch()
-    with pytest.raises(UsageError, match=r"file must be a folder of images, got a file there"):
+    with pytest.raises(UsageError, match=r"file must be a folder of images, or one image, got a file there"):
         list_folder(folder / "file")
 
 
@@ -173,3 +173,11 @@ def test_another_kind_of_inputs_has_its_own_objections(folder):
         "f.npy": "a folder with an image's name: give nearfar that folder by itself",
         "h.npy": "cannot be reached: No such file or directory",
     }
+
+
+def test_one_picture_is_a_folder_of_one(tmp_path):
+    for name in ("a.png", "b.png", "c.gif"):
+        (tmp_path / name).write_bytes(b"\x89PNG")
+    assert list_folder(tmp_path / "a.png").items == [Item(tmp_path / "a.png", "a.png")]
+    (refused,) = list_folder(tmp_path / "c.gif").rejected
+    assert (refused.name, refused.reason[:18]) == ("c.gif", ".gif files are not")
