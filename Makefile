@@ -5,6 +5,7 @@ SHARED = -n $(WORKERS) --dist worksteal
 
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # every process of the tests would compile the package anew
 
 .PHONY: demo serve docs test fuzz quick style types all-tests unit-tests golden clean
 

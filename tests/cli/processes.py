@@ -1,7 +1,8 @@
 """`nearfar` in processes of its own, which can be signalled and killed.
 
-A cold one is what a user starts. A warm one is forked from a server that has loaded torch and diffusers and done
-nothing else, which saves seconds for each of the many starts that the tests need; from `main` on it runs the same code.
+A cold one is what a user starts. A warm one is forked from a server that has loaded torch, diffusers and what the
+command imports, and done nothing else, which saves seconds for each of the many starts that the tests need; from `main`
+on it runs the same code.
 """
 
 import multiprocessing
@@ -14,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddpm"])
+SERVER.set_forkserver_preload(
+    [
+        *("diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddpm"),
+        *("nearfar.cli.app", "nearfar.jobs.regions", "nearfar.models.pipelines"),
+    ]
+)
 TOO_LONG = 240
 """Seconds: many times what any command here takes on a busy machine."""
 

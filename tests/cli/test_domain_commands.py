@@ -18,10 +18,11 @@ FAST = ("--device", "cpu", "--batch-size", 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_samples_of_the_models_own():
-    """Sixteen instead of two hundred."""
+def few_samples_of_the_models_own(tmp_path_factory):
+    """Sixteen instead of two hundred, kept from one test to the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nearfar.domain.domain.OWN_SAMPLES", 16)
+        patch.setenv("NEARFAR_CACHE", str(tmp_path_factory.mktemp("kept")))
         yield
 
 
@@ -31,7 +32,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, model_folder):
-    """A folder of six pictures and a broken one, fitted in two steps."""
+    """A folder of six pictures and a broken one, fitted in two steps; nothing is kept before."""
     folder = tmp_path_factory.mktemp("domain")
     pictures(folder / "in", *(random_pixels(number) for number in range(IMAGES)))
     (folder / "in" / "broken.png").write_bytes(b"no picture")
@@ -207,6 +208,7 @@ def test_arrays_come_out_in_their_own_units(sample, tmp_path, model_folder):
         assert (values <= high.astype(np.float32)[:, None, None]).all()
 
 
+@pytest.mark.usefixtures("place")  # fitted before anything is kept
 def test_a_survey_proposes_the_level_of_a_fit(tmp_path, model_folder):
     pictures(tmp_path / "in", *(random_pixels(number) for number in range(8)))
     options = ("--model", model_folder, *FAST, "--steps", 2, "--json")

@@ -27,8 +27,10 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_readme_code_runs_on_a_folder_of_photographs(tmp_path, monkeypatch):
+def test_the_readme_code_runs_on_a_folder_of_photographs(tmp_path, monkeypatch, model):
+    """With a tiny model in place of the bundled one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nearfar, "load_model", lambda: model, raising=False)
     (tmp_path / "photos").mkdir()
     for shade in (40, 160):
         Image.new("RGB", (30, 40), (shade, shade, 90)).save(f"photos/{shade}.png")

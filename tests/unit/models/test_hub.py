@@ -42,7 +42,6 @@ REFUSALS = {"owner/gated": (403, "GatedRepo"), "owner/gone": (404, "RepoNotFound
 SCRIPT = """
 import json, sys
 from nearfar.errors import UsageError
-from nearfar.models.loading import load_model
 from nearfar.models.lookup import find_model
 def answer(source, options):
     try:

@@ -59,9 +59,9 @@ SMALL_CONFIGS = {
     "swish": PLAIN | {"act_fn": "swish", "dropout": 0.5, "norm_eps": 1e-6},
 }
 LARGE_CONFIGS = {
-    "CIFAR-10": CIFAR,
-    "CelebA-HQ": pixels_256(guided=False) | {"sample_size": 64},
-    "AFHQ": pixels_256(guided=True) | {"sample_size": 64},
+    "CIFAR-10": CIFAR | {"sample_size": 16},
+    "CelebA-HQ": pixels_256(guided=False) | {"sample_size": 32},
+    "AFHQ": pixels_256(guided=True) | {"sample_size": 32},
 }
 
 
@@ -115,11 +115,22 @@ def test_it_is_the_network_of_diffusers(config):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 @pytest.mark.parametrize("config", LARGE_CONFIGS.values(), ids=LARGE_CONFIGS)
 def test_published_layouts_differ_from_exact_results_no_more_than_diffusers_does(config):
-    """A hundred layers of float32 differ by 2e-6 in any two orders of summing; in float64 it is the same function."""
-    reference, own, exact = answers(config)
-    assert relative(own, exact) < max(1e-6, 1.25 * relative(reference, exact))
+    """A hundred layers of float32 differ by 2e-6 in any two orders of summing; in float64 it is the same function.
+
+    oneDNN's order depends on the processor and on the layout: channels last lie within .6 to 1.8e-6 of exact results.
+    """
+    with torch.inference_mode():
+        network = theirs(config)
+        mine, given = ours(network), inputs(config)
+        reference, own = network(*given[:2]).sample, mine(*given)
+        with torch.backends.mkldnn.flags(enabled=False):
+            plain, mine_plain = network(*given[:2]).sample, mine(*given)
+        exact = network.double()(given[0].double(), given[1].double()).sample
+    assert relative(mine_plain, exact) < max(1e-6, 1.25 * relative(plain, exact))
+    assert relative(own, exact) < 4e-6
     assert relative(own, reference) < 4e-6
 
 
