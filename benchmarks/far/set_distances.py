@@ -10,12 +10,16 @@ held-out images. Nothing smaller than two deviations is a difference; with a hun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.far.looks import band_distance, layout_distance
 from benchmarks.support.image_features import ImageSet, features, image_set, recolored
+from nearfar.domain.guards import turns_of
+from nearfar.metrics.copied_area import SCALES, CopiedArea, Turned
 from nearfar.metrics.sets import distances, frechet_distance, kernel_distance, precision_recall, radii
 
 QUANTILE = 0.05
@@ -56,7 +60,7 @@ class References:
     fitted: what the outputs were made from. turned: these and what the domain's symmetry makes of them, in the order of
     `domains.symmetric_copies`. held_out: other images of the same domain.
     capture, capture_as_it_is: classifiers that know the model's own domain in the colors of the new one as well, and
-    in its own alone.
+    in its own alone. areas: what of an image is copied; real images are the held-out ones.
     """
 
     fitted: ImageSet
@@ -64,6 +68,7 @@ class References:
     held_out: ImageSet
     capture: CaptureClassifier
     capture_as_it_is: CaptureClassifier
+    areas: CopiedArea
 
     @classmethod
     def of(cls, fitted: Tensor, held_out: Tensor, own: Tensor, turned: Tensor | None = None) -> References:
@@ -72,7 +77,8 @@ class References:
         as_it_is, colored = features(own), features(recolored(own, fitted))
         domain = sets[0].features
         strict = CaptureClassifier.fit(domain, torch.cat([as_it_is, colored]))
-        return cls(*sets, strict, CaptureClassifier.fit(domain, as_it_is))
+        areas = CopiedArea.fit(fitted, ways_of(fitted, turned), held_out)
+        return cls(*sets, strict, CaptureClassifier.fit(domain, as_it_is), areas)
 
     def evaluate(self, outputs: ImageSet) -> dict[str, Any]:
         """All figures of a set of outputs."""
@@ -91,9 +97,12 @@ class References:
     def likeness(self, outputs: ImageSet) -> dict[str, Any]:
         """How outputs differ from the held-out images, in features."""
         kernel = kernel_distance(self.held_out.features, outputs.features)
+        real, made = self.held_out.images, outputs.images
         among = precision_recall(self.held_out.features, outputs.features)
         return {
             "kernel_distance": {"value": kernel.value, "deviation": kernel.deviation},
+            "layout_distance": layout_distance(real, made),
+            "band_distance": band_distance(real, made),
             "frechet_distance": frechet_distance(self.held_out.features, outputs.features),
             "precision": share(among.precision, len(outputs)),
             "recall": share(among.recall, len(self.held_out)),
@@ -108,9 +117,17 @@ class References:
             figures[f"turned_copies_in_{space}"] = share(copy_rate(out, fitted, turned), len(out))
             figures[f"close_copies_in_{space}"] = share(close_copy_rate(out, fitted), len(out))
             figures[f"nearest_in_{space}"] = nearest(out, fitted)
+        for size, area in zip(SCALES, self.areas.shares(outputs.images.float()).mean(0).tolist(), strict=True):
+            figures[f"copied_area_{size}"] = area
         for name, classifier in (("captured", self.capture), ("captured_as_it_is", self.capture_as_it_is)):
             figures[name] = share(classifier.rate(outputs.features), len(outputs))
         return figures
+
+
+def ways_of(fitted: Tensor, turned: Tensor | None) -> Turned:
+    """In how many ways a copy may lie, from how many copies there are of each fitted image: 1, 2 or 8."""
+    ways = 1 if turned is None else len(turned) // len(fitted)
+    return partial(turns_of, symmetry={1: "none", 2: "mirror", 8: "turn"}[ways])
 
 
 def evaluate(

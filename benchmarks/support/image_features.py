@@ -17,18 +17,23 @@ from nearfar.metrics.features import efficientnet_features
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images as vectors: their pixels and their features, float64 `(count, dimensions)`."""
+    """Images `(count, 3, height, width)`, and their features, float64 `(count, dimensions)`."""
 
-    pixels: Tensor
+    images: Tensor
     features: Tensor
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images as vectors, float64."""
+        return self.images.flatten(1).double()
+
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.images)
 
 
 def image_set(images: Tensor) -> ImageSet:
     """Pixels and features of images `(count, 3, height, width)` in [-1, 1]; about 30 ms an image on one core."""
-    return ImageSet(images.flatten(1).double(), features(images))
+    return ImageSet(images, features(images))
 
 
 def features(images: Tensor) -> Tensor:

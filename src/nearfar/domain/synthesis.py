@@ -32,7 +32,18 @@ from nearfar.latents.covariance import (
     spread_about,
     white_noise,
 )
-from nearfar.latents.mixtures import Blend, Mixtures, combine_mosaics, mix, mix_mosaics, mix_on_sphere, neighbors
+from nearfar.latents.mixtures import (
+    Blend,
+    Mixtures,
+    as_likeness,
+    combine_mosaics,
+    evenly,
+    mix,
+    mix_mosaics,
+    mix_on_sphere,
+    neighbors,
+    togetherness,
+)
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.models.model import FrozenModel, checked_model
 from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, draws_of_steps, encode, numbered_noise
@@ -46,7 +57,7 @@ SPREADS: dict[str, Callable[[Latents], Covariance]] = {
     "shrinkage": LowRank.fit,
 }
 MIXTURES = {
-    "mosaic": ("parents", "margin", "alike", "reach", "sharpness"),
+    "mosaic": ("parents", "margin", "alike", "even", "reach", "sharpness"),
     "parents": ("parents", "concentration"),
     "sphere": ("concentration",),
 }
@@ -103,22 +114,32 @@ def check_family(family: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"options of {family} are {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def mosaic(domain: Domain, margin: float = 0.0, alike: float = ALIKE, **options: Any) -> Draw:
+def mosaic(domain: Domain, margin: float = 0.0, alike: float = ALIKE, even: bool = True, **options: Any) -> Draw:
     """Mosaics of latents, each of them `novel`.
 
     alike: each fitted image is mixed with those of this share of all that are most like it; at least 8 of them.
+    even: whether all are mixed in equally often, and mixtures vary in each place as the domain does, although their
+    parents are alike (`mixtures.evenly`, `mixtures.togetherness`).
     """
     if not 0 <= margin < math.inf:
         raise UsageError(f"margin must be at least 0, got {margin:g}")
     if not 0 < alike <= 1:
         raise UsageError(f"alike must be above 0 and at most 1, got {alike:g}")
-    near = max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1)
-    mean, others = domain.latents.mean(0), neighbors(domain.clean, near)
-    mixing = partial(mix_mosaics, domain.latents, mean, 1, blend=Blend(**options), alike=others)
-    return partial(novel, domain, mixing, margin)
+    near = neighbors(domain.clean, max(round(alike * len(domain.clean)), FEWEST_ALIKE, options.get("parents", 1) - 1))
+    likeness = evenly(near) if even else as_likeness(near)
+    there, here = (togetherness(some, likeness) if even else None for some in (domain.latents, domain.clean))
+    mean, blend = domain.latents.mean(0), Blend(**options)
+    mixing = partial(mix_mosaics, domain.latents, mean, 1, blend=blend, alike=likeness, together=there)
+    return partial(novel, domain, mixing, partial(combine_mosaics, together=here), margin)
 
 
-def novel(domain: Domain, mixing: Callable[[Generator], Mixtures], margin: float, generator: Generator) -> Start:
+def novel(
+    domain: Domain,
+    mixing: Callable[[Generator], Mixtures],
+    combining: Callable[..., Tensor],
+    margin: float,
+    generator: Generator,
+) -> Start:
     """The first mixture that is expected to become no copy: no network call is spent on the others.
 
     Mixed in the same way, the clean latents must lie at least `margin` from each fitted one, in the guards' unit (the
@@ -131,7 +152,7 @@ def novel(domain: Domain, mixing: Callable[[Generator], Mixtures], margin: float
         start = Start(mixture.latents[0], mixture.parents[0], attempt)
         if not margin:
             return start
-        clean = combine_mosaics(domain.clean, mean, mixture.parents, mixture.weights)
+        clean = combining(domain.clean, mean, mixture.parents, mixture.weights)
         away = torch.cdist(clean.clamp(least, most).flatten(1), domain.clean.flatten(1)).min().item()
         if away >= margin * domain.guards.latent_unit:
             return start

@@ -24,6 +24,9 @@ from nearfar.tensors import Latents, per_image
 
 Parents = Int64[Tensor, "mixtures parents"]
 Neighbors = Int64[Tensor, "latents neighbors"]
+Likeness = Float64[Tensor, "latents latents"]
+"""How readily each latent is mixed with each other one; 0 with itself."""
+Together = Float64[Tensor, "rows columns"]
 Weights = Float64[Tensor, "mixtures parents"]
 Mixed = Float[Tensor, "mixtures places rows columns"]
 
@@ -92,18 +95,18 @@ def choose(
     return chosen, torch.from_numpy(weights)
 
 
-def others(count: int) -> Neighbors:
-    """Of each of `count` latents all the others."""
-    places = torch.arange(count)
-    return places.expand(count, count)[places[:, None] != places].view(count, count - 1)
+def others(count: int) -> Likeness:
+    """Each of `count` latents with all the others alike."""
+    return 1 - torch.eye(count, dtype=torch.float64)
 
 
-def choose_alike(neighbors: Neighbors, count: int, parents: int, generator: Generator) -> Parents:
-    """The first parent of each mixture from all latents, the others from its neighbors, all of them different."""
-    check_parents(parents, neighbors.shape[1] + 1)
-    first = torch.randint(len(neighbors), (count, 1), generator=generator)
-    order = torch.rand(count, neighbors.shape[1], generator=generator).argsort(1)[:, : parents - 1]
-    return torch.cat([first, neighbors[first, order]], 1)
+def choose_alike(likeness: Likeness, count: int, parents: int, generator: Generator) -> Parents:
+    """The first parent of each mixture from all latents, the others by their likeness to it, all of them different."""
+    check_parents(parents, int((likeness > 0).sum(1).min()) + 1)
+    first = torch.randint(len(likeness), (count, 1), generator=generator)
+    if parents == 1:
+        return first
+    return torch.cat([first, likeness[first[:, 0]].multinomial(parents - 1, generator=generator)], 1)
 
 
 def check_parents(parents: int, available: int) -> None:
@@ -131,19 +134,19 @@ def mix_mosaics(
     count: int,
     generator: Generator,
     blend: Blend = Blend(),
-    alike: Neighbors | None = None,
+    alike: Likeness | None = None,
+    together: Together | None = None,
 ) -> Mixtures:
     """`count` mixtures of different latents, with weights that change from place to place.
 
     The weights are the softmax of `sharpness` times smooth Gaussian random fields of unit variance: white noise blurred
-    by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: of each latent
-    those that may be mixed with it (see `neighbors`), all others unless given. See `combine_mosaics` for what is made
-    of them.
+    by `reach`, a share of the side. Sharpness 0 gives all parents the same weight everywhere. alike: which latents are
+    mixed (see `evenly`), all others unless given. See `combine_mosaics` for what is made of them, and for `together`.
     """
     chosen = choose_alike(others(len(latents)) if alike is None else alike, count, blend.parents, generator)
     fields = smooth_fields(chosen.shape, latents.shape[2], latents.shape[3], blend.reach, generator)
     weights = (blend.sharpness * fields).softmax(dim=1)
-    return Mixtures(combine_mosaics(latents, mean, chosen, weights), chosen, weights)
+    return Mixtures(combine_mosaics(latents, mean, chosen, weights, together), chosen, weights)
 
 
 def neighbors(latents: Latents, count: int, grid: int = GRID) -> Neighbors:
@@ -156,15 +159,50 @@ def neighbors(latents: Latents, count: int, grid: int = GRID) -> Neighbors:
     return away.argsort(1)[:, : min(count, len(latents) - 1)]
 
 
-def combine_mosaics(latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps) -> Mixed:
-    """`(1 - a / sqrt b) mean + sum w x / sqrt b` in each place, a = sum w, b = sum w^2 over the parents there.
+def as_likeness(near: Neighbors) -> Likeness:
+    """Each latent with all its neighbors alike. Those near the mean are neighbors of many, others of none."""
+    return torch.zeros(len(near), len(near), dtype=torch.float64).scatter_(1, near, 1.0)
+
+
+def evenly(near: Neighbors, rounds: int = 500) -> Likeness:
+    """Neighbors, whichever of the two the other's is, so that all latents are mixed in equally often.
+
+    A picture with little in it is near to all others; where neighbors are drawn alike such pictures are most parents,
+    and mixtures vary less than the domain by a quarter and more. The matrix is scaled until its rows and columns add up
+    to 1 (Sinkhorn and Knopp, 1967).
+    """
+    found = as_likeness(near)
+    both, scale = ((found + found.T) > 0).double(), torch.ones(len(near), dtype=torch.float64)
+    for _ in range(rounds):
+        scale = (scale / (both @ scale)).sqrt()
+    return scale[:, None] * both * scale
+
+
+def togetherness(latents: Latents, likeness: Likeness, reach: float = REACH) -> Together:
+    """How latents that are mixed with each other correlate around each place, from 0, none, to 1, as they are equal."""
+    away = (latents - latents.mean(0)).double()
+    shares = likeness / likeness.sum()
+    shared = torch.einsum("ij,ichw,jchw->hw", shares, away, away)
+    along_rows, along_columns = (blur(side, reach, away).abs() for side in latents.shape[2:])
+    power = away.square().sum(1).mean(0)
+    smooth = [along_rows @ values @ along_columns.T for values in (shared, power)]
+    return (smooth[0] / smooth[1].clamp(min=1e-12)).clamp(0, 1)
+
+
+def combine_mosaics(
+    latents: Latents, mean: Latent, parents: Parents, weights: WeightMaps, together: Together | None = None
+) -> Mixed:
+    """`mean + (sum w x - a mean) / sqrt(w^T C w)` in each place, a = sum w over the parents there.
 
     The mean-corrected combination of LOL (arXiv 2408.08558) with weights of its own for each place: for fixed weights
-    and independent parents of N(mean, S), the mean and each place's covariance (over the channels) are the domain's,
-    and that between two places is multiplied with the cosine of their weights. About a mean fitted to the same latents
+    and parents of N(mean, S) that correlate by C, the mean and each place's variance are the domain's, and the
+    covariance between two places is multiplied with the cosine of their weights. together: the correlation of any two
+    parents in each place (`togetherness`); they are independent unless given. About a mean fitted to the same latents
     the covariance falls short as in `combine`.
     """
     unit = weights / weights.square().sum(1, keepdim=True).sqrt()
+    if together is not None:
+        unit = unit / (1 + (unit.sum(1, keepdim=True).square() - 1) * together).sqrt()
     mixed = torch.einsum("mkhw,mkchw->mchw", unit.to(latents), latents[parents])
     return mixed + (1 - unit.sum(1, keepdim=True)).to(latents) * mean
 

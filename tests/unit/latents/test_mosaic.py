@@ -8,13 +8,16 @@ import torch
 from nearfar.errors import UsageError
 from nearfar.latents.mixtures import (
     Blend,
+    as_likeness,
     choose_alike,
     combine,
     combine_mosaics,
+    evenly,
     mix_mosaics,
     neighbors,
     others,
     smooth_fields,
+    togetherness,
 )
 
 SHAPE = (3, 6, 8)
@@ -182,13 +185,55 @@ def test_neighbors_are_the_nearest_in_coarse_averages():
 
 
 def test_the_others_of_each_latent_are_all_but_itself():
-    assert others(3).tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert others(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
 
 
 def test_parents_alike_are_different_and_all_met():
     near = torch.tensor([[1, 2, 3], [2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2]])
-    chosen = choose_alike(near, 600, 3, generator())
+    chosen = choose_alike(as_likeness(near), 600, 3, generator())
     assert all(row[1] != row[2] and set(row[1:].tolist()) < set(near[row[0]].tolist()) for row in chosen)
     pairs = torch.stack([chosen[:, 0], chosen[:, 1]], 1).unique(dim=0, return_counts=True)[1]
     assert len(pairs) == 15
     assert pairs.min() > 20  # 40 are expected
+
+
+def uneven(count=120):
+    """Images of very different strength, as those of faint and of bright galaxies are."""
+    return noise(count, 3) * torch.logspace(-1, 1, count, dtype=torch.float64)[:, None, None, None]
+
+
+def test_latents_are_mixed_in_evenly_however_near_to_all_some_are():
+    near = neighbors(uneven(), 12)
+    likeness = evenly(near)
+    assert torch.allclose(likeness, likeness.T)
+    assert likeness.sum(0).tolist() == pytest.approx([1] * 120, abs=1e-6)
+    assert as_likeness(near).sum(0).max() > 36  # three times its share
+    assert (likeness > 0).logical_or(as_likeness(near) == 0).all()
+
+
+def test_mixtures_of_parents_alike_vary_as_the_latents_do():
+    """Of neighbors drawn alike they vary by less than half."""
+    latents = uneven() + 2 * noise(1, 9)
+    mean, near = latents.mean(0), neighbors(latents, 12)
+
+    def variance(likeness, together):
+        mixed = mix_mosaics(latents, mean, 3000, generator(), alike=likeness, together=together)
+        return ((mixed.latents - mean).square().mean() / (latents - mean).square().mean()).item()
+
+    even = evenly(near)
+    assert variance(as_likeness(near), None) < 0.75
+    assert variance(even, togetherness(latents, even)) == pytest.approx(1, abs=0.08)
+
+
+def test_the_variance_of_parents_that_correlate_is_kept_in_each_place():
+    """Parents `sqrt(c) a + sqrt(1 - c) b_i` correlate by c in every place."""
+    c, count = 0.6, 4000
+    shared, own = noise(count, 5), noise(2 * count, 6)
+    parents = (c**0.5 * shared.repeat(2, 1, 1, 1) + (1 - c) ** 0.5 * own).reshape(2 * count, *SHAPE)
+    weights = positive(1, 2).expand(count, -1, -1, -1)
+    pairs = torch.stack([torch.arange(count), torch.arange(count) + count], 1)
+    together = torch.full(SHAPE[1:], c, dtype=torch.float64)
+    mixed = combine_mosaics(parents, torch.zeros(SHAPE), pairs, weights, together)
+    assert mixed.square().mean().item() == pytest.approx(1, abs=0.02)
+    some, partners = torch.cat([parents[:200], parents[count : count + 200]]), torch.eye(400).roll(200, 1).double()
+    assert togetherness(some, partners).mean().item() == pytest.approx(c, abs=0.05)
