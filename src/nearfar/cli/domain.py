@@ -35,9 +35,11 @@ from nearfar.cli.options import (
     check_new_file,
     command,
     command_saying,
+    one_of,
     option,
 )
 from nearfar.cli.sample import sample_domain
+from nearfar.domain.recipe import PRESET_NAMES
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ class Fitted:
     )
     pilot: bool = option(
         True, "Make some samples, to find a way of mixing that does not copy.", option="pilot/--no-pilot"
+    )
+    preset: str | None = option(
+        None, "Follow the paper as published: paper-v1 or paper-v2, with its own level, steps and draws."
     )
     seed: int = option(0, SEED)
 
@@ -141,8 +146,8 @@ def fit_domain(
     def work() -> Outcome:
         fitting = Fitting(model, inputs, level.steps, level.seed, batch_of(model, telling.batch_size))
         surveyed = fitting.survey() if level.survey else None
-        fitted = fitting.domain(level_for(level.strength, surveyed), reading.fit, level.symmetry)
-        fitted = fitting.pilot(fitted) if level.pilot else fitted
+        fitted = fitting.domain(level_for(level.strength, surveyed), reading.fit, level.symmetry, level.preset or "")
+        fitted = fitting.pilot(fitted) if level.pilot and not level.preset else fitted
         content = keep(fitted, places.file, inputs, keeping.thumbnails, surveyed, telling.report)
         return content, domain_lines(content)
 
@@ -209,6 +214,10 @@ def check_fit(places: Places, level: Fitted, overwrite: bool, report: Path | Non
         raise UsageError(f"strength must be in (0, 1], got {level.strength:g}")
     if level.strength is not None and level.survey:
         raise UsageError("give either --strength or --survey, got both")
+    if level.preset is not None:
+        one_of(level.preset, "preset", PRESET_NAMES)
+        if level.strength is not None or level.survey:
+            raise UsageError(f"{level.preset} has a level of its own: leave --strength and --survey out")
     if level.steps < 1:
         raise UsageError(f"steps must be at least 1, got {level.steps}")
     check_new_file(places.file, places.source, overwrite)
@@ -252,7 +261,7 @@ class Fitting:
         say("proposed", proposal(surveyed))
         return surveyed
 
-    def domain(self, strength: float, fit: str, symmetry: str) -> Domain:
+    def domain(self, strength: float, fit: str, symmetry: str, preset: str = "") -> Domain:
         """The domain, told of on stderr."""
         from nearfar.domain.domain import OWN_SAMPLES, Domain, check_images
 
@@ -271,6 +280,7 @@ class Fitting:
                 batch_size=self.batch_size,
                 symmetry=symmetry,
                 preprocessing=preprocessing(self.inputs, fit),
+                preset=preset,
                 on_step=tick,
             )
 

@@ -97,7 +97,8 @@ def check_sample(wanted: Wanted, recipe: Recipe, report: Path | None) -> Path:
     from nearfar.jobs.sample import check_count
 
     check_count(wanted.count)
-    one_of(recipe.family, "family", FAMILIES)
+    if recipe.family is not None:
+        one_of(recipe.family, "family", FAMILIES)
     one_of(recipe.geometry, "geometry", GEOMETRIES)
     if wanted.out.resolve() in wanted.file.resolve().parents:
         raise UsageError(f"{wanted.file} must not lie in {wanted.out}, which may be shared: keep it elsewhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearfar.diffusion.denoiser import Denoiser
+from nearfar.diffusion.noise import NoiseStream
 from nearfar.diffusion.schedule import Level, NoiseSchedule
-from nearfar.diffusion.solver import STEPS, OnStep, Sampling, Solver
+from nearfar.diffusion.solver import DDIM, STEPS, OnStep, Sampling, Solver, solve
 from nearfar.domain.guards import Guards, distinct
+from nearfar.domain.presets import Preset, preset_of, way_down, way_up
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.conversion import as_images
 from nearfar.io.notebook import html_table, summary
@@ -101,6 +104,7 @@ class Domain:
     preprocessing: how files became images, kept for those who make files of new images.
     mixing: how latents are mixed in a mosaic unless told otherwise, see `pilot`.
     pull: weight of the density ratio on the way there, and on the way back unless told otherwise.
+    preset: of `presets.PRESETS`, by which latents were found and new ones are drawn; none unless given.
     From `latents` the fitted images can be had back: a domain is as confidential as they are.
     """
 
@@ -117,6 +121,7 @@ class Domain:
     settings: Mapping[str, Any] = field(default_factory=dict)
     mixing: Mapping[str, Any] = field(default_factory=dict)
     pull: float = 0.0
+    preset: str = ""
 
     @classmethod
     def fit(
@@ -132,6 +137,7 @@ class Domain:
         batch_size: int = BATCH,
         symmetry: str = "none",
         preprocessing: Mapping[str, Any] | None = None,
+        preset: str = "",
         on_step: OnStep | None = None,
     ) -> Domain:
         """Find a domain from its images, float32 `(batch, channel, height, width)` in [-1, 1], at least 4 different.
@@ -143,18 +149,22 @@ class Domain:
         own: samples of the model's own domain, `own_domain` of `seed` unless given. seed: besides, which latents the
         targets of the tests are measured on. Nothing else is random. symmetry: in what ways a copy may lie, of
         `guards.SYMMETRIES`.
+        preset: "paper-v1" or "paper-v2", the published method (`presets`); then strength, steps and pull are its own.
         Warns below 10 images. Cost in network calls for each batch of `batch_size`: about 5 `steps` for the images,
         20 for each batch of the 200 own samples, and what the guards' features take.
         """
         images, _ = as_images(images, checked_model(model).image)
         check_images(model, images)
+        if preset:
+            strength, steps, pull = settings_of(preset_of(preset), model)
         sampling = Sampling(Level(strength), steps, INVERTER)
         if own is None:
             own = own_domain(model, OWN_SAMPLES, seed=seed, batch_size=batch_size, on_step=on_step)
         model.image.check(own)
         clean, its_own = encode_all(model, images, batch_size).half().float(), encode_all(model, own, batch_size)
         toward = replace(model, denoiser=pulled(model.denoiser, Gaussian.fit(clean), Gaussian.fit(its_own), pull))
-        parts = [inverted(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
+        invert = partial(as_published, preset_of(preset)) if preset else inverted
+        parts = [invert(toward, part, sampling, on_step) for part in torch.split(images, batch_size)]
         latents = torch.cat([there for there, _ in parts]).half().float()
         generator = torch.Generator().manual_seed(seed)
         return cls(
@@ -170,6 +180,7 @@ class Domain:
             preprocessing=preprocessing or {},
             settings=bound(model),
             pull=pull,
+            preset=preset,
         )
 
     def facts(self) -> dict[str, object]:
@@ -192,6 +203,15 @@ class Domain:
     def sampling(self, solver: Solver = INVERTER) -> Sampling:
         """The way between the clean end and the domain's level."""
         return Sampling(Level(self.strength), self.steps, solver)
+
+    def descend(
+        self, model: FrozenModel, latents: Latents, eta: float, noise: NoiseStream | None, on_step: OnStep | None
+    ) -> Latents:
+        """Clean latents from those at the level, on the way that the domain was found by. Cost: `steps` calls."""
+        if not self.preset:
+            return descend(model, latents, self.sampling(DDIM(eta)), noise, on_step)
+        times = way_down(preset_of(self.preset), model.schedule).expand(len(latents), -1)
+        return solve(model.denoiser, latents.to(model.device, torch.float32), times, DDIM(eta), noise, on_step)
 
     def pulled(self, model: FrozenModel, weight: float | None = None) -> FrozenModel:
         """The model with the pull of this domain, of the domain's own weight unless another is given."""
@@ -244,6 +264,25 @@ def inverted(
         "calls": way.calls.sum(1),
     }
     return way.latents.cpu(), figures
+
+
+def settings_of(preset: Preset, model: FrozenModel) -> tuple[float, int, float]:
+    """Strength, network calls of the way back, and pull of a preset."""
+    way_up(preset, model.schedule)
+    time = torch.tensor([float(preset.time)], dtype=torch.float64)
+    return model.schedule.strength_of_time(time).item(), preset.nodes, 0.0
+
+
+def as_published(
+    preset: Preset, model: FrozenModel, images: Images, sampling: Sampling, on_step: OnStep | None
+) -> tuple[Latents, dict[str, Tensor]]:
+    """`inverted` in the steps of a preset; the explicit inverter solves nothing, so it has no residual."""
+    up, down = (way(preset, model.schedule).expand(len(images), -1) for way in (way_up, way_down))
+    latents = solve(model.denoiser, encode_all(model, images, len(images)).to(model.device), up, DDIM(), None, on_step)
+    again = decode(model, solve(model.denoiser, latents, down, DDIM(), None, on_step))
+    nothing = torch.zeros(len(images), dtype=torch.float64)
+    figures = {"psnr": psnr(images.cpu(), again), "residual": nothing, "fell_back": nothing.long()}
+    return latents.cpu(), figures | {"calls": nothing.long() + preset.nodes - 1}
 
 
 def diagnose(latents: Latents, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from nearfar.metrics.features import Kind
 from nearfar.structured import checked
 
 MOST_STEPS = 100_000
-WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull")
+WHOLE = ("model", "settings", "strength", "steps", "diagnostics", "preprocessing", "mixing", "pull", "preset")
 """Fields that JSON holds as they are."""
 
 
@@ -106,6 +106,7 @@ class About:
     preprocessing: Files
     mixing: Mixed
     pull: float
+    preset: Literal["", "paper-v1", "paper-v2"]
     targets: Targets
     guards: Judging
     own: Own

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILY = "mosaic"
+PRESET_NAMES = ("paper-v1", "paper-v2")
 
 
 def parse_eta(text: str) -> float | None:
@@ -32,11 +33,11 @@ class Recipe:
     of, or its file, and how far from it (`synthesis.steer`).
     """
 
-    family: str = field(
-        default=FAMILY,
+    family: str | None = field(
+        default=None,
         metadata={
             "help": "Mixtures of latents: mosaic, parents, sphere. "
-            "Gaussians: scalar, diagonal, spectral, structured, shrinkage."
+            "Gaussians: scalar, diagonal, spectral, structured, shrinkage. [default: the domain's preset, or mosaic]"
         },
     )
     parents: int | None = field(

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from nearfar.diffusion.solver import DDIM, OnStep
 from nearfar.domain.domain import Domain
+from nearfar.domain.presets import PRESETS, Published, preset_of
 from nearfar.domain.recipe import FAMILY
 from nearfar.errors import UsageError
 from nearfar.io.conversion import as_images
@@ -46,7 +47,7 @@ from nearfar.latents.mixtures import (
 )
 from nearfar.latents.shell import Shell, accept, picks
 from nearfar.models.model import FrozenModel, checked_model
-from nearfar.sampling.local_sampling import BATCH, ascend, decode, descend, draws_of_steps, encode, numbered_noise
+from nearfar.sampling.local_sampling import BATCH, ascend, decode, draws_of_steps, encode, numbered_noise
 from nearfar.tensors import Images, Latents
 
 SPREADS: dict[str, Callable[[Latents], Covariance]] = {
@@ -62,7 +63,7 @@ MIXTURES = {
     "sphere": ("concentration",),
 }
 """Families that mix latents, and their options."""
-FAMILIES = (*MIXTURES, *SPREADS)
+FAMILIES = (*MIXTURES, *SPREADS, *PRESETS)
 ALIKE, FEWEST_ALIKE = 0.2, 8
 """The share of the fitted images that one of them may be mixed with in a mosaic, and how many at least."""
 MOST_ATTEMPTS = 10_000
@@ -82,16 +83,20 @@ class Start:
 Draw = Callable[[Generator], Start]
 
 
-def drawing(domain: Domain, family: str = FAMILY, **options: Any) -> Draw:
+def drawing(domain: Domain, family: str | None = None, **options: Any) -> Draw:
     """Draws of one family of spread, fitted to the domain's latents once.
 
     family: "mosaic" mixes latents by place (`mix_mosaics`), "parents" as wholes (`mix`), "sphere" two
     of them on the sphere as the paper does; "scalar" (the paper's Gaussian), "diagonal", "spectral", "structured" and
-    "shrinkage" are Gaussians about the shrunk mean. options: of the mixture; for "mosaic" over the domain's own
-    (`Domain.mixing`) and with `margin` besides, see `novel`.
+    "shrinkage" are Gaussians about the shrunk mean; "paper-v1" and "paper-v2" are the paper's as published, of a domain
+    that was fitted so. The domain's preset or "mosaic" unless given. options: of the mixture; for "mosaic" over the
+    domain's own (`Domain.mixing`) and with `margin` besides, see `novel`.
     """
+    family = family or domain.preset or FAMILY
     check_family(family, options)
     latents = domain.latents
+    if family in PRESETS:
+        return published(domain, family)
     if family == "mosaic":
         return mosaic(domain, **{**domain.mixing, **options})
     if family == "parents":
@@ -108,7 +113,7 @@ def check_family(family: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     known = MIXTURES.get(family, ())
     unknown = [name for name in options if name not in known]
-    if unknown and family in SPREADS:
+    if unknown and family not in MIXTURES:
         raise UsageError(f"{family} draws take no options, got {', '.join(unknown)}: these are for mixtures")
     if unknown:
         raise UsageError(f"options of {family} are {', '.join(known)}, got {', '.join(unknown)}")
@@ -159,6 +164,20 @@ def novel(
     raise UsageError(
         f"none of {MOST_ATTEMPTS:,} mixtures is {margin:g} from the fitted images: ask for a smaller margin"
     )
+
+
+def published(domain: Domain, family: str) -> Draw:
+    """Draws as published, of a domain that was fitted with the same preset."""
+    if domain.preset != family:
+        was = domain.preset or "no preset"
+        raise UsageError(f"{family} draws are of a domain that was fitted with it, this one with {was}: fit it again")
+    paper = Published.fit(preset_of(family), domain.latents)
+
+    def drawn(generator: Generator) -> Start:
+        latent, parents, tried = paper.draw(generator)
+        return Start(latent, torch.tensor(parents, dtype=torch.int64), tried)
+
+    return drawn
 
 
 def mixture_start(mixing: Callable[..., Any], generator: Generator) -> Start:
@@ -272,7 +291,7 @@ class Synthesizer:
         latents = torch.stack([start.latent for start in starts])
         sampling = self.domain.sampling(DDIM(self.eta))
         noise = numbered_noise(self.model, "synthesis", numbers, self.seed, draws_of_steps(sampling))
-        clean = descend(self.model, latents, sampling, noise, on_step)
+        clean = self.domain.descend(self.model, latents, self.eta, noise, on_step)
         return Synthesis(decode(self.model, clean), starts, tuple(numbers))
 
     def make_all(self, numbers: Sequence[int], batch_size: int = BATCH, on_step: OnStep | None = None) -> Synthesis:
@@ -289,7 +308,7 @@ def synthesizer(
     model: FrozenModel,
     domain: Domain,
     *,
-    family: str = FAMILY,
+    family: str | None = None,
     geometry: str = "free",
     pull: float | None = None,
     eta: float = 0.0,

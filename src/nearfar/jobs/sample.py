@@ -23,7 +23,7 @@ from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.guards import Judgment
-from nearfar.domain.recipe import Recipe
+from nearfar.domain.recipe import FAMILY, Recipe
 from nearfar.domain.synthesis import Start, Synthesizer, generator_of, synthesizer, varying
 from nearfar.errors import UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, TYPES, array_file
@@ -89,7 +89,8 @@ def sample_job(
     """
     values = values_of(domain)
     check_format(suffix, dtype, values)
-    recipe = replace(recipe, pull=domain.pull) if recipe.pull is None else recipe
+    pull = domain.pull if recipe.pull is None else recipe.pull
+    recipe = replace(recipe, pull=pull, family=recipe.family or domain.preset or FAMILY)
     making = synthesizer_of(recipe, model, domain)
     making.draw(generator_of(recipe.seed, FIRST))
     settings = {
