@@ -24,14 +24,6 @@ def images(count, side=8, scale=0.2, seed=0):
     return (draws * scale).clamp(-1, 1)
 
 
-@pytest.mark.parametrize(("variance", "gain"), [(0.1, 3.016), (0.01, 8.711), (0.001, 22.33)])
-def test_the_papers_inverter_falls_short_as_computed(variance, gain):
-    """The gains of explicit DDIM at K = 80, t0 = 900 in research/unseen.md 6.6; exact are 3.160, 9.950, 30.15."""
-    fit = images(2)
-    latents = baselines.paper_latents(model_of(variance), fit, 900)
-    assert torch.allclose(latents, gain * fit, rtol=1e-3)
-
-
 @pytest.mark.parametrize("make", [baselines.forward_noised, baselines.locally_sampled])
 def test_noised_images_come_back_as_the_closed_form_says(make):
     model, fit = model_of(0.04), torch.full((1, 3, 8, 8), 0.3)
@@ -51,40 +43,27 @@ def test_every_image_is_a_source_equally_often():
     assert not torch.equal(chosen[:5], fit)
 
 
-def test_tolerances_are_the_papers_in_its_own_dimension():
-    latents = torch.randn(8, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 0.975
-    targets = baselines.paper_targets(latents, torch.Generator().manual_seed(0))
-    assert targets.distance.value == pytest.approx(611.4, abs=0.5)
-    assert targets.pair_angle.value == pytest.approx(60, abs=0.1)
-    assert targets.distance.tolerance == pytest.approx(0.3, rel=0.01)
-    assert targets.origin_angle.tolerance == targets.pair_angle.tolerance == pytest.approx(0.1, rel=1e-6)
+def test_the_patch_denoiser_of_one_image_gives_its_blocks_back():
+    """Little noise leaves no doubt which patch it is, and much noise gives the mean around the place."""
+    bank = images(1, side=32)
+    denoiser = baselines.PatchDenoiser(DDPM, bank)
+    early, late = (torch.tensor([t], dtype=torch.float64) for t in (5.0, 990.0))
+    alpha, sigma = (float(value) for value in DDPM.coefficients(early))
+    noisy = alpha * bank + sigma * torch.randn(bank.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(denoiser(noisy, early), bank, atol=1e-4)
+    average = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(bank, [1] * 4, mode="reflect"), 3, 1)
+    assert (denoiser(torch.zeros_like(bank), late) - average).abs().max() < 0.1
 
 
-def test_tolerances_in_another_dimension_reject_as_many_perfect_draws():
-    """37.5 % of 200 in 196,608 dimensions (research/unseen.md 2.5), so 0.31 to 0.45."""
-    generator = torch.Generator().manual_seed(0)
-    latents, draws = (torch.randn(count, 3, 32, 32, generator=generator) for count in (400, 2000))
-    _, rate = baselines.pick(iter([draws]), latents, 2000, generator)
-    assert 0.31 < rate < 0.45
+def test_patches_are_put_together_to_images():
+    made = baselines.patch_denoised(model_of(0.1, 32), images(3, side=32), 2, 0, domain="animals", steps=3)
+    assert made.images.shape == (2, 3, 32, 32)
+    assert made.images.isfinite().all()
 
 
-def test_candidates_that_pass_come_first_then_the_nearest_to_passing():
-    generator = torch.Generator().manual_seed(0)
-    latents, good = (torch.randn(count, 3, 16, 16, generator=generator) for count in (200, 40))
-    far, farther = good[:4] * 1.3, good[:4] * 2
-    kept, rate = baselines.pick(iter([farther, far, good]), latents, 44, generator)
-    assert 0 < rate < 1
-    assert not any((kept == one).flatten(1).all(1).any() for one in farther)
-    assert all((kept[-4:] == one).flatten(1).all(1).any() for one in far)
-
-
-@pytest.mark.parametrize("make", [baselines.paper_draws, baselines.paper_slerps])
-def test_the_papers_images_have_the_spread_of_the_domain(make):
-    """On the own domain, where the scalar Gaussian is right. At K = 80 the way loses a tenth of the amplitude."""
-    made = make(model_of(0.1), images(60, scale=0.1**0.5), 40, 0, time=900)
-    assert made.images.shape == (40, 3, 8, 8)
-    assert 0 < made.acceptance < 1
-    assert made.calls == 80 + 79 * 60 / 40
-    assert made.images.var().item() == pytest.approx(0.1, rel=0.35)
-    again = make(model_of(0.1), images(60, scale=0.1**0.5), 40, 0, time=900)
-    assert torch.equal(again.images, made.images)
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_collage_is_of_its_images_and_no_copy(kept):
+    fit = images(40, side=32)
+    made = baselines.collage(model_of(0.1, 32), fit, 8, 0, margin=0.5, kept=kept).images
+    assert made.shape == (8, 3, 32, 32)
+    assert torch.cdist(made.flatten(1), fit.flatten(1)).min() > 0.1
