@@ -12,6 +12,7 @@ and photometric interpretation, uncompressed.
 * What is not understood is refused: palettes, modality LUTs, functional groups. Bits that are none of the pixels', as
   of overlays within them, are cleared.
 * Text that is part of the pixels is not looked for. `Header.text` tells where it is likely.
+* Reading silences pydicom in the whole process: its warnings, and its checks of values.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ MIME |= {"AVIF": "image/avif", "HEIC": "image/heic"}
 ALGORITHMS = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512", "ed25519": "ed25519", "rsa": "ps256"}
 """C2PA's name of what a key signs with, by its curve."""
 
+SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}
+"""Of C2PA's library: a signed file says nothing beside what `manifest` says."""
+
 PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -67,7 +70,8 @@ class Signature:
             return content
         info = c2pa.C2paSignerInfo(self.algorithm.encode(), self.certificates.encode(), self.key.encode(), None)
         signed = BytesIO()
-        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest(mark))) as builder:
+        context = c2pa.Context(c2pa.Settings.from_dict(SETTINGS))
+        with c2pa.Signer.from_info(info) as signer, c2pa.Builder(json.dumps(manifest(mark)), context) as builder:
             builder.sign(signer, MIME[form], BytesIO(content), signed)
         return signed.getvalue()
 

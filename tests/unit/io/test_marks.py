@@ -140,6 +140,7 @@ def test_a_signed_file_tells_its_type_and_who_signed_it(kind, tmp_path):
         (action,) = [one for one in made["assertions"] if one["label"].startswith("c2pa.actions")]
         assert action["data"]["actions"][0]["digitalSourceType"] == SOURCE_TYPES + IN_PART
         assert made["signature_info"]["issuer"] == "Studio"
+        assert "thumbnail" not in made
         failed = {one["code"] for one in told.get("validation_status", [])}
         assert failed <= {"signingCredential.untrusted"}  # nobody trusts a test's issuer
         (tmp_path / f"a{FORMATS[form].suffixes[0]}").write_bytes(content)
