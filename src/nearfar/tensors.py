@@ -36,17 +36,19 @@ class ImageContract:
     """What the model takes: float32 `(batch, channels, size, size)` in [-1, 1].
 
     values: of a model of physical values, the `io.values.ValueTransform` that makes these images of them, as JSON.
+    width: of canvases, which need not be square (`sampling/tiling.py`); `size` is then their height.
     """
 
     size: int
     channels: int
     values: str | None = None
+    width: int | None = None
 
     def check(self, images: Images) -> None:
         """Refuse images of another shape, out of range or not finite."""
-        expected = (self.channels, self.size, self.size)
+        expected = (self.channels, self.size, self.width or self.size)
         if images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            shape = f"(batch, {self.channels}, {self.size}, {self.size})"
+            shape = f"(batch, {', '.join(map(str, expected))})"
             raise UsageError(f"images must be {shape}, got {tuple(images.shape)}")
         if not images.isfinite().all() or images.abs().max() > 1:
             span = f"{images.min().item():g} to {images.max().item():g}"

@@ -142,6 +142,8 @@ def test_a_picture_with_an_exif_turn_fails_unless_its_boxes_are_said_to_be_uprig
         (["--regions", "boxes", "--boxes-format", "yolo"], "boxes format must be one of detect, pose, segment, obb"),
         (["--regions", "faces", "--boxes-upright"], "--boxes-upright goes with --regions boxes"),
         (["--regions", "faces"], "--regions faces needs --detector"),
+        (["--regions", "boxes", "--tile"], "--tile is for whole images at a given strength"),
+        (["--tile", "--fit", "cover"], "--tile keeps all of an image, at its own size: leave --fit out"),
         (["--regions", "hands"], "regions must be one of faces, boxes, got 'hands'"),
         (["--keep-unmatched"], "--keep-unmatched goes with --regions faces or boxes"),
         (["--regions", "boxes", "--detector", "x.onnx"], "--detector goes with --regions faces"),

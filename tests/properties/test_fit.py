@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nearfar.io.fitting import FitMode, fit, unfit, window
@@ -29,11 +29,19 @@ def pictures(draw, shapes=SHAPES):
     return Picture(rng.integers(0, 2**frame.depth, shape, dtype=f"uint{frame.depth}"), frame)
 
 
+def sides(frame, size, mode):
+    """Height and width of what a model of this size is given of a picture."""
+    longest = max(frame.height, frame.width)
+    if mode is not FitMode.TILE or longest <= size:
+        return size, size
+    return max(size, frame.height), max(size, frame.width)
+
+
 @given(pictures(), st.integers(1, 64), CHANNELS, MODES)
 @settings(deadline=None)
 def test_sizes_are_restored(picture, size, channels, mode):
     image = fit(picture, size, channels, mode)
-    assert image.shape == (channels, size, size)
+    assert image.shape == (channels, *sides(picture.frame, size, mode))
     assert image.dtype == torch.float32
     assert image.abs().max() <= 1
     again = unfit(image, picture.frame, mode)
@@ -48,7 +56,7 @@ def test_constant_stays_constant(frame, size, channels, mode, share):
     shape = (frame.height, frame.width, frame.channels)
     picture = Picture(np.full(shape, level, dtype=f"uint{frame.depth}"), frame)
     image = fit(picture, size, channels, mode)
-    expected = torch.full((channels, size, size), 2 * level / (2**frame.depth - 1) - 1)
+    expected = torch.full((channels, *sides(frame, size, mode)), 2 * level / (2**frame.depth - 1) - 1)
     torch.testing.assert_close(image, expected, atol=1e-6, rtol=0)  # float32 rounding of normalized weights
     np.testing.assert_array_equal(unfit(image, frame, mode).pixels, picture.pixels)
 
@@ -67,6 +75,14 @@ def test_picture_of_the_models_size_is_untouched(picture, mode):
 def test_pad_is_exact_when_the_long_side_has_the_models_size(picture):
     size = max(picture.frame.height, picture.frame.width)
     again = unfit(fit(picture, size, picture.frame.channels), picture.frame)
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+
+
+@given(pictures(), st.integers(1, 64))
+@settings(deadline=None)
+def test_tile_is_exact_for_every_picture_that_is_no_smaller_than_the_model(picture, size):
+    assume(max(picture.frame.height, picture.frame.width) >= size)
+    again = unfit(fit(picture, size, picture.frame.channels, FitMode.TILE), picture.frame, FitMode.TILE)
     np.testing.assert_array_equal(again.pixels, picture.pixels)
 
 

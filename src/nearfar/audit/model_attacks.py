@@ -200,6 +200,8 @@ def departure(settings: Mapping[str, Any]) -> str:
         return f"the outputs are of {settings.get('command')}, not of anonymize"
     if "regions" in settings:
         return "pixels outside the regions are copied"
+    if settings.get("fit") == FitMode.TILE:
+        return "images kept sizes of their own (--tile)"
     if "per_image" in settings:
         return "the strength of each image was chosen by looking at the original"
     return ""

@@ -13,6 +13,7 @@ from nearfar.cli.console import Lines
 from nearfar.cli.options import (
     BURNED_IN,
     KEEP_METADATA,
+    TILE,
     Folders,
     Marks,
     ModelChoice,
@@ -49,6 +50,7 @@ class Method:
     """How images are changed, and what outlives the run."""
 
     solver: SolverName = solver_option("dpm++sde", SolverName)
+    tile: bool = option(False, TILE)
     key_file: Path | None = option(None, "Keep the secret key here (made if absent), to make the same images again.")
     keep_metadata: bool = option(False, KEEP_METADATA)
     burned_in: bool = option(False, BURNED_IN)
@@ -207,7 +209,9 @@ def anonymize(
 
     written: dict[str, Any] = {"keep_metadata": method.keep_metadata, "burned_in": method.burned_in}
     written["marking"] = marks.marking(folders.source, folders.out)
-    options = trajectory.options(0.35, method.solver, SOLVERS) | written
+    options = trajectory.options(0.35, method.solver, SOLVERS, method.tile) | written
+    if method.tile and (parts.regions or calibrated.calibration):
+        raise UsageError("--tile is for whole images at a given strength: leave --regions and --calibration out")
     calibration = calibrated.read(trajectory, parts.regions)
     key = open_key(method.key_file, folders)
     search = parts.search(folders.source, trajectory.fit)

@@ -14,6 +14,7 @@ from nearfar.cli.options import (
     FIT,
     KEEP_METADATA,
     STEPS,
+    TILE,
     Fit,
     Folders,
     Marks,
@@ -59,6 +60,7 @@ class MakingOptions:
     steps: int = option(20, STEPS)
     solver: SolverName = solver_option("dpm++sde", SolverName)
     fit: Fit = option("pad", FIT)
+    tile: bool = option(False, TILE)
     batch_size: int | None = option(None, BATCH_SIZE)
     keep_metadata: bool = option(False, KEEP_METADATA)
     burned_in: bool = option(False, BURNED_IN)

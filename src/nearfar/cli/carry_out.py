@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from nearfar.jobs.run import Plan
     from nearfar.models.model import FrozenModel
 
+TILED = {"anonymize", "augment", "reconstruct"}
+"""Commands that take --tile."""
+
 Outcome = tuple[dict[str, Any], Lines]
 """What came of a command: for machines, with its `exit_code`, and for people."""
 
@@ -161,7 +164,8 @@ def outcome(progress: Progress, folders: Folders, job: Job, more: dict[str, Any]
     if progress.reduced:
         what = "images have regions that" if job.settings.get("regions") else "images"
         size = f"{job.image.size} pixels"
-        say("note", f"{progress.reduced} {what} are larger than the model's {size}: detail is gone")
+        tile = ", --tile would keep it" if TILED & {job.settings["command"]} and "regions" not in job.settings else ""
+        say("note", f"{progress.reduced} {what} are larger than the model's {size}: detail is gone{tile}")
     manifest = manifest_path(folders.out)
     places = {"out": str(folders.out), "manifest": str(manifest)}
     code = SOME_FAILED if progress.failed else DONE

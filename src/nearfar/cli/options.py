@@ -23,6 +23,7 @@ from nearfar.structured import read_text
 
 if TYPE_CHECKING:
     from nearfar.diffusion.solver import Solver
+    from nearfar.io.fitting import FitMode
     from nearfar.io.marks import Marking
     from nearfar.models.model import FrozenModel
 
@@ -70,6 +71,7 @@ def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
 
 STEPS = "Solver steps for each image."
 FIT = "Images that are not square: pad or cover."
+TILE = "Keep the detail of images larger than the model: it sees them in overlapping tiles (docs/tiles.md)."
 BATCH_SIZE = "Images in one network call. [default: automatic]"
 KEEP_METADATA = "Copy EXIF, XMP and resolution, and of DICOM the header with the patient's name."
 BURNED_IN = "Read DICOM files too whose pixels are likely to hold text such as names; it may stay readable."
@@ -168,28 +170,37 @@ class Trajectory:
     fit: Fit = option("pad", FIT)
     batch_size: int | None = option(None, BATCH_SIZE)
 
-    def options(self, strength: float, solver: str, solvers: Mapping[str, Solver]) -> dict[str, Any]:
+    def options(
+        self, strength: float, solver: str, solvers: Mapping[str, Solver], tile: bool = False
+    ) -> dict[str, Any]:
         """Arguments of a job, checked before a model is loaded. strength: where neither it nor sigma is given."""
         from nearfar.diffusion.schedule import Level
         from nearfar.diffusion.solver import Sampling
-        from nearfar.io.fitting import FitMode
 
         neither = self.strength is None and self.sigma is None
         level = Level(strength if neither else self.strength, self.sigma)
         sampling = Sampling(level, self.steps, solvers[one_of(solver, "solver", solvers)])
-        return {"sampling": sampling, "fit": FitMode(self.fit), "batch_size": self.batch_size}
+        return {"sampling": sampling, "fit": fit_of(self.fit, tile), "batch_size": self.batch_size}
+
+
+def fit_of(fit: str, tile: bool) -> FitMode:
+    """How images are fitted."""
+    from nearfar.io.fitting import FitMode
+
+    if tile and fit != "pad":
+        raise UsageError("--tile keeps all of an image, at its own size: leave --fit out")
+    return FitMode.TILE if tile else FitMode(fit)
 
 
 def job_options(group: Any) -> dict[str, Any]:
     """The fields of a group as arguments of a job: the solver and the fit that were named."""
     from nearfar.diffusion.schedule import check_steps
     from nearfar.diffusion.solver import SOLVERS
-    from nearfar.io.fitting import FitMode
 
     given = dict(vars(group))
     check_steps(given["steps"])
     if "fit" in given:
-        given["fit"] = FitMode(given["fit"])
+        given["fit"] = fit_of(given["fit"], given.pop("tile", False))
     return given | {"solver": SOLVERS[one_of(given["solver"], "solver", SOLVERS)]}
 
 

@@ -12,6 +12,7 @@ from nearfar.cli.carry_out import carry_out_job
 from nearfar.cli.console import shown_progress
 from nearfar.cli.options import (
     KEEP_METADATA,
+    TILE,
     Folders,
     InverterName,
     Marks,
@@ -36,6 +37,7 @@ class Verdict:
     """The way back, and what its error is compared with."""
 
     solver: RoundTripName = solver_option("fixed-point", RoundTripName)
+    tile: bool = option(False, TILE)
     report: Path | None = option(None, "The report's page, not in OUT. [default: OUT.report.html]", metavar="FILE")
     own_samples: int = option(32, "Samples of the model's own to measure against; 0 for no verdict.")
     keep_metadata: bool = option(False, KEEP_METADATA)
@@ -61,7 +63,7 @@ def reconstruct(
     from nearfar.reports.reconstruct import check_report, cost, write_report_on
     from nearfar.sampling.inversion import RECONSTRUCTORS
 
-    options = trajectory.options(0.9, verdict.solver, RECONSTRUCTORS)
+    options = trajectory.options(0.9, verdict.solver, RECONSTRUCTORS, verdict.tile)
     page = check_report(verdict.report, folders.source, folders.out, verdict.own_samples)
     marking = marks.marking(folders.source, folders.out)
     model = choice.load()

@@ -23,14 +23,19 @@ class FitMode(StrEnum):
 
     PAD: its long side fills the square and the picture is mirrored into the rest; undone by cropping. COVER: its center
     square is all that the model sees; undone by mirroring the model's output, never the original, into the margins.
+    TILE: a picture larger than the model stays as large as it is, for a model that sees it in tiles (a side shorter
+    than the model's is mirrored); a smaller one goes as with PAD.
     """
 
     PAD = "pad"
     COVER = "cover"
+    TILE = "tile"
 
 
 def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD) -> Tensor:
     """The picture as the model wants it: float32 (channels, size, size) in [-1, 1], resized with Lanczos.
+
+    With `TILE` (channels, height, width), each at least `size`, and nothing is shrunk.
 
     A gray picture is repeated over 3 channels, a color picture becomes its luma for 1. A picture that has the
     model's size is not resampled: `unfit(fit(picture, ...), picture.frame)` has the very same pixels.
@@ -45,10 +50,11 @@ def fit(picture: Picture, size: int, channels: int, mode: FitMode = FitMode.PAD)
 def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
     """The model's image in a picture's frame: its height, width, channels, depth and alpha.
 
-    image: (channels, size, size), clipped to [-1, 1]. mode: the one given to `fit`. Raises ImageError when the image
-    has values that are not finite.
+    image: of the shape that `fit` gave, clipped to [-1, 1]. mode: the one given to `fit`. Raises ImageError when the
+    image has values that are not finite.
     """
-    if image.ndim != 3 or image.shape[1] != image.shape[2] or image.shape[0] not in (1, 3):
+    square = image.shape[-1:] == image.shape[-2:-1] or mode is FitMode.TILE
+    if image.ndim != 3 or not square or image.shape[0] not in (1, 3):
         raise UsageError(f"the model's image must be (1 or 3, size, size), got {tuple(image.shape)}")
     if not image.isfinite().all():
         raise ImageError(f"the model's image has {int((~image.isfinite()).sum())} values that are not finite")
@@ -60,13 +66,14 @@ def unfit(image: Tensor, frame: Frame, mode: FitMode = FitMode.PAD) -> Picture:
 def fit_plane(plane: NDArray[np.float32], size: int, mode: FitMode) -> NDArray[np.float32]:
     """One channel in [-1, 1] as the model's square; itself when it has that size."""
     height, width = seen_shape(len(plane), plane.shape[1], mode)
-    return window(resize(window(plane, height, width), *inner_shape(height, width, size)), size, size)
+    inner = inner_shape(height, width, max(size, height, width) if mode is FitMode.TILE else size)
+    return window(resize(window(plane, height, width), *inner), *(max(size, side) for side in inner))
 
 
 def unfit_plane(square: NDArray[np.float32], height: int, width: int, mode: FitMode) -> NDArray[np.float32]:
     """One channel of the model's square as (height, width); undoes `fit_plane` where nothing was resampled."""
     seen = seen_shape(height, width, mode)
-    return window(resize(window(square, *inner_shape(*seen, len(square))), *seen), height, width)
+    return window(resize(window(square, *inner_shape(*seen, max(square.shape))), *seen), height, width)
 
 
 def to_float(plane: Pixels) -> NDArray[np.float32]:

@@ -62,6 +62,8 @@ def read_inputs(
     be read are listed and left out. Raises UsageError when none is left, when arrays have different channels, and for
     values that the curve cannot take.
     """
+    if fit is FitMode.TILE:
+        raise UsageError("a domain is one of the model's squares, got fit tile: give pad or cover")
     if curve is None:
         if clip or softening is not None:
             raise UsageError(f"clip and softening are for arrays: give a curve too, one of {', '.join(CURVES)}")

@@ -36,6 +36,7 @@ from nearfar.jobs.job import (
     unchanged,
 )
 from nearfar.jobs.run import plan_run, run
+from nearfar.jobs.tiles import tiled_job
 from nearfar.metrics.features import FeatureNetwork, distances_from
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import sample_near
@@ -55,7 +56,7 @@ def anonymize_job(
 ) -> Job:
     """The job of replacing every image by a local sample of itself.
 
-    sampling: from a level of one number, above 0.
+    sampling: from a level of one number, above 0. fit: with `TILE`, larger pictures keep their size, in tiles.
     key: give one to make the run repeatable; otherwise a random key is used and forgotten.
     batch_size: chosen from the model, the device and the work unless given, and halved when memory runs out.
     marking: how outputs say that a model made them. burned_in: whether pictures likely to hold text are read (DICOM).
@@ -63,7 +64,7 @@ def anonymize_job(
     """
     used_key = key or SecretKey.random()
     written = {"keep_metadata": keep_metadata, **marking.settings()}
-    return make_job(
+    job = make_job(
         model,
         {"command": "anonymize", **trajectory_settings(model, sampling, fit), **written},
         transform=near(model, used_key, sampling),
@@ -74,6 +75,8 @@ def anonymize_job(
         batch_size=batch_size,
         calls=calls_near(sampling),
     )
+    make = partial(near, key=used_key, sampling=sampling)
+    return tiled_job(job, model, make, batch_size is not None) if fit is FitMode.TILE else job
 
 
 def anonymize_folder(

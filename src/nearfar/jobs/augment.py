@@ -40,6 +40,7 @@ from nearfar.jobs.job import (
     unchanged,
 )
 from nearfar.jobs.run import plan_run, run
+from nearfar.jobs.tiles import tiled_job
 from nearfar.metrics.features import feature_network
 from nearfar.models.model import FrozenModel
 
@@ -173,6 +174,8 @@ def augment_job(
         weigh=lambda item: min(1, item.variant),
         measure=lambda _, reading: {} if isinstance(reading.context, bytes) else marks_of(reading.context),
     )
+    if how.fit is FitMode.TILE:
+        job = tiled_job(job, model, partial(near, key=key, sampling=sampling), how.batch_size is not None)
     return replace(job, expand=partial(expand, job, wanted, copies, labels, out))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from nearfar.io.manifest import Progress
 from nearfar.io.marks import IN_PART, MARKED, Marking
 from nearfar.io.pictures import MAX_PIXELS, Frame, Picture, encode, read_picture
 from nearfar.jobs.job import Job, Reading, Results, calls_near, make_job, own_figures, trajectory_settings
-from nearfar.jobs.run import is_out_of_memory, plan_run, run
+from nearfar.jobs.run import plan_run, run
+from nearfar.jobs.tiles import halving, tiles_in
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.enhancement import Enlargement, enlarge, tiles_of
@@ -59,8 +60,11 @@ def enhance_job(
 
     def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
         tiles = min(job.batch_size, len(images) * tiles_of(model, images.shape[1:], scale))
-        work = partial(enlarge, model, images, how, key, on_step=on_step)
-        return Results(work(batch_size=tiles) if batch_size else halving(work, tiles))
+
+        def work(together: int) -> Tensor:
+            return enlarge(model, images, how, key, batch_size=together, on_step=on_step)
+
+        return Results(work(tiles) if batch_size else halving(work, tiles))
 
     job = make_job(
         model,
@@ -80,27 +84,6 @@ def enhance_job(
         workers=max(1, min(job.workers, files or job.workers)),
         capacity=lambda shape, size: max(1, size // tiles_of(model, shape, scale)),
     )
-
-
-def tiles_in(model: FrozenModel, path: Path, scale: int) -> int:
-    """How many tiles a file gives, by its header; none where that cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            (width, height), colors = picture.size, len(picture.getbands())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0
-    channels = model.image.channels
-    return tiles_of(model, (channels, height, width), scale) * (min(3, colors) if channels == 1 else 1)
-
-
-def halving(work: Callable[..., Tensor], tiles: int) -> Tensor:
-    """The work with as many tiles in one network call as the memory holds, from `tiles` down."""
-    try:
-        return work(batch_size=tiles)
-    except (RuntimeError, MemoryError) as error:
-        if tiles == 1 or not is_out_of_memory(error):
-            raise
-    return halving(work, tiles // 2)
 
 
 def read_small(item: Item, channels: int, scale: int) -> Reading:

@@ -186,7 +186,7 @@ def warn_of_no_signal(model: FrozenModel, level: Level) -> None:
 
 
 def one_square(image: ImageContract, mode: FitMode, burned_in: bool = False) -> Read:
-    """Every picture as one square of the model's, a file of several as one for each page.
+    """Every picture as one square of the model's, or one canvas; a file of several as one for each page.
 
     burned_in: whether pictures are read that are likely to hold text (DICOM).
     """
@@ -202,9 +202,12 @@ def read_square(item: Item, image: ImageContract, mode: FitMode, burned_in: bool
     pages = read_pages(item.path)
     frames = [page.frame for page in pages]
     refuse_text(frames[0], burned_in)
-    squares = torch.stack([fit(page, image.size, image.channels, mode) for page in pages])
+    fitted = [fit(page, image.size, image.channels, mode) for page in pages]
+    if len({square.shape for square in fitted}) > 1:
+        raise ImageError("has pages of several sizes, which --tile cannot put into one file: split it, or leave it out")
     largest = max(max(seen_shape(frame.height, frame.width, mode)) for frame in frames)
-    return Reading(squares, frames[0], reduced=largest > image.size, pages=frames)
+    reduced = largest > image.size and mode is not FitMode.TILE
+    return Reading(torch.stack(fitted), frames[0], reduced=reduced, pages=frames)
 
 
 def refuse_text(frame: Frame, burned_in: bool) -> None:

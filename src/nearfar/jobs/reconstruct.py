@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,8 @@ from nearfar.diffusion.solver import OnStep, Sampling
 from nearfar.io.fitting import FitMode
 from nearfar.io.listing import Item
 from nearfar.io.marks import MARKED, Marking
-from nearfar.jobs.job import Job, Reading, Results, as_picture, make_job, one_square, trajectory_settings
+from nearfar.jobs.job import Job, Reading, Results, Transform, as_picture, make_job, one_square, trajectory_settings
+from nearfar.jobs.tiles import tiled_job
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.inversion import check_invertible
 from nearfar.sampling.local_sampling import ascend, encode
@@ -39,20 +41,28 @@ def reconstruct_job(
         check_invertible(sampling.solver)
     settings = trajectory_settings(model, sampling, fit)
 
-    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
-        again = represented(model, images, sampling, on_step)
-        return Results(again.images, {name: values.to(again.images.dtype) for name, values in again.figures.items()})
-
-    return make_job(
+    make = partial(there_and_back_again, sampling=sampling)
+    job = make_job(
         model,
         {"command": "reconstruct", **settings, "keep_metadata": keep_metadata, **marking.settings()},
-        transform=transform,
+        transform=make(model),
         read=one_square(model.image, fit),
         encode=as_picture(fit, keep_metadata, marking),
         key=None,
         batch_size=batch_size,
         calls=calls_of(sampling.solver, sampling.steps),
     )
+    return tiled_job(job, model, make, batch_size is not None) if fit is FitMode.TILE else job
+
+
+def there_and_back_again(model: FrozenModel, sampling: Sampling) -> Transform:
+    """What the model makes of images again, with the figures of `represent`."""
+
+    def transform(images: Images, _: Sequence[Item], on_step: OnStep) -> Results:
+        again = represented(model, images, sampling, on_step)
+        return Results(again.images, {name: values.to(again.images.dtype) for name, values in again.figures.items()})
+
+    return transform
 
 
 def invert_job(

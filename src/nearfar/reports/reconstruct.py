@@ -68,7 +68,8 @@ def cost(plan: Plan, sampling: Sampling, own: int) -> list[tuple[str, str]]:
 def write_report_on(plan: Plan, job: Job, source: Path, out: Path, path: Path, own_psnr: list[float]) -> dict[str, Any]:
     """Write the report of a run that is over; returns verdict, threshold and place."""
     content = account(job.settings, out, plan.names, own_psnr)
-    sheet = worst_images(content, source, out, job.image, FitMode(job.settings["fit"]))
+    mode = FitMode.COVER if job.settings["fit"] == FitMode.COVER else FitMode.PAD  # cells of one size
+    sheet = worst_images(content, source, out, job.image, mode)
     report(content, sheet).write(path, content)
     return {"verdict": content["verdict"], "report": str(path)}
 

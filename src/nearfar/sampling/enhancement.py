@@ -22,7 +22,7 @@ from nearfar.io.conversion import as_tensor, hand_over, is_array_of_floats
 from nearfar.models.model import FrozenModel, LatentSpace, checked_model
 from nearfar.sampling.back_projection import AreaDownsampling
 from nearfar.sampling.local_sampling import Given, noised_and_denoised
-from nearfar.sampling.tiling import TiledDenoiser, tile_count
+from nearfar.sampling.tiling import over_tiles, tile_count
 from nearfar.tensors import Images, Times
 
 Large = Float[Tensor, "batch channel rows columns"]
@@ -111,12 +111,10 @@ def enlarge(
     scale, sampling = how.scale, how.sampling(model)
     times = sampling.level.times(model.schedule, len(images))
     area, small = AreaDownsampling(scale), mirrored(images.to(model.device, torch.float32), model, scale)
-    denoiser: Denoiser = TiledDenoiser(model.denoiser, model.latent_shape[1:], batch_size)
-    if how.consistency and rearranges(model.latent_space):
-        denoiser = ConsistentDenoiser(denoiser, model.latent_space, area, small)
     canvas = area.enlarge(small).clamp(-1, 1)
-    rows, columns = (side // model.latent_space.factor for side in canvas.shape[2:])
-    large = replace(model, denoiser=denoiser, latent_shape=(model.latent_shape[0], rows, columns))
+    large = over_tiles(model, canvas, batch_size)
+    if how.consistency and rearranges(model.latent_space):
+        large = replace(large, denoiser=ConsistentDenoiser(large.denoiser, model.latent_space, area, small))
     for number in range(how.cascade):
         keys = [key.for_image(image, time.item(), number) for image, time in zip(images, times, strict=True)]
         count_on = partial(tell, on_step, number * how.steps)

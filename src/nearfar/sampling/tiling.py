@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import pi
 
@@ -15,7 +15,7 @@ from nearfar.diffusion.local_prior import Profile
 from nearfar.diffusion.schedule import NoiseSchedule
 from nearfar.diffusion.solver import profile_of
 from nearfar.errors import UsageError
-from nearfar.models.model import OVERLAP
+from nearfar.models.model import OVERLAP, FrozenModel
 from nearfar.tensors import Images, Times
 
 Tiles = Float[Tensor, "tiles channel rows columns"]
@@ -80,6 +80,21 @@ class TiledDenoiser:
         """The view of one tile, (channel, rows, columns)."""
         number, y, x = place
         return canvases[number, :, y : y + self.tile[0], x : x + self.tile[1]]
+
+
+def over_tiles(model: FrozenModel, canvases: Images, batch_size: int) -> FrozenModel:
+    """The same model for images of the size of these, which is in whole latents and no smaller than its own.
+
+    One noise field for the whole canvas. batch_size: tiles in one network call.
+    """
+    height, width = canvases.shape[2:]
+    rows, columns = (side // model.latent_space.factor for side in (height, width))
+    return replace(
+        model,
+        denoiser=TiledDenoiser(model.denoiser, model.latent_shape[1:], batch_size),
+        image=replace(model.image, size=height, width=width),
+        latent_shape=(model.latent_shape[0], rows, columns),
+    )
 
 
 def grid_at(canvas: tuple[int, ...], tile: tuple[int, int], time: float) -> Grid:

@@ -455,7 +455,7 @@ def test_cover_brings_the_center_back_and_mirrors_it_into_the_margins():
     assert torch.equal(again, torch.cat([square[..., :2].flip(-1), square, square[..., -2:].flip(-1)], -1))
 
 
-@pytest.mark.parametrize("mode", list(FitMode))
+@pytest.mark.parametrize("mode", [FitMode.PAD, FitMode.COVER])
 @pytest.mark.parametrize("size", [5, 16, 40])
 def test_arrays_are_fitted_as_pictures_are(mode, size):
     """A 16-bit picture and the same numbers as an array: the same square, and the same way back but for rounding."""
