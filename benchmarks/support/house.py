@@ -51,12 +51,13 @@ WINGS = {
     "metrics": "diffusion latents models io",
     "sampling": "diffusion models io metrics",
     "domain": "diffusion latents models io metrics sampling",
+    "evolution": "diffusion models io metrics sampling",
     "data": "diffusion models io metrics sampling",
     "audit": "diffusion models io metrics data sampling",
-    "jobs": "diffusion models io metrics sampling domain data audit",
-    "reports": "diffusion latents models io metrics sampling domain audit jobs",
-    "web": "diffusion models io metrics sampling domain audit jobs reports",
-    "cli": "diffusion models io metrics sampling domain data audit jobs reports web",
+    "jobs": "diffusion models io metrics sampling domain evolution data audit",
+    "reports": "diffusion latents models io metrics sampling domain evolution audit jobs",
+    "web": "diffusion models io metrics sampling domain evolution audit jobs reports",
+    "cli": "diffusion models io metrics sampling domain evolution data audit jobs reports web",
 }
 """Which other wings each of them may import."""
 DOORS = ("__main__", "cli", "cli.app")

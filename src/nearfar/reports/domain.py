@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -197,7 +198,7 @@ def what_they_are(areas: Sequence[float]) -> str:
     """What samples are, in a sentence, from the copied area of each (`Judgment.copied_area`)."""
     if not areas:
         return ""
-    middle, half = torch.tensor(areas).median().item(), sum(area >= MOSAIC for area in areas)
+    middle, half = median_low(areas), sum(area >= MOSAIC for area in areas)
     kind = "mosaics of the fitted images" if middle >= MOSAIC else "new in most of their area"
     if 0.1 < middle < MOSAIC:
         kind = "new in part, with pieces of the fitted images"
