@@ -58,7 +58,7 @@ golden: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private,c2pa,heic,medical,docs]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,metrics,faces,data,web,private,c2pa,heic,medical,docs,s3]'
 	touch $@
 
 clean:

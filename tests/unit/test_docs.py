@@ -71,7 +71,8 @@ def test_every_command_and_option_that_a_page_shows_exists(page):
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         assert not getattr(command, "commands", {}) or not words, f"{line}: no such command"
-        known = {"--help", "-h"}.union(*(option.opts + option.secondary_opts for option in command.params))
+        inner = get_command(app).commands[words[0]].params if command.name == "plan" and words else []
+        known = {"--help", "-h"}.union(*(option.opts + option.secondary_opts for option in [*command.params, *inner]))
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nearfar.audit.choices import Networks
-from nearfar.cli.carry_out import carry_out_job
+from nearfar.cli.carry_out import Settled
 from nearfar.cli.console import Lines
 from nearfar.cli.options import (
     BURNED_IN,
@@ -197,7 +197,7 @@ def anonymize(
     marks: Marks,
     choice: ModelChoice,
     how: RunChoice,
-) -> None:
+) -> Settled:
     """Replace every image by a new one near it (local sampling).
 
     How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps, or found by
@@ -220,7 +220,7 @@ def anonymize(
     job = region_job(job, search, **written) if search else job
     more = [*calibrated.lines(calibration), *parts.lines()]
     after = parts.after(job, search, folders)
-    carry_out_job(
+    return Settled(
         job,
         model,
         folders,

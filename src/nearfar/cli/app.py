@@ -24,6 +24,7 @@ from nearfar.cli.models import models
 from nearfar.cli.options import command_saying
 from nearfar.cli.reconstruct import invert, reconstruct
 from nearfar.cli.serve import serve
+from nearfar.cli.work import merge, plan, slurm, status, work
 
 app = typer.Typer(
     name="nearfar",
@@ -61,6 +62,9 @@ app.command(cls=Grouped)(evolve)
 app.command(cls=Grouped)(reconstruct)
 app.command(cls=Grouped)(invert)
 app.command(cls=Grouped)(serve)
+app.command(cls=Grouped, context_settings={"ignore_unknown_options": True})(plan)
+for each in (work, status, merge, slurm):
+    app.command(cls=Grouped)(each)
 app.add_typer(models, name="models")
 app.add_typer(domain, name="domain")
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearfar.cli.carry_out import Outcome, carry_out, carry_out_job, outcome, run_shown
+from nearfar.cli.carry_out import Outcome, Settled, SettledUnits, carry_out, outcome, run_shown
 from nearfar.cli.console import Lines, say
 from nearfar.cli.options import (
     BATCH_SIZE,
     BURNED_IN,
     FIT,
     KEEP_METADATA,
+    ONLY_SETTLE,
     STEPS,
     TILE,
     Fit,
@@ -75,7 +76,7 @@ def augment(
     marks: Marks,
     choice: ModelChoice,
     how: RunChoice,
-) -> None:
+) -> Settled | SettledUnits:
     """Enlarge a training set: K copies of each image, with its labels and boxes.
 
     Copies of cat/a.png are cat/a~1.png, cat/a~2.png, ... Class folders, metadata.jsonl or .csv, COCO and YOLO
@@ -87,19 +88,20 @@ def augment(
 
     options, units = job_options(making), units_of(folders.source)
     options["marking"] = marks.marking(folders.source, folders.out)
-    if units:
-        check_wishes(units, wanted)
-        augment_data_sets(choice.load(), folders, wanted, how, options, units)
-        return
+    planning = ONLY_SETTLE.get() is not None and not any(folders.source.iterdir())
+    if units or planning:
+        if units:
+            check_wishes(units, wanted)
+        return augment_data_sets(choice.load(), folders, wanted, how, options, units)
     model = choice.load()
     work = augmentation(model, folders.source, folders.out, wanted, **options)
     more, finish = lines_about(work), lambda *_: work.finish(folders.source, folders.out)
-    carry_out_job(work.job, model, folders, how, more=lambda _: more, after=finish)
+    return Settled(work.job, model, folders, how, more=lambda _: more, after=finish, everywhere=True)
 
 
 def augment_data_sets(
     model: FrozenModel, folders: Folders, wanted: Wanted, how: RunChoice, options: dict[str, Any], units: list[Unit]
-) -> None:
+) -> SettledUnits:
     """The same for shards and data sets, one after the other."""
     from nearfar.jobs.augment import Making, augment_job
     from nearfar.jobs.units import augment_units
@@ -111,8 +113,13 @@ def augment_data_sets(
         return outcome(done.progress, folders, done.job, {"units": len(units), **done.counts})
 
     announced = [("work", f"{len(units)} shards or splits, one by one; strength {wanted.strengths}")]
-    settings = augment_job(model, wanted, {}, {}, out, Making(**options)).settings
-    carry_out(announced, {"settings": settings, "units": [unit.name for unit in units]}, how, work)
+    job = augment_job(model, wanted, {}, {}, out, Making(**options))
+    planned = {"settings": job.settings, "units": [unit.name for unit in units]}
+    return SettledUnits(
+        job,
+        lambda: carry_out(announced, planned, how, work),
+        lambda: augment_units(model, source, out, wanted, resume=how.resume, **options).progress,
+    )
 
 
 def run_unit(work: Augmentation, out: Path, plan: Plan) -> Progress:

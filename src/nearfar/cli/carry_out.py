@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,36 +60,68 @@ def carry_out(
     raise typer.Exit(content["exit_code"] if code is None else code)
 
 
-def carry_out_job(
-    job: Job,
-    model: FrozenModel,
-    folders: Folders,
-    how: RunChoice,
-    *,
-    more: Callable[[Plan], Lines] = lambda _: (),
-    before: Callable[[], None] = lambda: None,
-    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {},
-) -> None:
-    """Carry out a job on a folder.
+@dataclass(frozen=True)
+class Settled:
+    """What a folder command has settled: a job, for whom to carry it out, and how.
 
-    more: lines about the plan. before: done just before it begins. after: done when all images are, to be shown.
+    more: lines about the plan. before: done just before it begins. after: done when all images are, to be shown;
+    everywhere: of a shard too, since it writes what belongs to its images.
     """
-    from nearfar.jobs.estimate import estimate_job
-    from nearfar.jobs.run import check_standing, plan_run
 
-    plan = plan_run(job, folders.source, folders.out, how.resume)
-    timed = estimate_job(model, job, plan) if how.dry_run else None
+    job: Job
+    model: FrozenModel
+    folders: Folders
+    how: RunChoice
+    more: Callable[[Plan], Lines] = lambda _: ()
+    before: Callable[[], None] = lambda: None
+    after: Callable[[Plan, Progress], dict[str, Any]] = lambda *_: {}
+    everywhere: bool = False
 
-    def work() -> Outcome:
-        before()
-        done = run_shown(job, folders.out, plan)
-        more = after(plan, done)
-        if more:  # it took its time, in which something may have gone
-            check_standing(job, folders.out, set(plan.names))
-        return outcome(done, folders, job, more)
+    def carry_out(self) -> None:
+        """The run of a whole folder, shown to its user."""
+        from nearfar.jobs.estimate import estimate_job
+        from nearfar.jobs.run import check_standing, plan_run
 
-    announced = [*about(model, job, plan), *more(plan), *time_lines(timed)]
-    carry_out(announced, planned(job, plan) | time_figures(timed), how, work)
+        job, folders = self.job, self.folders
+        plan = plan_run(job, folders.source, folders.out, self.how.resume)
+        timed = estimate_job(self.model, job, plan) if self.how.dry_run else None
+
+        def work() -> Outcome:
+            self.before()
+            done = run_shown(job, folders.out, plan)
+            more = self.after(plan, done)
+            if more:  # it took its time, in which something may have gone
+                check_standing(job, folders.out, set(plan.names))
+            return outcome(done, folders, job, more)
+
+        announced = [*about(self.model, job, plan), *self.more(plan), *time_lines(timed)]
+        carry_out(announced, planned(job, plan) | time_figures(timed), self.how, work)
+
+    def perform(self) -> Progress:
+        """The run of a shard, which nobody watches; it goes on where an earlier one stopped."""
+        from nearfar.io.listing import list_folder
+        from nearfar.jobs.run import plan_items, run
+
+        plan = plan_items(self.job, list_folder(self.folders.source), self.folders.out, True)
+        done = run(self.job, self.folders.out, plan)
+        if self.everywhere:
+            self.after(plan, done)
+        return done
+
+
+@dataclass(frozen=True)
+class SettledUnits:
+    """The same of a data set: a job that all its units have, and how the whole is shown or just done."""
+
+    job: Job
+    shown: Callable[[], None]
+    silent: Callable[[], Progress]
+
+    def carry_out(self) -> None:
+        self.shown()
+
+    def perform(self) -> Progress:
+        return self.silent()
 
 
 def time_lines(timed: Estimate | None) -> Lines:

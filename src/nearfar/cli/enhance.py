@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nearfar.cli.carry_out import carry_out_job
+from nearfar.cli.carry_out import Settled
 from nearfar.cli.options import (
     KEEP_METADATA,
     SEED,
@@ -36,7 +36,7 @@ class Enlarging:
 
 
 @command
-def enhance(folders: Folders, *, enlarging: Enlarging, marks: Marks, choice: ModelChoice, how: RunChoice) -> None:
+def enhance(folders: Folders, *, enlarging: Enlarging, marks: Marks, choice: ModelChoice, how: RunChoice) -> Settled:
     """Enlarge images, with detail that the model finds likely: invented, not what was there.
 
     Images of any size, in overlapping tiles of the model's. Every result shrinks to its image again, by the mean over
@@ -56,4 +56,4 @@ def enhance(folders: Folders, *, enlarging: Enlarging, marks: Marks, choice: Mod
     calls = enlargement.cascade * enlargement.solver.calls(enlargement.steps)
     shrink = "need not shrink" if free else "shrink"
     line = f"{enlargement.scale} times, results {shrink} to the images again; {calls} network calls for each "
-    carry_out_job(job, model, folders, how, more=lambda _: [("enlarge", f"{line}{job.batch_size} tiles")])
+    return Settled(job, model, folders, how, more=lambda _: [("enlarge", f"{line}{job.batch_size} tiles")])

@@ -6,6 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from nearfar.io.stores import address_of
+
 EXAMPLES = {
     "anonymize": ("nearfar anonymize photos near --strength 0.35", "nearfar anonymize photos near --resume"),
     "calibrate": ("nearfar calibrate photos --target rank1=0.2", "nearfar calibrate photos --target similarity=0.3"),
@@ -27,13 +29,33 @@ EXAMPLES = {
         "nearfar domain sample cells.domain new --count 100",
         "nearfar domain sample cells.domain new --count 100 --seed 1",
     ),
+    "plan": (
+        "nearfar plan anonymize photos near --shards 512 -o job.json",
+        "nearfar plan enhance s3://bucket/small s3://bucket/large --shards 64 -o job.json",
+    ),
+    "work": ("nearfar work job.json --workers 2", "nearfar work job.json --engine ray"),
+    "status": ("nearfar status job.json", "nearfar status job.json --json"),
+    "merge": ("nearfar merge job.json", "nearfar merge job.json --json"),
+    "slurm": ("nearfar slurm job.json", "nearfar slurm job.json --tasks 64"),
     "convert": ("nearfar models convert afhqdog_p2.pt afhq", "nearfar models convert --help"),
     "profile": ("nearfar models profile --model afhq", "nearfar models profile --model afhq --count 128"),
 }
 
 
+IN_SHARDS = ("anonymize", "augment", "enhance", "reconstruct", "invert")
+"""Commands whose IN and OUT may be URLs, and whose work may be cut into shards."""
+
+
 class Grouped(TyperCommand):
-    """A command whose help has headings and examples, in plain text."""
+    """A command whose help has headings and examples, in plain text; to or from a URL it is a job of shards."""
+
+    def invoke(self, ctx: Any) -> Any:
+        places = {name: address_of(str(ctx.params.get(name))) for name in ("source", "out")}
+        if ctx.command.name not in IN_SHARDS or not any(places.values()):
+            return super().invoke(ctx)
+        from nearfar.cli.work import run_at
+
+        return run_at(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """IN and OUT as they are named below, without braces."""

@@ -1,24 +1,25 @@
 """Options of the commands: dataclasses, most of them the library's own, whose fields the shell sees as options.
 
 A field's metadata says what the shell shows of it: `help`, and where they differ from the field's own `option` (its
-name), `metavar`, `shell` (the type that is typed) and `read` (what makes the field's value of that).
+name), `short`, `metavar`, `shell` (the type that is typed) and `read` (what makes the field's value of that).
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
 
 from nearfar.cli.console import KEPT, reported_errors, warnings_as_notes
 from nearfar.errors import UsageError
+from nearfar.io.stores import address_of
 from nearfar.structured import read_text
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from nearfar.models.model import FrozenModel
 
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""A scheme, of two letters or more, as a path has it: of `s3://images` is left `s3:/images`."""
+ONLY_SETTLE: ContextVar[dict[Any, Any] | None] = ContextVar("only settle", default=None)
+"""Set where a command gives what it has settled to its caller instead of carrying it out: models that are loaded."""
 Fit = Literal["pad", "cover"]
 SolverName = Literal["dpm++sde", "local-prior", "ancestral", "ddim", "dpm++", "heun"]
 InverterName = Literal["fixed-point", "heun", "ddim"]
@@ -114,6 +115,9 @@ class ModelChoice:
 
     def load(self) -> FrozenModel:
         """The model; libraries that load it are told to say only errors."""
+        loaded = ONLY_SETTLE.get()
+        if loaded is not None and self in loaded:
+            return cast("FrozenModel", loaded[self])
         quieten(bars=self.download)
         import torch
 
@@ -121,7 +125,10 @@ class ModelChoice:
 
         options = dict(vars(self))
         source, precision = options.pop("model"), options.pop("precision")
-        return load_model(source, dtype=None if precision == "auto" else getattr(torch, precision), **options)
+        model = load_model(source, dtype=None if precision == "auto" else getattr(torch, precision), **options)
+        if loaded is not None:
+            loaded[self] = model
+        return model
 
 
 def quieten(bars: bool) -> None:
@@ -218,34 +225,41 @@ def one_of(value: str, name: str, allowed: Any) -> str:
     return value
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a command that says after Ctrl-C that what is finished is kept."""
     return command_saying(KEPT)(function)
 
 
-def command_saying(interrupted: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command_saying(interrupted: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a function a command: fields of its dataclass parameters are options, errors end it with a sentence.
 
-    interrupted: what is said after Ctrl-C.
+    What it returns, where it does, is what it has settled to do, and is carried out. interrupted: said after Ctrl-C.
     """
     return partial(flattened, interrupted=interrupted)
 
 
-def flattened(function: Callable[..., None], interrupted: str) -> Callable[..., None]:
+def flattened(function: Callable[..., Any], interrupted: str) -> Callable[..., Any]:
     hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind) and name != "return"}
     parameters = [
         flat
         for name, parameter in inspect.signature(function).parameters.items()
         for flat in (options_of(groups[name]) if name in groups else [named(name, parameter.default, hints[name])])
     ]
 
-    def flat_function(**given: Any) -> None:
+    def settled(given: dict[str, Any]) -> Any:
+        check_paths(given)
+        taken = {name: filled(group, given) for name, group in groups.items()}
+        check_early({key: value for group in taken.values() for key, value in vars(group).items()} | given)
+        return function(**given, **taken)
+
+    def flat_function(**given: Any) -> Any:
+        if ONLY_SETTLE.get() is not None:
+            return settled(given)
         with reported_errors(interrupted), warnings_as_notes():
-            check_paths(given)
-            taken = {name: filled(group, given) for name, group in groups.items()}
-            check_early({key: value for group in taken.values() for key, value in vars(group).items()} | given)
-            function(**given, **taken)
+            if (work := settled(given)) is not None:
+                work.carry_out()
+        return None
 
     flat_function.__name__, flat_function.__doc__ = function.__name__, function.__doc__
     flat_function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -257,11 +271,8 @@ def check_paths(given: Mapping[str, Any]) -> None:
     """Refuse addresses, and inputs that are not there, before anything is loaded."""
     for name, path in given.items():
         if isinstance(path, Path):
-            if ADDRESS.match(str(path)):
-                shown = str(path).replace(":/", "://", 1)
-                raise UsageError(
-                    f"{shown} must be a path on this machine: nothing is fetched or sent, copy files first"
-                )
+            if url := address_of(path):
+                raise UsageError(f"{url} must be a path on this machine: nothing is fetched or sent, copy files first")
             if name in ("source", "before", "after") and not path.exists():
                 raise UsageError(f"{path} must be a folder of images, or one image, got nothing there")
 
@@ -339,6 +350,7 @@ def option_of(entry: Field[Any], kind: Any, group: str) -> inspect.Parameter:
     metavar = about.get("metavar", choices or several)
     kind = about.get("shell", Path | None if Path in get_args(kind) else str if get_origin(kind) is Literal else kind)
     names = [f"--{option_name(entry)}"] if kind is bool or "option" in about else []
+    names += [about["short"]] if "short" in about else []
     shown: Any = typer.Option(*names, metavar=metavar, help=about["help"], rich_help_panel=PANELS.get(group))
     if "argument" in about:
         shown = typer.Argument(metavar=about["argument"], help=about["help"])

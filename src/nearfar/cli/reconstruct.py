@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nearfar.cli.carry_out import carry_out_job
+from nearfar.cli.carry_out import Settled
 from nearfar.cli.console import shown_progress
 from nearfar.cli.options import (
     KEEP_METADATA,
@@ -52,7 +52,7 @@ def reconstruct(
     marks: Marks,
     choice: ModelChoice,
     how: RunChoice,
-) -> None:
+) -> Settled:
     """Measure how well the model represents your images.
 
     Carries them to a noise level and back along their deterministic trajectory. Writes what comes back to OUT, and a
@@ -74,7 +74,7 @@ def reconstruct(
         return write_report_on(plan, job, folders.source, folders.out, page, own)
 
     costs = partial(cost, sampling=options["sampling"], own=verdict.own_samples)
-    carry_out_job(job, model, folders, how, more=costs, after=report_on)
+    return Settled(job, model, folders, how, more=costs, after=report_on)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def invert(
     inverter: Inverter,
     choice: ModelChoice,
     how: RunChoice,
-) -> None:
+) -> Settled:
     """Write every image's latents at a noise level, as float32 arrays: photo.jpg.npy.
 
     Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
@@ -103,7 +103,7 @@ def invert(
 
     options = trajectory.options(0.9, inverter.solver, RECONSTRUCTORS)
     model = choice.load()
-    carry_out_job(invert_job(model, **options), model, folders, how)
+    return Settled(invert_job(model, **options), model, folders, how)
 
 
 def measure_own(model: FrozenModel, count: int, batch_size: int, sampling: Sampling) -> list[float]:
