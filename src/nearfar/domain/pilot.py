@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nearfar.diffusion.solver import OnStep
 from nearfar.domain.domain import Domain
 from nearfar.domain.guards import Judgment, rates
-from nearfar.domain.synthesis import synthesize
+from nearfar.domain.synthesis import Synthesizer, synthesizer
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.model import FrozenModel
 from nearfar.sampling.local_sampling import BATCH
@@ -38,7 +39,7 @@ class Trial:
     @property
     def copies(self) -> float:
         """The greater share of copies, in latents and in features."""
-        return max(self.rates["copies_in_latents"], self.rates["copies_in_features"])
+        return copies_of(self.rates)
 
 
 def pilot(
@@ -60,12 +61,14 @@ def pilot(
     flag most of what it makes.
     options: of `synthesize`; the seed is 1 unless given. Cost: the domain's `steps` network calls, and one for the
     guards, for each batch of each candidate that is tried; a candidate is left at the batch that settles that it copies
-    too much.
+    too much, and outputs that begin where those of an earlier candidate did are not made again.
     """
     tried: list[Trial] = []
+    known: Known = {}
     for mixing in candidates:
         try:
-            tried.append(trial_of(model, domain, mixing, count, limit, batch_size, {"seed": 1, **options}))
+            own = {"seed": 1, **options, **mixing}
+            tried.append(Trial(mixing, trial_rates(model, domain, Extent(count, limit, batch_size), own, known)))
         except UsageError:
             if not tried:
                 raise
@@ -84,22 +87,51 @@ def pilot(
     return replace(domain, mixing=chosen.mixing), tuple(tried)
 
 
-def trial_of(
-    model: FrozenModel,
-    domain: Domain,
-    mixing: Mapping[str, Any],
-    count: int,
-    limit: float,
-    batch_size: int,
-    options: Mapping[str, Any],
-) -> Trial:
-    """Outputs of a candidate, judged batch by batch until all are or too many are copies, whatever else there is."""
+@dataclass(frozen=True)
+class Extent:
+    """How many outputs of a candidate are looked at, a batch at a time, and which share of them may be copies."""
+
+    count: int
+    limit: float
+    batch_size: int
+
+
+Known = dict[tuple[int, bytes], Judgment]
+"""What is known of outputs, by their number and where they begin: candidates often begin at the same place."""
+
+
+def trial_rates(
+    model: FrozenModel, domain: Domain, extent: Extent, options: Mapping[str, Any], known: Known
+) -> dict[str, float]:
+    """What the guards find in a candidate's outputs, until all are judged or too many are copies, whatever the rest."""
+    making = synthesizer(model, domain, **{name: value for name, value in options.items() if name != "on_step"})
     judged: list[Judgment] = []
-    for first in range(0, count, batch_size):
-        size = min(batch_size, count - first)
-        made = synthesize(model, domain, size, first=first, batch_size=batch_size, **{**options, **mixing})
-        judged += domain.guards.judge(model, made.images, batch_size)
-        found = Trial(mixing, rates(judged))
-        if found.copies * len(judged) > limit * count:
+    for first in range(0, extent.count, extent.batch_size):
+        numbers = range(first, min(first + extent.batch_size, extent.count))
+        judged += judgments(model, making, numbers, known, options.get("on_step"))
+        found = rates(judged)
+        if copies_of(found) * len(judged) > extent.limit * extent.count:
             break
     return found
+
+
+def judgments(
+    model: FrozenModel, making: Synthesizer, numbers: Sequence[int], known: Known, on_step: OnStep | None
+) -> list[Judgment]:
+    """Of the outputs of these numbers; those that begin where an earlier one of the same number did are not made again.
+
+    Cost: the domain's `steps` network calls, and one for the guards, where any is new.
+    """
+    starts = dict(zip(numbers, making.starts(numbers), strict=True))
+    keys = {number: (number, start.latent.numpy().tobytes()) for number, start in starts.items()}
+    new = [number for number in numbers if keys[number] not in known]
+    if new:
+        made = making.make(new, on_step, tuple(starts[number] for number in new))
+        verdicts = making.domain.guards.judge(model, made.images, len(new))
+        known.update(zip((keys[number] for number in new), verdicts, strict=True))
+    return [known[keys[number]] for number in numbers]
+
+
+def copies_of(found: Mapping[str, float]) -> float:
+    """The greater share of copies, in latents and in features."""
+    return max(found["copies_in_latents"], found["copies_in_features"])

@@ -285,9 +285,15 @@ class Synthesizer:
     eta: float
     seed: int
 
-    def make(self, numbers: Sequence[int], on_step: OnStep | None = None) -> Synthesis:
-        """The outputs of these numbers. Cost: the domain's `steps` network calls for the batch."""
-        starts = tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
+    def starts(self, numbers: Sequence[int]) -> tuple[Start, ...]:
+        """Where these outputs begin; no network call."""
+        return tuple(self.draw(generator_of(self.seed, number)) for number in numbers)
+
+    def make(
+        self, numbers: Sequence[int], on_step: OnStep | None = None, starts: tuple[Start, ...] | None = None
+    ) -> Synthesis:
+        """The outputs of these numbers; starts: as drawn already. Cost: `steps` network calls for the batch."""
+        starts = self.starts(numbers) if starts is None else starts
         latents = torch.stack([start.latent for start in starts])
         sampling = self.domain.sampling(DDIM(self.eta))
         noise = numbered_noise(self.model, "synthesis", numbers, self.seed, draws_of_steps(sampling))

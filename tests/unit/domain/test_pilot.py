@@ -65,3 +65,15 @@ def test_a_candidate_is_left_when_too_many_are_copies_for_any_rest():
     _, trials = pilot(oracle(), fitted(), count=12, limit=0.1, candidates=(ONE, TWO), batch_size=4)
     made = synthesize(oracle(), fitted(), 4, seed=1, batch_size=4, **ONE).images
     assert trials[0].rates == rates(fitted().guards.judge(oracle(), made, 4))
+
+
+def test_outputs_that_begin_where_earlier_ones_did_are_made_once():
+    """No mixture is nearer than 0 by so little, so both candidates begin at the same places."""
+    steps = []
+    near, same = {**TWO, "margin": 0.0}, {**TWO, "margin": 1e-9}
+    _, trials = pilot(
+        oracle(), fitted(), count=6, limit=1e-9, candidates=(near, same), on_step=lambda step, _: steps.append(step)
+    )
+    assert len(trials) == 2
+    assert trials[0].rates == trials[1].rates
+    assert len(steps) == fitted().steps
