@@ -65,8 +65,9 @@ def test_what_is_about_to_happen_is_said_on_stderr(source, out, anonymize, model
     # Half of the way from -1 to 999 is 499; betas from 1e-4 to 0.02 leave abar = 0.0786 there: sqrt(1/abar - 1) = 3.42.
     assert lines[1] == "level     strength 0.5 = time 499 = sigma 3.424"
     # The longest distance between two images in [-1, 1] is 2 sqrt(3 x 16 x 16) = 55.43; by 3.424 that is 16.2.
-    assert lines[2].startswith("privacy   nothing is proven: the noise is too weak (mu = 16.2, ")
-    assert lines[3] == "work      6 images in batches of 4, 0 kept, 1 unusable, 1 files that are no images"
+    assert lines[2].startswith("solver    dpm++sde: local-prior needs the model's profile, which nearfar models")
+    assert lines[3].startswith("privacy   nothing is proven: the noise is too weak (mu = 16.2, ")
+    assert lines[4] == "work      6 images in batches of 4, 0 kept, 1 unusable, 1 files that are no images"
     assert lines[-1] == "failed    folder.png: a folder with an image's name: give nearfar that folder by itself"
 
 
@@ -103,6 +104,7 @@ def test_summary_for_machines(source, out, anonymize, smooth):
         "sigma",
         "steps",
         "solver",
+        "stands_in_for",
         "precision",
         "warp",
         "fit",

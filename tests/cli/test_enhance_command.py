@@ -49,7 +49,7 @@ def test_every_image_is_enlarged_under_its_name_and_kept_when_resumed(source, tm
         (["--strength", 2], "strength must be in [0, 1], got 2"),
         (
             ["--solver", "euler"],
-            "solver must be one of dpm++sde, local-prior, ancestral, ddim, dpm++, heun, got",
+            "solver must be one of local-prior, dpm++sde, ancestral, ddim, dpm++, heun, got",
         ),
     ],
 )

@@ -62,7 +62,7 @@ SENTENCES = {
     "in out --steps -3": "steps must be at least 1, got -3",
     "in out --batch-size 0": "batch size must be at least 1, got 0",
     "in out --batch-size -2": "batch size must be at least 1, got -2",
-    "in out --solver euler": "solver must be one of dpm++sde, local-prior, ancestral, ddim, dpm++, heun, got 'euler'",
+    "in out --solver euler": "solver must be one of local-prior, dpm++sde, ancestral, ddim, dpm++, heun, got 'euler'",
     "in out --fit stretch": "fit must be one of pad, cover, got 'stretch'",
     "in out --device toaster": "device must be auto, cpu, cuda, cuda:1, ..., mps or xpu, got 'toaster'",
     "in out --precision float8": "precision must be one of auto, float32, float16, bfloat16, got 'float8'",

@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 
 from nearfar.cli.app import app
 from nearfar.diffusion.noise import SecretKey
-from nearfar.diffusion.solver import SOLVERS, Heun
+from nearfar.diffusion.profiling import measured
+from nearfar.diffusion.solver import SOLVER, SOLVERS, Heun
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.models.loading import load_model
-from nearfar.models.model import FrozenModel
+from nearfar.models.model import FrozenModel, PatchSpace
 from nearfar.sampling import local_sampling
-from nearfar.sampling.inversion import invert, reconstruct
+from nearfar.sampling.inversion import invert, reconstruct, solver_settings
 from nearfar.sampling.local_sampling import local_sample
+from nearfar.sampling.own_profile import profiled
 from tiny_models import FAMILIES
 
 pytestmark = [
@@ -113,6 +115,23 @@ def test_at_strength_1_only_the_noise_decides(written, monkeypatch):
 
     assert torch.equal(sample(written.images, 1.0), sample(-written.images, 1.0))
     assert not torch.equal(sample(written.images, 0.3), sample(-written.images, 0.3))
+
+
+@each_invertible
+def test_the_default_solver_uses_a_profile_that_was_measured_and_has_a_stand_in_where_none_was(written):
+    model, space = written.model, written.model.latent_space
+    assert solver_settings(SOLVER, model.denoiser) == {"solver": "dpm++sde", "stands_in_for": "local-prior"}
+    factor = space.factor if isinstance(space, PatchSpace) else 1
+    profile = measured(model.denoiser, space.encode(written.images), factor, levels=4)
+    known = profiled(model, profile)
+    assert solver_settings(SOLVER, known.denoiser) == {"solver": "local-prior", "profile": profile.digest()}
+    levels = torch.tensor([0.3, 1.0])
+    with_it, without = (local_sample(one, written.images, strength=levels, steps=3, key=KEY) for one in (known, model))
+    assert with_it.shape == written.images.shape
+    assert with_it.isfinite().all()
+    assert not torch.equal(with_it, without)
+    stand_in = local_sample(model, written.images, strength=levels, steps=3, key=KEY, solver=SOLVERS["dpm++sde"])
+    assert torch.equal(without, stand_in)
 
 
 @each_invertible

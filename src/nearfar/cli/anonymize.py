@@ -49,7 +49,7 @@ OF_ANY = {"margin", "keep_unmatched", "report"}
 class Method:
     """How images are changed, and what outlives the run."""
 
-    solver: SolverName = solver_option("dpm++sde", SolverName)
+    solver: SolverName = solver_option("local-prior", SolverName)
     tile: bool = option(False, TILE)
     key_file: Path | None = option(None, "Keep the secret key here (made if absent), to make the same images again.")
     keep_metadata: bool = option(False, KEEP_METADATA)

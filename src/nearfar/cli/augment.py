@@ -59,7 +59,7 @@ class MakingOptions:
     """How copies are made."""
 
     steps: int = option(20, STEPS)
-    solver: SolverName = solver_option("dpm++sde", SolverName)
+    solver: SolverName = solver_option("local-prior", SolverName)
     fit: Fit = option("pad", FIT)
     tile: bool = option(False, TILE)
     batch_size: int | None = option(None, BATCH_SIZE)

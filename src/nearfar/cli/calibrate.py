@@ -52,7 +52,7 @@ class Measurement:
     people: bool = option(False, "Every top folder of IN is a person.")
     sample: int = option(100, "How many images are measured, at most; 20 or more.")
     steps: int = option(20, "Solver steps, as anonymize will take them.")
-    solver: SolverName = solver_option("dpm++sde", SolverName)
+    solver: SolverName = solver_option("local-prior", SolverName)
     fit: Fit = option("pad", FIT)
     seed: int = option(0, "Of the sample and its noise.")
     overwrite: bool = option(False, "Replace FILE if it is there.")

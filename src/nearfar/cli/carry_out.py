@@ -149,9 +149,12 @@ def about(model: FrozenModel, job: Job, plan: Plan) -> Lines:
 
 
 def solver_line(settings: dict[str, Any]) -> str | None:
-    """The profile that the solver uses, where it uses one."""
+    """The profile that the solver uses, or which one stands in for it where there is none."""
+    solver = settings.get("solver")
     if "profile" in settings:
-        return f"{settings['solver']}, with the model's profile {settings['profile']}"
+        return f"{solver}, with the model's profile {settings['profile']}"
+    if "stands_in_for" in settings:
+        return f"{solver}: {settings['stands_in_for']} needs the model's profile, which nearfar models profile measures"
     return None
 
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, stepping, visible
+from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, say_failed, stepping, visible
 from nearfar.cli.help import Grouped
 from nearfar.cli.options import ModelChoice, command, command_saying, option
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typer import Context
 
     from nearfar.models.cards import Card
+    from nearfar.models.model import FrozenModel
 else:
     Context = typer.Context.__base__  # what typer hands over
 
@@ -135,24 +137,47 @@ def described(card: Card) -> str:
 def profile_model(
     *,
     choice: ModelChoice,
-    count: Annotated[int, typer.Option(help="Samples of the model's own to measure on.")] = 64,
+    count: Annotated[int, typer.Option(help="Images to measure on: samples of the model's own.")] = 64,
+    source: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="IN", help="Measure on these instead, like those that it was trained on."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images that share a network call.")] = None,
     file: Annotated[Path | None, typer.Option(help="Where to keep it. [default: the user's cache]")] = None,
 ) -> None:
     """Measure what a model does not know of its own samples, for the solver local-prior.
 
-    Kept under the model's hash in the user's cache, where every later run finds it. The bundled faces has it already.
+    Kept under the model's hash in the user's cache, where every later run finds it. Nothing of the images is in it but
+    variances by frequency. The bundled faces and faces64 have theirs already.
     """
+    from nearfar.diffusion.profiling import LEVELS
     from nearfar.models.model import check_batch_size, default_batch_size
     from nearfar.models.profiles import keep_profile, key_of, place_of
-    from nearfar.sampling.own_profile import own_profile, profile_calls
+    from nearfar.sampling.own_profile import own_profile, profile_calls, profile_on
 
     if count < FEWEST_SAMPLES:
         raise UsageError(f"count must be at least {FEWEST_SAMPLES}, got {count}: fewer say too little")
     model = choice.load()
     size = check_batch_size(batch_size or min(default_batch_size(model), count))
-    with stepping("profile", profile_calls(count, size), size) as tick:
-        profile = own_profile(model, count, size, lambda: tick(0, None))
+    if source is None:
+        with stepping("profile", profile_calls(count, size), size) as tick:
+            profile = own_profile(model, count, size, lambda: tick(0, None))
+    else:
+        clean = clean_latents(model, source, count, size)
+        with stepping("profile", LEVELS * -(-len(clean) // size), size) as tick:
+            profile = profile_on(model, clean, size, lambda: tick(0, None))
     place = file or place_of(model)
     keep_profile(profile, place, key_of(model))
     typer.echo(visible(f"wrote {place}"))
+
+
+def clean_latents(model: FrozenModel, source: Path, count: int, batch_size: int) -> Tensor:
+    """Of the first images of a folder; those that cannot be read are said on stderr."""
+    from nearfar.io.stacks import read_inputs
+    from nearfar.sampling.local_sampling import encode_all
+
+    inputs = read_inputs(source, model.image)
+    say_failed(inputs.failed)
+    if len(inputs.images) < FEWEST_SAMPLES:
+        raise UsageError(f"{source} must hold {FEWEST_SAMPLES} images at least, got {len(inputs.images)}: add some")
+    return encode_all(model, inputs.images[:count], batch_size)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ONLY_SETTLE: ContextVar[dict[Any, Any] | None] = ContextVar("only settle", default=None)
 """Set where a command gives what it has settled to its caller instead of carrying it out: models that are loaded."""
 Fit = Literal["pad", "cover"]
-SolverName = Literal["dpm++sde", "local-prior", "ancestral", "ddim", "dpm++", "heun"]
+SolverName = Literal["local-prior", "dpm++sde", "ancestral", "ddim", "dpm++", "heun"]
 InverterName = Literal["fixed-point", "heun", "ddim"]
 RoundTripName = Literal["fixed-point", "heun", "ddim", "bdia"]
 """Names of solvers, known before any is loaded."""

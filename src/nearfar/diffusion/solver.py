@@ -262,15 +262,15 @@ def extrapolation(log_ratio: Times, log_next: Times, log_before: Times, within: 
 
 
 SOLVERS: dict[str, Solver] = {
-    "ddim": DDIM(),
-    "ancestral": DDIM(eta=1.0),
-    "heun": Heun(),
-    "dpm++": DPMSolverPP(),
-    "dpm++sde": DPMSolverPPSDE(),
     "local-prior": LocalPrior(),
+    "dpm++sde": DPMSolverPPSDE(),
+    "ancestral": DDIM(eta=1.0),
+    "ddim": DDIM(),
+    "dpm++": DPMSolverPP(),
+    "heun": Heun(),
 }
-SOLVER = SOLVERS["dpm++sde"]
-"""The default wherever new images are made."""
+SOLVER = SOLVERS["local-prior"]
+"""The default wherever new images are made; chosen by the distribution of its images (docs/concepts.md)."""
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from nearfar.diffusion.bdia import BDIA, PAIR, toward_clean, toward_noise
 from nearfar.diffusion.denoiser import Denoiser
 from nearfar.diffusion.fixed_point import FixedPointDDIM, Search
 from nearfar.diffusion.schedule import Amount, Level
-from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, LocalPrior, OnStep, Sampling, Solver, profile_of
+from nearfar.diffusion.solver import DDIM, SOLVERS, STEPS, Heun, LocalPrior, OnStep, Sampling, Solver, profile_of, used
 from nearfar.errors import UsageError
 from nearfar.io.conversion import as_images
 from nearfar.models.model import FrozenModel, checked_model
@@ -166,12 +166,13 @@ def check_invertible(solver: Solver) -> Solver:
 
 
 def solver_settings(solver: Solver, denoiser: Denoiser) -> dict[str, str]:
-    """What decides the pixels of a solver: its name, and the profile where it uses one. Refuses one that lacks its."""
-    if not isinstance(solver, LocalPrior):
+    """What decides the pixels of a solver: its name, and the profile where it uses one or, without one, for whom it
+    stands in."""
+    stepping, profile = used(solver, denoiser), profile_of(denoiser)
+    if stepping is not solver:
+        return {"solver": solver_name(stepping), "stands_in_for": solver_name(solver)}
+    if not isinstance(solver, LocalPrior) or profile is None:
         return {"solver": solver_name(solver)}
-    profile = profile_of(denoiser)
-    if profile is None:
-        raise UsageError("local-prior needs the model's profile, and none is known: nearfar models profile measures it")
     return {"solver": solver_name(solver), "profile": profile.digest()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nearfar.diffusion.solver import SOLVER, STEPS, OnStep
+from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, used
 from nearfar.io.fitting import from_8_bit, to_8_bit
 from nearfar.models.kept import find, kept
 from nearfar.models.model import FrozenModel
@@ -44,4 +44,4 @@ def own_calls(model: FrozenModel, count: int, *, seed: int = 0, batch_size: int 
 
 def settings_of(model: FrozenModel, seed: int) -> dict[str, Any]:
     """What decides them besides the model."""
-    return {"seed": seed, "steps": STEPS, **solver_settings(SOLVER, model.denoiser)}
+    return {"seed": seed, "steps": STEPS, **solver_settings(used(SOLVER, model.denoiser), model.denoiser)}

@@ -13,6 +13,7 @@ from nearfar.diffusion.schedule import Level
 from nearfar.diffusion.solver import STEPS, LocalPrior, Sampling
 from nearfar.models.model import FrozenModel, PatchSpace
 from nearfar.sampling.local_sampling import BATCH, own_latents
+from nearfar.tensors import Latents
 
 SAMPLES = 64
 SEED = 5
@@ -29,7 +30,6 @@ def own_profile(
     and `batch_size`. Cost: `profile_calls(count, batch_size)` network calls, after each of which `on_step` is called.
     """
     sampling = Sampling(Level(strength=1.0), STEPS, LocalPrior())
-    factor = model.latent_space.factor if isinstance(model.latent_space, PatchSpace) else 1
     model = profiled(model, None)
 
     def tick(*_: object) -> None:
@@ -40,9 +40,20 @@ def own_profile(
         clean = torch.cat(
             [part.float().cpu() for part in own_latents(model, range(count), sampling, SEED, batch_size, tick)]
         )
-        profile = measured(model.denoiser, clean.to(model.device), factor, batch_size=batch_size, on_call=tick)
+        profile = profile_on(model, clean, batch_size, tick)
         model = profiled(model, profile)
     return profile
+
+
+def profile_on(
+    model: FrozenModel, clean: Latents, batch_size: int = BATCH, on_step: Callable[[], None] | None = None
+) -> Profile:
+    """What the network does not know of given latents, such as those of images that it was trained on.
+
+    Cost: `LEVELS` network calls for each batch, after each of which `on_step` is called.
+    """
+    factor = model.latent_space.factor if isinstance(model.latent_space, PatchSpace) else 1
+    return measured(model.denoiser, clean.to(model.device), factor, batch_size=batch_size, on_call=on_step)
 
 
 def profiled(model: FrozenModel, profile: Profile | None) -> FrozenModel:

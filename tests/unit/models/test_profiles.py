@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gaussian_models import gaussian
-from nearfar.errors import UsageError
 from nearfar.models.lookup import BUNDLED
 from nearfar.models.model import Provenance
 from nearfar.models.profiles import keep_profile, kept_profile, key_of, place_of, read_profile
@@ -50,5 +49,5 @@ def test_the_bundled_model_has_its_profile_with_it(model):
     frozen = load_model(BUNDLED["faces"])
     settings = solver_settings(LocalPrior(), frozen.denoiser)
     assert settings == {"solver": "local-prior", "profile": frozen.denoiser.profile.digest()}
-    with pytest.raises(UsageError, match="nearfar models profile measures it"):
-        solver_settings(LocalPrior(), model.denoiser)
+    without = solver_settings(LocalPrior(), model.denoiser)
+    assert without == {"solver": "dpm++sde", "stands_in_for": "local-prior"}
