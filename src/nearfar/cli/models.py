@@ -148,7 +148,7 @@ def profile_model(
     """Measure what a model does not know of its own samples, for the solver local-prior.
 
     Kept under the model's hash in the user's cache, where every later run finds it. Nothing of the images is in it but
-    variances by frequency. The bundled faces and faces64 have theirs already.
+    variances by frequency. The bundled faces has its own already.
     """
     from nearfar.diffusion.profiling import LEVELS
     from nearfar.models.model import check_batch_size, default_batch_size
