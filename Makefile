@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE  # every process of the tests would compile the package anew
 
-.PHONY: demo serve docs test fuzz quick style types all-tests unit-tests golden clean
+.PHONY: demo serve docs test fuzz quick style types all-tests unit-tests golden cluster clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -47,6 +47,11 @@ docs: .venv/test
 
 golden: .venv/test
 	$(BIN)/pytest tests/golden --update-golden
+
+cluster: .venv/test
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	PYTHONPATH=src:tests $(BIN)/python tests/cluster/ray_nodes.py
+	PYTHON=$(abspath $(BIN)/python) tests/cluster/slurm.sh
 
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
 """Folder commands to and from addresses, and jobs in shards: the bytes and the record of the plain run."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -14,7 +15,7 @@ from nearfar.cli import work
 from nearfar.cli.shards import worker
 from nearfar.errors import UsageError
 from nearfar.io.manifest import manifest_path, read_manifest
-from nearfar.io.stores import Store
+from nearfar.io.stores import Folder, Store
 from nearfar.jobs.engines import in_turn
 
 COUNT = itertools.count()
@@ -107,6 +108,29 @@ def test_a_shard_that_fails_again_and_again_is_given_up_and_named(place, run, ne
     assert sum("was given up: the listing names" in reason for reason in reasons) == 3
     (place / "out.shards/sources.jsonl").write_text(listing)
     assert "4 of 4 shards done, 0 failed" in nearfar("work", "job.json", "--key-file", "key").stdout
+
+
+def test_a_full_disk_leaves_whole_files_and_is_gone_on_with(place, run, nearfar, monkeypatch):
+    run("anonymize", "in", "plain", *OPTIONS["anonymize"])
+    plan(run, "--shards", 3)
+    monkeypatch.setattr(work, "answers", lambda job, key, how, tasks: in_turn(partial(worker, TEXT(), key), tasks, 1))
+    whole, room = Folder.put, [4]
+
+    def put(self, file, name):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, file, name)
+
+    monkeypatch.setattr(Folder, "put", put)
+    full = nearfar("work", "job.json", "--key-file", "key")
+    assert full.exit_code == 3
+    assert "(No space left on device): mend that, then go on" in full.stderr
+    assert contents(place / "out").items() < contents(place / "plain").items()
+    room[0] = 1000
+    again = nearfar("work", "job.json", "--key-file", "key")
+    assert "3 of 3 shards done, 0 failed" in again.stdout
+    assert contents(place / "out") == contents(place / "plain")
 
 
 def test_what_was_merged_is_resumed_by_the_plain_run(place, run, nearfar):
