@@ -50,7 +50,7 @@ def bad_contents() -> dict[str, tuple[bytes, str]]:
         "bomb.png": (png(50_000, 50_000, zlib.compress(bytes(100))), "50000 x 50000 pixels, more than 100,000,000"),
         "animated.png": (animation("PNG"), "3 frames"),
         "animated.webp": (animation("WEBP"), "3 frames"),
-        "pages.tif": (animation("TIFF"), "3 pages"),
+        "animated.avif": (animation("AVIF"), "3 frames"),
         "float.tif": (encoded(pixels()[..., 0].astype(np.float32), "TIFF"), "32-bit F pixels"),
         "int32.tif": (encoded(pixels()[..., 0].astype(np.int32), "TIFF"), "32-bit I pixels"),
         "lab.tif": (encoded(pixels(), "TIFF", mode="LAB"), "8-bit LAB pixels"),
