@@ -205,7 +205,7 @@ def measured(
     work: Measuring, job: Job, record: Path, report: Callable[[Progress], None], strengths: Sequence[float]
 ) -> dict[str, dict[float, NDArray[np.float64]]]:
     """Scores by view and strength; what is not known yet is measured. Originals apart, which need no sampling."""
-    for part in ([at for at in strengths if at == 0], [at for at in strengths if at > 0]):
+    for part in filter(None, ([at for at in strengths if at == 0], [at for at in strengths if at > 0])):
         plan = plan_items(job, Listing(work.items(sorted(part))), record, resume=True)
         progress = run(job, record, plan, report) if plan.todo else Progress(0)
         if progress.failed:

@@ -177,16 +177,18 @@ def test_the_strength_is_the_one_of_the_closed_form(tmp_path):
         assert point.value == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_worst_of_the_eyes_counts_and_is_named(tmp_path):
     """Eyes that see nothing, eyes that see deviations, and eyes that see best at strong levels only."""
-    work = work_on()
+    work = work_on(40)
+    alone = calibrate(work, [RANK1], tmp_path / "c.json", settings={})
+    assert alone.strength is not None
     blind = Eyes("blind", lambda images, _: unit(torch.ones(len(images), 1, dtype=torch.float64)))
     some = work.sample
     unseeing = Known.of(blind, some.images, some.groups, some.labels)
     for known, others in ((unseeing, [work.scorer.attacker]), (work.scorer.attacker, [unseeing])):
         scorer = replace(work.scorer, measures=["rank1"], attacker=known, others=others)
         found = calibrate(replace(work, scorer=scorer), [RANK1], tmp_path / "c.json", settings={})
-        alone = calibrate(work, [RANK1], tmp_path / "c.json", settings={})
         assert found.strength == alone.strength
         weak = found.curves["rank1"][1]
         assert (weak.value, weak.eyes) == (
