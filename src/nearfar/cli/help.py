@@ -38,6 +38,10 @@ EXAMPLES = {
     "merge": ("nearfar merge job.json", "nearfar merge job.json --json"),
     "slurm": ("nearfar slurm job.json", "nearfar slurm job.json --tasks 64"),
     "convert": ("nearfar models convert afhqdog_p2.pt afhq", "nearfar models convert --help"),
+    "fetch": (
+        "nearfar models fetch google/ddpm-cifar10-32",
+        "nearfar models fetch owner/name --revision 0123456789abcdef0123456789abcdef01234567",
+    ),
     "profile": ("nearfar models profile --model afhq", "nearfar models profile --model afhq --count 128"),
 }
 

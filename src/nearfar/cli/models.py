@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, say, say_failed, stepping, visible
+from nearfar.cli.console import NOTHING_WRITTEN, raise_on_signals, reported_errors, say, say_failed, stepping, visible
 from nearfar.cli.help import Grouped
-from nearfar.cli.options import ModelChoice, command, command_saying, option
+from nearfar.cli.options import ModelChoice, command, command_saying, one_of, option, quieten
 from nearfar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ else:
     Context = typer.Context.__base__  # what typer hands over
 
 FEWEST_SAMPLES = 8
+SUBJECTS = ("faces", "animals", "churches", "bedrooms", "anything")
 
 models = typer.Typer(invoke_without_command=True, help="Models that are known, and original checkpoints converted.")
 
@@ -31,17 +32,52 @@ models = typer.Typer(invoke_without_command=True, help="Models that are known, a
 @models.callback()
 def list_models(
     context: Context,
+    subject: Annotated[
+        str | None, typer.Option("--for", metavar="WHAT", help=f"Only those that draw {', '.join(SUBJECTS)}.")
+    ] = None,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Only those whose terms are known to allow commercial use.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
     """Print the cards of known models: license, size, training data, known defects."""
-    if context.invoked_subcommand is None:
-        from nearfar.models.cards import read_cards
+    if context.invoked_subcommand is not None:
+        return
+    from nearfar.models.cards import read_cards
 
-        if as_json:
-            typer.echo(json.dumps([asdict(card) for card in read_cards()]))
-        else:
-            for card in read_cards():
-                typer.echo(f"{described(card)}\n")
+    with reported_errors(NOTHING_WRITTEN):
+        if subject is not None:
+            one_of(subject, "for", SUBJECTS)
+    cards = [card for card in read_cards() if subject in (None, card.subject) and (card.commercial or not commercial)]
+    if as_json:
+        typer.echo(json.dumps([asdict(card) for card in cards]))
+    else:
+        typer.echo("".join(f"{described(card)}\n\n" for card in cards) or "none is known", nl=not cards)
+
+
+@models.command("fetch", cls=Grouped)
+@command_saying("what has arrived is kept: fetch again to go on")
+def fetch_model_named(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a card, or owner/name on the hub.")],
+    revision: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="40 digits. [default: the one that its card states]")
+    ] = None,
+) -> None:
+    """Fetch a model from the hub, every file checked against its hash; then --model NAME works offline.
+
+    An interrupted fetch is gone on with. Its license and known defects are said first.
+    """
+    quieten(bars=True)
+    from nearfar.models.fetching import fetch_model, target_of
+
+    raise_on_signals()
+    repository, commit, card = target_of(name, revision)
+    say("fetch", f"{repository} at {commit}")
+    say("license", (card.license if card else None) or "not stated")
+    if card and card.defects:
+        say("defects", card.defects)
+    fetch_model(name, revision)
+    typer.echo(visible(f"fetched, every hash as listed: --model {repository}"))
 
 
 @dataclass(frozen=True)
@@ -124,6 +160,7 @@ def described(card: Card) -> str:
         "values": card.range,
         "defects": card.defects,
         "use": "refused unless forced: distilled to a few steps" if card.distilled else None,
+        "commit": card.commit,
         "file": f"--model path/to/{card.name}" if card.name.endswith((".pt", ".ckpt")) else None,
         "bundled": f"--model {bundled_name(card.name)}" if card.name.startswith("bundled/") else None,
         "source": card.source,

@@ -31,8 +31,9 @@ DISTILLED_WORDS = ("turbo", "lightning", "lcm", "schnell", "distilled")
 class Card:
     """One published model; None is not known.
 
-    also: further names. trust: where the facts come from. checkpoint: what an original file does not say, as options of
-    `convert`.
+    subject: what it draws: faces, animals, churches, bedrooms or anything; other things are not named. commit: of its
+    repository on the hub, and sha256 of files there, where a source states them. also: further names.
+    trust: where the facts come from. checkpoint: what an original file does not say, as options of `convert`.
     """
 
     name: str
@@ -46,6 +47,9 @@ class Card:
     range: str | None = None
     defects: str | None = None
     distilled: bool = False
+    subject: str | None = None
+    commit: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     checkpoint: dict[str, Any] = field(default_factory=dict)
 
