@@ -66,7 +66,8 @@ def test_what_is_about_to_happen_is_said_on_stderr(source, out, anonymize, model
     assert lines[1] == "level     strength 0.5 = time 499 = sigma 3.424"
     # The longest distance between two images in [-1, 1] is 2 sqrt(3 x 16 x 16) = 55.43; by 3.424 that is 16.2.
     assert lines[2].startswith("solver    dpm++sde: local-prior needs the model's profile, which nearfar models")
-    assert lines[3].startswith("privacy   nothing is proven: the noise is too weak (mu = 16.2, ")
+    bound = "nothing is proven: the noise is too weak (two images can differ by 16.2 times the noise, "
+    assert lines[3].startswith(f"privacy   {bound}")
     assert lines[4] == "work      6 images in batches of 4, 0 kept, 1 unusable, 1 files that are no images"
     assert lines[-1] == "failed    folder.png: a folder with an image's name: give nearfar that folder by itself"
 

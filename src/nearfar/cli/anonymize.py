@@ -201,8 +201,8 @@ def anonymize(
     """Replace every image by a new one near it (local sampling).
 
     How near is set by --strength (0.35 unless given), a noise level that does not depend on --steps, or found by
-    nearfar calibrate (docs/calibrate.md). What this protects, and what it does not: docs/privacy.md. With --regions
-    only faces or boxes are replaced: docs/regions.md.
+    nearfar calibrate. What this protects, and what it does not: documentation, Privacy. With --regions
+    only faces or boxes are replaced: documentation, Regions.
     """
     from nearfar.diffusion.solver import SOLVERS
     from nearfar.jobs.regions import region_job

@@ -31,7 +31,7 @@ app = typer.Typer(
     help="New images from frozen diffusion models, without training anything.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -81,7 +81,7 @@ def augment(
 
     Copies of cat/a.png are cat/a~1.png, cat/a~2.png, ... Class folders, metadata.jsonl or .csv, COCO and YOLO
     annotations are carried over and marked as inherited; data sets of Hugging Face (saved folders, Parquet) and
-    WebDataset shards (.tar) come out as what they were. docs/augment.md has the details.
+    WebDataset shards (.tar) come out as what they were. Details: documentation, Augment.
     """
     from nearfar.jobs.augment import augmentation
     from nearfar.jobs.units import check_wishes, units_of

@@ -169,7 +169,8 @@ def formal_bound(model: FrozenModel, settings: dict[str, Any]) -> str:
     if mu == float("inf"):
         return "no formal bound: an autoencoder's latents have no range"
     proven = "nothing is proven: the noise is too weak" if mu > 1 else "a formal bound holds for any two images"
-    return f"{proven} (mu = {mu:.3g}, a guarantee needs 1 or less); {unbounded(settings)}"
+    apart = f"two images can differ by {mu:.3g} times the noise, a guarantee needs 1 or less"
+    return f"{proven} ({apart}); {unbounded(settings)}"
 
 
 def planned(job: Job, plan: Plan) -> dict[str, Any]:

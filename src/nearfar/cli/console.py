@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -73,6 +73,13 @@ def shown_steps(title: str, total: int) -> Iterator[OnStep]:
 
 
 @contextmanager
+def working(text: str) -> Iterator[None]:
+    """Shows on a terminal that something of unknown length goes on; elsewhere nothing."""
+    with Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext():
+        yield
+
+
+@contextmanager
 def shown_progress(title: str, unit: str = "images") -> Iterator[Report]:
     """A function that shows how far a run is, for as long as it runs."""
     if not sys.stderr.isatty():
@@ -107,7 +114,7 @@ def plain_lines(title: str, unit: str) -> Report:
             last = time.monotonic()
             rate = progress.done / max(progress.seconds, 1e-9)
             under_way = not progress.done and finished(progress) < progress.total
-            pace = step_of(progress) if under_way else f"{rate:.2g} {unit}/s"
+            pace = step_of(progress) if under_way else f"{rate:.2g} {unit}/s{remaining(progress)}"
             failed = f", {len(progress.failed)} failed" if unit == "images" else ""
             write_line(f"{title} {finished(progress)}/{progress.total}{failed}, {pace}")
 
@@ -136,6 +143,15 @@ class Stages:
 
 def step_of(progress: RunProgress) -> str:
     return f"step {progress.step} of {progress.steps}" if progress.steps else ""
+
+
+def remaining(progress: RunProgress) -> str:
+    """How long the rest takes at this pace; nothing at the end or before the first image."""
+    left = progress.total - finished(progress)
+    if not left or not progress.done:
+        return ""
+    minutes, seconds = divmod(round(left * progress.seconds / progress.done), 60)
+    return f", {minutes} min {seconds} s left" if minutes else f", {seconds} s left"
 
 
 def finished(progress: RunProgress) -> int:

@@ -40,7 +40,7 @@ def enhance(folders: Folders, *, enlarging: Enlarging, marks: Marks, choice: Mod
     """Enlarge images, with detail that the model finds likely: invented, not what was there.
 
     Images of any size, in overlapping tiles of the model's. Every result shrinks to its image again, by the mean over
-    squares of --scale pixels. docs/enhance.md has what to expect, and how much memory large images take.
+    squares of --scale pixels. What to expect, and how much memory large images take: documentation, Enhance.
     """
     from nearfar.io.listing import list_folder
     from nearfar.jobs.enhance import enhance_job

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_o
 
 import typer
 
-from nearfar.cli.console import KEPT, reported_errors, warnings_as_notes
+from nearfar.cli.console import KEPT, reported_errors, warnings_as_notes, working
 from nearfar.errors import UsageError
 from nearfar.io.stores import address_of
 from nearfar.structured import read_text
@@ -72,7 +72,7 @@ def argument(metavar: str, help: str, default: Any = MISSING) -> Any:
 
 STEPS = "Solver steps for each image."
 FIT = "Images that are not square: pad or cover."
-TILE = "Keep the detail of images larger than the model: it sees them in overlapping tiles (docs/tiles.md)."
+TILE = "Keep the detail of images larger than the model: it sees them in overlapping tiles."
 BATCH_SIZE = "Images in one network call. [default: automatic]"
 KEEP_METADATA = "Copy EXIF, XMP and resolution, and of DICOM the header with the patient's name."
 BURNED_IN = "Read DICOM files too whose pixels are likely to hold text such as names; it may stay readable."
@@ -119,13 +119,14 @@ class ModelChoice:
         if loaded is not None and self in loaded:
             return cast("FrozenModel", loaded[self])
         quieten(bars=self.download)
-        import torch
+        with working("loading the model"):
+            import torch
 
-        from nearfar.models.loading import load_model
+            from nearfar.models.loading import load_model
 
-        options = dict(vars(self))
-        source, precision = options.pop("model"), options.pop("precision")
-        model = load_model(source, dtype=None if precision == "auto" else getattr(torch, precision), **options)
+            options = dict(vars(self))
+            source, precision = options.pop("model"), options.pop("precision")
+            model = load_model(source, dtype=None if precision == "auto" else getattr(torch, precision), **options)
         if loaded is not None:
             loaded[self] = model
         return model
@@ -143,7 +144,7 @@ def quieten(bars: bool) -> None:
 class Marks:
     """How results say that a model made them."""
 
-    mark: Literal["xmp", "none"] = option("xmp", "Results say in XMP that a model made them (docs/privacy.md).")
+    mark: Literal["xmp", "none"] = option("xmp", "Results say in XMP that a model made them.")
     c2pa: Path | None = option(
         None, "Sign results by C2PA, with certificates and key in this PEM file.", metavar="FILE"
     )

@@ -95,7 +95,7 @@ def invert(
 ) -> Settled:
     """Write every image's latents at a noise level, as float32 arrays: photo.jpg.npy.
 
-    Of the shape (channels, height, width) that the model denoises; docs/models.md has the way back. --strength is 0.9
+    Of the shape (channels, height, width) that the model denoises; The way back: documentation, Models. --strength is 0.9
     unless given.
     """
     from nearfar.jobs.reconstruct import invert_job

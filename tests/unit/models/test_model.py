@@ -328,7 +328,7 @@ def not_square(folder):
 
 SENTENCES = {
     no_index: r"copy is no diffusers folder \(no model_index.json\): give one that a pipeline's save_pretrained",
-    other_family: r"copy holds a DiTPipeline \(DiTTransformer2DModel\), which nearfar does not read: docs/models.md",
+    other_family: r"copy holds a DiTPipeline \(DiTTransformer2DModel\), which nearfar does not read: the documentation",
     broken_index: "model_index.json is not valid JSON \\(Expecting value: .*\\): copy the folder again",
     index_of_another_kind: "model_index.json must be a JSON object, got list: copy the folder again",
     broken_scheduler: "scheduler_config.json is not valid JSON \\(Expecting value: .*\\): copy the folder again",
