@@ -115,7 +115,7 @@ def cut_weights(model):
 MODELS = {
     no_weights: "model/unet holds no weights (.safetensors): copy the whole folder that save_pretrained wrote",
     renamed_weights: "model/unet/diffusion_pytorch_model.bin is no checkpoint (neither of torch.save nor safetensors)",
-    other_family: "model holds a DiTPipeline (DiT), which nearfar does not read: the documentation (models) lists those it reads",
+    other_family: "model holds a DiTPipeline (DiT), which nearfar does not read: the documentation (models)",
     broken_index: "model/model_index.json is not valid JSON (Expecting property name",
     cut_weights: "model/unet cannot be loaded (",
 }

@@ -41,8 +41,8 @@ def audit(
     """Measure what was lost and what is still there: fidelity, attacks, use for a classifier.
 
     Outputs are matched with originals by name. Numbers with their intervals and with what chance gives, never a
-    verdict of ours: documentation, Audit. Limits for --fail-if are on rank1, psnr, ssim, faces, accuracy, key, mu, or any
-    figure's name in the JSON. The page shows originals, so it is as confidential as they are.
+    verdict of ours: documentation, Audit. Limits for --fail-if are on rank1, psnr, ssim, faces, accuracy, key, mu,
+    or any figure's name in the JSON. The page shows originals, so it is as confidential as they are.
     """
     from nearfar.jobs.places import check_page
 

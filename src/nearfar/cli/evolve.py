@@ -66,7 +66,7 @@ def evolve(promise: Promise, *, rounds: Rounds, attack: Attack, choice: ModelCho
     """Make a synthetic data set that resembles private images, under a formal guarantee.
 
     Candidates that the model makes are voted for by the private images, in rounds; only votes with noise leave these,
-    so that the outputs are (epsilon, delta) differentially private. What that means, and for what: documentation, Evolve.
+    so that the outputs are (epsilon, delta) differentially private. What that means: documentation, Evolve.
     """
     from nearfar.evolution.population import Evolution
     from nearfar.evolution.votes import check_noise, list_voters

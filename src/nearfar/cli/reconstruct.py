@@ -95,8 +95,8 @@ def invert(
 ) -> Settled:
     """Write every image's latents at a noise level, as float32 arrays: photo.jpg.npy.
 
-    Of the shape (channels, height, width) that the model denoises; The way back: documentation, Models. --strength is 0.9
-    unless given.
+    Of the shape (channels, height, width) that the model denoises; the way back: documentation, Models. --strength is
+    0.9 unless given.
     """
     from nearfar.jobs.reconstruct import invert_job
     from nearfar.sampling.inversion import RECONSTRUCTORS

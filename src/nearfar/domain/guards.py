@@ -252,8 +252,7 @@ class Guards:
             outside(value, limits)
             for value, limits in zip(strengths, (self.quality.layout, self.quality.detail), strict=True)
         )
-        least, most = sorted((latents, features))
-        copy = most < 1 or least < SURE
+        least, copy = min(latents, features), is_copy(latents, features)
         where = "latents" if latents < features else "features"
         score = score if self.capture.reliable else 0.0
         doubtful = self.capture.reliable and self.capture.borderline < score <= 0
@@ -323,6 +322,11 @@ class Guards:
                 fitted, partial(turns_of, symmetry=numbers["symmetry"]), tensors["isolation"], numbers["copied"]
             ),
         )
+
+
+def is_copy(latents: float, features: float) -> bool:
+    """Whether an image at these copy distances is one."""
+    return max(latents, features) < 1 or min(latents, features) < SURE
 
 
 def rates(judgments: Sequence[Judgment]) -> dict[str, float]:

@@ -184,8 +184,8 @@ def folder_parts(folder: DiffusersFolder, source: str, dtype: torch.dtype, force
     if network is None or scheduler is None or (family is None and not pixels):
         kind = network.kind if network else "no network"
         raise UsageError(
-            f"{folder.root} holds a {folder.family} ({kind}), which nearfar does not read: the documentation (models) lists those "
-            "it reads"
+            f"{folder.root} holds a {folder.family} ({kind}), which nearfar does not read: "
+            "the documentation (models) lists those it reads"
         )
     if folder.index.get("requires_aesthetics_score"):
         raise UsageError(f"{source} is a refiner, which only finishes what a base model began: take the base model")

@@ -30,7 +30,9 @@ def pipeline_parts(pipeline: Any, dtype: torch.dtype, force: bool) -> Parts:
     family = text_family(network_part)
     if family is None and network_part.kind != "UNet2DModel":
         what = "no network" if network is None else network_part.kind
-        raise UsageError(f"{name} holds {what}, which nearfar does not read: the documentation (models) lists those it reads")
+        raise UsageError(
+            f"{name} holds {what}, which nearfar does not read: the documentation (models) lists those it reads"
+        )
     scheduler, folder = described(pipeline.scheduler, name), DiffusersFolder(Path(name), dict(pipeline.config))
     note = refuse_distilled(folder, name, network_part, scheduler, force)
     coder = parts.get("vae") or parts.get("vqvae")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from nearfar.domain.domain import Domain
-from nearfar.domain.guards import MOSAIC, RELIABLE, SURE, apart, turns_of
+from nearfar.domain.guards import MOSAIC, RELIABLE, SURE, apart, is_copy, turns_of
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
 from nearfar.io.arrays import read_array
@@ -212,17 +212,19 @@ def sample_report(content: dict[str, Any], domain: Domain, out: Path, fitted: Te
     settings, values = content["settings"], values_of(domain)
     written = [row for row in content["samples"] if row["status"] == "done"]
     return Report("Samples of an unseen domain").add(
+        picture(sheet_of(written[:SHOWN], out, values), "Samples"),
+        paragraph(
+            f"Of those that were written, {SHOWN} at most: kept ones first, then flagged ones, then those to drop."
+        ),
+        *([paragraph(content["what"].capitalize() + ".")] if content["what"] else []),
+        heading("What became of them"),
+        table(["", "samples", "share"], rate_rows(content)),
+        heading("Beside real images"),
+        table(["", "samples", "fitted images, each left out"], beside_real(content["samples"], domain)),
         paragraph(
             f"{len(content['samples'])} samples of {len(domain.latents)} images: {settings['family']} draws, "
             f"{settings['geometry']}, pull {settings['pull']:g}, eta {settings['eta']:g}, seed {settings['seed']}."
         ),
-        *([paragraph(content["what"].capitalize() + ".")] if content["what"] else []),
-        paragraph(
-            f"Of those that were written, {SHOWN} at most: kept ones first, then flagged ones, then those to drop."
-        ),
-        picture(sheet_of(written[:SHOWN], out, values), "Samples"),
-        heading("What became of them"),
-        table(["", "samples", "share"], rate_rows(content)),
         heading("Copies"),
         paragraph(
             "Distance to the nearest fitted image, in units of the 5 % quantile of the fitted images' distances to one "
@@ -248,6 +250,39 @@ def rate_rows(content: dict[str, Any]) -> Iterable[list[str]]:
         yield [name, str(count), f"{count / total:.1%}"]
     if content["settings"]["geometry"] == "tested" and content["acceptance"] is not None:
         yield ["draws that passed the tests", "", f"{content['acceptance']:.2%}"]
+
+
+def beside_real(rows: Sequence[dict[str, Any]], domain: Domain) -> Iterable[list[str]]:
+    """How often the guards find copies and captures, among samples that were judged and among real images."""
+    judged = [row for row in rows if "latent_copy" in row]
+    if not judged:
+        return
+    own = among_fitted(domain)
+    pairs = {
+        "samples": ([row["latent_copy"] for row in judged], [row["feature_copy"] for row in judged]),
+        "fitted": (own["latents"].tolist(), own["features"].tolist()),
+    }
+    found = {name: mean(is_copy(*one) for one in zip(*both, strict=True)) for name, both in pairs.items()}
+    yield ["copies of a fitted image", f"{found['samples']:.1%}", f"{found['fitted']:.1%}"]
+    capture = domain.guards.capture
+    if capture.reliable:
+        caught = mean(row["captured"] > 0 for row in judged)
+        name = "taken for the model's own domain (beside: how often that is wrong)"
+        yield [name, f"{caught:.1%}", f"{1 - capture.accuracy:.1%}"]
+
+
+def mean(those: Iterable[bool]) -> float:
+    found = list(those)
+    return sum(found) / max(len(found), 1)
+
+
+def among_fitted(domain: Domain) -> dict[str, Tensor]:
+    """Copy distances of fitted images to one another."""
+    guards = domain.guards
+    return {
+        "latents": apart(turns_of(guards.latents, guards.symmetry), guards.latents) / guards.latent_unit,
+        "features": apart([guards.vectors], guards.vectors) / guards.feature_unit,
+    }
 
 
 def sheet_of(rows: Sequence[dict[str, Any]], out: Path, values: ValueTransform | None) -> Image.Image:
@@ -289,11 +324,7 @@ def read_again(
 
 def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:
     """Copy distances of samples against those of fitted images to one another."""
-    guards = domain.guards
-    among = {
-        "latents": apart(turns_of(guards.latents, guards.symmetry), guards.latents) / guards.latent_unit,
-        "features": apart([guards.vectors], guards.vectors) / guards.feature_unit,
-    }
+    among = among_fitted(domain)
     figure, both = drawing(9.0, 3.0, columns=2)
     for axes, (name, fitted) in zip(both, among.items(), strict=True):
         found = [row[key] for row in rows if (key := f"{name[:-1]}_copy") in row]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from nearfar.audit.audit import run_audit
 from nearfar.audit.choices import Choices, Folders
 from nearfar.diffusion.noise import SecretKey
 from nearfar.diffusion.schedule import Level
-from nearfar.diffusion.solver import DDIM, SOLVER, STEPS, OnStep, Sampling
+from nearfar.diffusion.solver import SOLVER, STEPS, OnStep, Sampling
 from nearfar.domain.domain import Domain
 from nearfar.domain.file import save_domain
 from nearfar.domain.synthesis import synthesize
@@ -30,12 +32,15 @@ from nearfar.io.regions import Region, crop, match_colors, paste
 from nearfar.io.stacks import read_inputs
 from nearfar.jobs.regions import face_search
 from nearfar.metrics.faces import Faces
+from nearfar.metrics.familiarity import Familiar
 from nearfar.metrics.features import FeatureNetwork, feature_network, perceptual_distance
 from nearfar.metrics.quality import psnr
+from nearfar.models.kept import kept
 from nearfar.models.model import FrozenModel
 from nearfar.reports.audit import report
+from nearfar.reports.domain import beside_real
 from nearfar.sampling.local_sampling import own_samples, sample_near
-from nearfar.sampling.representation import represented, threshold
+from nearfar.sampling.own_domain import own_calls, own_domain
 from nearfar.tensors import Images
 from nearfar.web.figures import Card, small
 
@@ -45,23 +50,25 @@ MOST_PIXELS, SHOWN = 30_000_000, 512
 SECONDS, FEWEST = 4.0, 6
 """What a strip may take, and the fewest steps that it is made in."""
 WORDS = {"keep": "kept", "flag": "kept, doubtful", "drop": "dropped"}
-STRANGERS, LOOK = 6, Sampling(Level(0.5), 6, DDIM())
-"""The model's own images that stand for strangers, and the way on which pictures are looked at."""
+STRANGERS = 6
+"""The model's own images that stand for strangers."""
+MANY, FEW, FEW_STEPS = 128, 24, 6
+"""Own images that tell what is foreign: so many where they are kept, or else few, made in few steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Desk:
     """What a server was started with, and what it measured of its model at the start.
 
-    steps: of what the page makes, as many as `SECONDS` allow for a strip. strangers: images of nobody. least: dB of the
-    way there and back below which a picture is foreign.
+    steps: of what the page makes, as many as `SECONDS` allow for a strip. strangers: images of nobody. familiar: tells
+    which pictures are foreign to the model.
     """
 
     model: FrozenModel
     folders: dict[str, Path]
     steps: int
     strangers: Images
-    least: float
+    familiar: Familiar
     features: FeatureNetwork
     detector: Path | None = None
     faces: Faces | None = None
@@ -70,12 +77,12 @@ class Desk:
     def open(
         cls, model: FrozenModel, folders: dict[str, Path], detector: Path | None = None, recognizer: Path | None = None
     ) -> Desk:
-        """Measure the model. Cost: about 110 calls for one image each."""
-        strangers = own_samples(model, STRANGERS, steps=LOOK.steps)
-        own = represented(model, strangers, LOOK).figures["psnr"].tolist()
+        """Measure the model. Cost: about 190 calls for one image each, and 40 where own images are kept."""
+        own = own_images(model)
         faces = Faces.load(detector, recognizer) if recognizer else None
         network = feature_network("model", model)
-        return cls(model, folders, steps_within(model, SECONDS), strangers, threshold(own), network, detector, faces)
+        steps, familiar = steps_within(model, SECONDS), Familiar.fit(model, own)
+        return cls(model, folders, steps, own[:STRANGERS], familiar, network, detector, faces)
 
     def picture(self, path: str | Path) -> Image.Image:
         """An upload, upright and in sRGB, as large as the page shows it."""
@@ -108,27 +115,27 @@ class Desk:
         with suppress(UsageError):  # a network without a middle block
             measures["features {:.2f}"] = perceptual_distance(self.features, same, made)
         if self.faces:
-            measures["recognizer {:.2f}"] = self.likeness(original, made)
+            measures["recognizer {:.2f}"] = self.likeness(self.faces, original, made)
         if median:
-            measures = {name: values.median()[None] for name, values in measures.items()}
+            measures = {name: values.nanmedian()[None] for name, values in measures.items()}
         rows = zip(*(values.tolist() for values in measures.values()), strict=True)
-        return [[name.format(value) for name, value in zip(measures, row, strict=True)] for row in rows]
+        return [[told(name, value) for name, value in zip(measures, row, strict=True)] for row in rows]
 
-    def likeness(self, original: Images, others: Images) -> Tensor:
-        """Cosine of the faces that the recognizer sees."""
-        assert self.faces is not None
+    def likeness(self, faces: Faces, original: Images, others: Images) -> Tensor:
+        """Cosine of the faces that the recognizer sees; nan where the detector sees none in one of the two."""
         pictures = [np.asarray(one.convert("RGB")) for one in self.model.to_pil(torch.cat([original, others]))]
-        vectors = self.faces.embed(pictures).vectors
-        return vectors[1:] @ vectors[0]
+        seen = faces.embed(pictures)
+        both = seen.found[1:] & seen.found[0]
+        return torch.where(both, seen.vectors[1:] @ seen.vectors[0], torch.nan)
 
     def foreign(self, image: Image.Image) -> str:
-        """A warning where the model gives the picture back worse than its own; empty where it does not."""
-        found = represented(self.model, self.model.from_pil(image), LOOK).figures["psnr"].item()
-        if found >= self.least:
+        """A warning where the network sees something else than the model's own images; empty where it does not."""
+        away = self.familiar.foreign(self.model.from_pil(image)).item()
+        if away <= 1:
             return ""
         return (
-            f"This picture is foreign to the model: on the way there and back it keeps {found:.0f} dB, the model's own "
-            f"images {self.least:.0f} or more. What is made of it is pulled toward what the model knows."
+            f"Not what this model knows: to the network this picture is {away:.2f} times as far from the model's own "
+            "images as 95 % of these are from one another. What is made of it is pulled toward what the model knows."
         )
 
     def regions(self, path: str | Path) -> list[Region]:
@@ -200,17 +207,26 @@ class Desk:
             Card(image.resize((128, 128), Image.Resampling.BICUBIC), f"{number}", [WORDS[one.verdict]], reason)
             for number, (image, one, reason) in enumerate(zip(shown, judged, struck, strict=True), 1)
         ]
-        return Far(domain, drawn, folder / "new.zip", folder / "new.domain")
+        rows = [vars(one) for one in judged]
+        rates = [
+            ": ".join((name, f"{new} of these, {real} of the real images"))
+            for name, new, real in beside_real(rows, domain)
+        ]
+        return Far(domain, drawn, folder / "new.zip", folder / "new.domain", rates)
 
 
 @dataclass(frozen=True, eq=False)
 class Far:
-    """A domain that was fitted on the page, and its new images; dropped ones are struck through and in no file."""
+    """A domain that was fitted on the page, and its new images; dropped ones are struck through and in no file.
+
+    rates: of copies and captures, beside those of the fitted images, a sentence each.
+    """
 
     domain: Domain
     cards: list[Card]
     pack: Path
     file: Path
+    rates: list[str]
 
 
 def write_pack(path: Path, images: Sequence[Image.Image], struck: Sequence[str]) -> None:
@@ -220,6 +236,20 @@ def write_pack(path: Path, images: Sequence[Image.Image], struck: Sequence[str])
             if not reason:
                 with pack.open(f"sample-{number:04}.png", "w") as file:
                     image.save(file, "PNG")
+
+
+def told(measure: str, value: float) -> str:
+    """A measure's line."""
+    return "recognizer: no face found" if math.isnan(value) else measure.format(value)
+
+
+def own_images(model: FrozenModel) -> Images:
+    """Images that the model makes from noise: kept ones, or else few, which are kept then."""
+    if not own_calls(model, MANY):
+        return own_domain(model, MANY)
+    shape = (FEW, model.image.channels, model.image.size, model.image.size)
+    made = partial(own_samples, model, FEW, steps=FEW_STEPS)
+    return kept(model, "few-samples", {"steps": FEW_STEPS}, shape, lambda begun: made(first=begun))
 
 
 def steps_within(model: FrozenModel, seconds: float) -> int:

@@ -240,7 +240,7 @@ def domain_tab(desk: Desk, scratch: Path) -> None:
         except NearfarError as refusal:
             return said(str(refusal), "error"), gr.skip(), gr.skip(), ""
         kept = sum(not one.struck for one in far.cards)
-        text = f"{kept} of {len(far.cards)} kept; copies and captures are struck through and not in the file."
+        text = f"{kept} of {len(far.cards)} kept; struck through ones are not in the file. {'. '.join(far.rates)}."
         ready = [gr.DownloadButton(value=str(path), visible=True) for path in (far.pack, far.file)]
         return said(text), *ready, cards(far.cards, "New images")
 
