@@ -125,7 +125,7 @@ def test_no_module_is_named_after_nothing():
 
 def test_the_package_is_read_in_a_day():
     lines = {file: len(file.read_text().splitlines()) for file in FILES}
-    assert sum(lines.values()) < 29_550
+    assert sum(lines.values()) < 29_700
     assert {str(file.relative_to(PACKAGE)): count for file, count in lines.items() if count > 400} == {}
 
 

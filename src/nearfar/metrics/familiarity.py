@@ -31,14 +31,17 @@ class Familiar:
     unit: float
 
     @classmethod
-    def fit(cls, model: FrozenModel, own: Images) -> Familiar:
-        """From the model's own images, float32 in [-1, 1], at least two. Cost: one network call for each."""
+    def fit(cls, model: FrozenModel, own: Images, allowance: float = 1.0) -> Familiar:
+        """From the model's own images, float32 in [-1, 1], at least two. Cost: one network call for each.
+
+        allowance: what the unit is multiplied by, where the own images were made in few steps and are smoother.
+        """
         kind, vectors = features_of(model, model.latent_space.encode(own), BATCH)
         center, scale = vectors.mean(0), vectors.std(0)
         scale = scale.clamp(min=1e-3 * scale.max().item() + 1e-12)
         standard = (vectors - center) / scale
         apart = torch.cdist(standard, standard).fill_diagonal_(torch.inf).amin(1)
-        return cls(model, kind, standard, center, scale, max(apart.quantile(MOST).item(), 1e-12))
+        return cls(model, kind, standard, center, scale, max(allowance * apart.quantile(MOST).item(), 1e-12))
 
     def foreign(self, images: Images) -> Tensor:
         """Distance of each image to the nearest own one, in the unit: above 1 it is foreign. One network call each."""
