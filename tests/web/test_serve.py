@@ -1,6 +1,7 @@
 """The page of `nearfar serve` in a real Chromium, and its server without one. A tiny model, one server for all."""
 
 import http.client
+import json
 import os
 import re
 import shutil
@@ -231,6 +232,44 @@ def test_no_event_is_a_programming_interface(server):
     status, body, _ = server.answer("/gradio_api/info")
     assert status == 200
     assert b'"named_endpoints":{}' in body.replace(b" ", b"")
+
+
+def forged(part, server):
+    """What a visitor might send in place of a component's value: a path of the machine where one could be read."""
+    secret = str(server.folder / "secret.txt")
+    if part["type"] == "file":
+        one = {"path": secret, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+        return [one] if part["props"].get("file_count") == "multiple" else one
+    if part["type"] == "dropdown":
+        return str(server.folder)
+    return secret if part["type"] in ("radio", "textbox") else part["props"].get("value")
+
+
+def outcome(server, event, data):
+    """The stream of an event that is sent as the page sends it; its end says whether it succeeded."""
+    session = f"forged{event}"
+    body = json.dumps({"data": data, "fn_index": event, "session_hash": session, "event_data": None})
+    status, said, _ = server.answer("/gradio_api/queue/join", "POST", body, **{"Content-Type": "application/json"})
+    if status != 200:
+        return said, False
+    said = server.answer(f"/gradio_api/queue/data?session_hash={session}")[1]
+    lines = [json.loads(line[6:]) for line in said.decode().splitlines() if line.startswith("data: ")]
+    return said, any(line.get("msg") == "process_completed" and line["success"] for line in lines)
+
+
+def test_a_forged_request_reaches_no_folder_and_no_file_by_any_event(server):
+    config = json.loads(server.answer("/config")[1])
+    parts = {part["id"]: part for part in config["components"]}
+    asked = set()
+    for event in config["dependencies"]:
+        inputs = [parts[number] for number in event["inputs"]]
+        kinds = {part["type"] for part in inputs} & {"file", "dropdown", "radio"}
+        if kinds:
+            said, success = outcome(server, event["id"], [forged(part, server) for part in inputs])
+            assert not success, event
+            assert b"a secret" not in said
+            asked |= kinds
+    assert {"file", "dropdown"} <= asked
 
 
 def test_another_host_demands_auth():
