@@ -25,5 +25,89 @@ The rules were fixed before the first idea was tried:
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.far.synthesis import plain
+from benchmarks.support.common import RESULTS
+from nearfar.metrics.copied_area import SCALES
+
 LIMIT, SLACK = 0.10, 1.25
 FIELDS = (("cells", 200), ("galaxies", 200), ("cells", 50), ("galaxies", 50))
+DISTANCES = ("kernel_distance", "layout_distance", "band_distance")
+BEFORE, OWN = "mosaic, before", "model's own faces"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A generator's place: means over the fields that it was measured in."""
+
+    name: str
+    area: float
+    captured: float
+    score: float
+    fields: int
+
+    @property
+    def admitted(self) -> bool:
+        return max(self.area, self.captured) <= LIMIT
+
+
+def area_of(row: Mapping[str, Any]) -> float:
+    return max(plain(row[f"copied_area_{size}"]) for size in SCALES)
+
+
+def score_of(row: Mapping[str, Any], real: Mapping[str, Any], own: Mapping[str, Any]) -> float:
+    """How far a row is on the way from the fitted images to faces, as the mean of the three distances."""
+    shares = [(plain(row[d]) - plain(real[d])) / (plain(own[d]) - plain(real[d])) for d in DISTANCES]
+    return mean(shares)
+
+
+def points(results: list[Mapping[str, Any]]) -> list[Point]:
+    """One for each generator that every result has, from results of fields, draws averaged first."""
+    places: dict[str, list[tuple[float, float, float]]] = {}
+    for result in results:
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        for draw in result["draws"].values():
+            rows, real = draw["rows"], draw["real"]
+            for name, row in rows.items():
+                place = (area_of(row), plain(row["captured"]), score_of(row, real, rows[OWN]))
+                found.setdefault(name, []).append(place)
+        for name, draws in found.items():
+            places.setdefault(name, []).append(tuple(map(mean, zip(*draws, strict=True))))  # type: ignore[arg-type]
+    return [Point(name, *map(mean, zip(*found, strict=True)), len(found)) for name, found in places.items()]
+
+
+def frontier(found: list[Point]) -> list[Point]:
+    """Those with at most 0.10 captured that no other has less of both area and score than."""
+    kept = [one for one in found if one.captured <= LIMIT]
+    return [one for one in kept if not any(o.area < one.area and o.score < one.score for o in kept)]
+
+
+def winner(found: list[Point]) -> Point:
+    """By rules 5 and 6."""
+    if admitted := [one for one in found if one.admitted]:
+        return min(admitted, key=lambda one: one.score)
+    most = SLACK * next(one.score for one in found if one.name == BEFORE)
+    fine = [one for one in found if one.captured <= LIMIT and one.score <= most]
+    return min(fine, key=lambda one: one.area)
+
+
+def main(part: Annotated[str, typer.Option(help="choose or report.")] = "choose") -> None:
+    """Print every generator that was measured in all fields there are, and what the rules say."""
+    paths = [RESULTS / f"synthesis_{domain}_{shots}_{part}.json" for domain, shots in FIELDS]
+    results = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+    found = points(results)
+    for one in sorted(found, key=lambda one: one.score):
+        typer.echo(f"{one.name:30}{one.area:8.3f}{one.captured:8.3f}{one.score:8.3f}  in {one.fields} fields")
+    everywhere = [one for one in found if one.fields == len(results)]
+    typer.echo(f"frontier: {', '.join(one.name for one in frontier(everywhere))}; winner: {winner(everywhere).name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -107,7 +107,9 @@ def main(
     count: Annotated[int, typer.Option(help="Outputs of each generator.")] = 100,
     draws: Annotated[str, typer.Option(help="Seeds of shots and outputs, with commas between.")] = "0",
     part: Annotated[str, typer.Option(help="choose, or report for the last table.")] = "choose",
-    only: Annotated[str, typer.Option(help="Generators whose names begin so, with semicolons between.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Generators whose names begin so, or sensitivity, with semicolons between.")
+    ] = "",
     networks: Annotated[Path | None, typer.Option(help="Where fine_tune.py wrote its snapshots.")] = None,
     fits: Annotated[Path | None, typer.Option(help="A folder where fitted domains are kept between runs.")] = None,
     sheets: Annotated[
@@ -124,21 +126,29 @@ def main(
         references = References.of(images.fit, held_out, own, symmetric_copies(images.fit, domain))
         of_draw = result["draws"].setdefault(str(seed), {"rows": {}} | references.described())
         of_draw["real"] = of_draw.get("real") or references.real()
-        of_draw["sensitivity"] = of_draw.get("sensitivity") or sensitivity(held_out, images.fit)
+        if "sensitivity" not in of_draw and (not only or "sensitivity" in only):
+            of_draw["sensitivity"] = sensitivity(held_out, images.fit)
         print(" " * 30 + "".join(f"{column:>10}" for column in COLUMNS) + "\n" + line("real images", of_draw["real"]))
         for label, make in chosen(generators(domain, networks, fits), only):
             began = time.process_time()
-            made = make(model, images.fit, count, seed)
+            before = made_before(sheets, f"synthesis_{domain}_{shots}_choose {seed} {label}.pt", part)
+            made = before or make(model, images.fit, count, seed)
             outputs = image_set(made.images)
             of_draw["rows"][label] = described(made, outputs, references, began)
             print(line(label, of_draw["rows"][label]), flush=True)
             write_result(name, {"model": model.provenance.sha256, "domain": domain, "part": part, **result})
-            if sheets:
+            if sheets and not before:
                 vectors = (outputs.pixels, references.fitted.pixels)
                 torch.save(made.images, sheets / f"{name} {seed} {label}.pt")
                 write_sheet(
                     with_nearest(made.images, images.fit, vectors)[:SHOWN], sheets / f"{name} {seed} {label}.png"
                 )
+
+
+def made_before(sheets: Path | None, name: str, part: str) -> Made | None:
+    """For the last table, the very outputs that everything was chosen by, if they were written."""
+    path = None if sheets is None or part != "report" else sheets / name
+    return Made(torch.load(path, weights_only=True), 0) if path and path.exists() else None
 
 
 def earlier(name: str) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def what_they_are(areas: Sequence[float]) -> str:
         kind = "new in part, with pieces of the fitted images"
     return (
         f"these samples are {kind}: {middle:.0%} of the area of the middle one is copied "
-        f"(5 % in real images), and half or more in {half} of {len(areas)}"
+        f"(5% in real images), and half or more in {half} of {len(areas)}"
     )
 
 
