@@ -23,7 +23,7 @@ from nearfar.reports.page import Report, contact_sheet, folded, linked, paragrap
 from nearfar.web.figures import ASTRONAUT_FACE
 
 STRENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7)
-FACES, SHOWN_FACES = 40, 7
+FACES, SHOWN_FACES = 30, 7
 """Faces that are anonymized, and those of them on the sheet."""
 
 TITLE = "Near images of {count} photographs"
