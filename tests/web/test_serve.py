@@ -292,6 +292,25 @@ def test_a_file_of_passwords_is_its_owners_alone(tmp_path):
         read_auth(file)
 
 
+def test_visitors_of_a_server_with_names_must_give_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("names")
+    tiny_models.ddpm(folder / "model")
+    (folder / "people").write_text("ann:a secret\n")
+    (folder / "people").chmod(0o600)
+    running = Server(folder, "--model", folder / "model", "--auth", folder / "people")
+    try:
+        assert running.answer("/gradio_api/info")[0] == running.answer("/config")[0] == 401
+        assert b'"components":[]' in running.answer("/")[1]
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert running.answer("/login", "POST", "username=ann&password=guess", **form)[0] == 400
+        status, _, headers = running.answer("/login", "POST", "username=ann&password=a+secret", **form)
+        assert status == 200
+        cookie = next(value for name, value in headers.items() if name.lower() == "set-cookie").partition(";")[0]
+        assert running.answer("/gradio_api/info", Cookie=cookie)[0] == 200
+    finally:
+        assert running.end() == 130
+
+
 def test_another_name_for_this_machine_is_not_answered(server):
     assert server.answer("/", Host="evil.example")[0] == 421
     assert server.answer("/", Host=f"localhost:{server.port}")[0] == 200
