@@ -123,7 +123,7 @@ def test_detail_that_the_model_cannot_give_back_is_pointed_out(tmp_path, out, sm
     (tmp_path / "photos").mkdir()
     smooth(0, shape).save(tmp_path / "photos" / "photo.png")
     result = anonymize(tmp_path / "photos", out)
-    sentence = "note      1 images are larger than the model's 16 pixels: detail is gone"
+    sentence = "note      1 images are larger than the model's 16 pixels: detail is gone, --tile would keep it"
     assert result.stderr.splitlines().count(sentence) == notes
 
 

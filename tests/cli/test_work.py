@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from fsspec import get_filesystem_class
 
 from folders import contents
 from nearfar.io import stores
@@ -35,6 +36,7 @@ def faulty(s3, monkeypatch):
     with proxy(s3) as before:
         monkeypatch.setenv("AWS_ENDPOINT_URL", before.url)
         opened.cache_clear()
+        get_filesystem_class("s3").clear_instance_cache()  # one that an earlier test opened without credentials
         driver, _ = opened("s3://bucket/x")
         driver.mkdir(f"bucket-{next(COUNT)}")
         yield before
