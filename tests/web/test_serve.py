@@ -200,6 +200,9 @@ def test_a_domain_of_a_folder_is_drawn_and_downloaded(page):
     page.get_by_label("or a folder").click()
     page.get_by_role("option", name="photos").click()
     page.get_by_label("number input for New images").fill("4")
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some(one => one.value.includes('photos.domain new --count 4'))"
+    )
     page.click("#fit")
     page.wait_for_selector("#sheet li:nth-child(4)")
     with page.expect_download() as waiting:

@@ -210,7 +210,7 @@ class Desk:
         ]
         rows = [vars(one) for one in judged]
         rates = [
-            ": ".join((name, f"{new} of these, {real} of the real images"))
+            f"{name[:1].upper()}{name[1:]}: {new} of these, {real} of the real images"
             for name, new, real in beside_real(rows, domain)
         ]
         return Far(domain, drawn, folder / "new.zip", folder / "new.domain", rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def near_line(strength: float, desk: Desk) -> str:
     return shell("nearfar", "anonymize", "photos", "near", "--strength", f"{strength:g}", *model_words(desk))
 
 
+def far_lines(name: str | None, count: float, desk: Desk) -> str:
+    """A fit of a folder, and so many new images of it."""
+    place = desk.folders[name].name if name in desk.folders else "images"
+    fit = shell("nearfar", "domain", "fit", place, f"{place}.domain", *model_words(desk))
+    more = ("--count", f"{count:g}", *model_words(desk))
+    return f"{fit}\n{shell('nearfar', 'domain', 'sample', f'{place}.domain', 'new', *more)}"
+
+
 def model_words(desk: Desk) -> list[str]:
     source = desk.model.provenance.source
     return [] if source == default_model() else ["--model", source]
@@ -229,8 +238,10 @@ def domain_tab(desk: Desk, scratch: Path) -> None:
             file = gr.DownloadButton("The domain file", visible=False)
         with gr.Column(scale=3, min_width=260):
             sheet = gr.HTML(elem_id="sheet")
-    lines = ("nearfar domain fit cells cells.domain", "nearfar domain sample cells.domain new --count 12")
-    gr.Textbox(label="The same in the shell", buttons=["copy"], value="\n".join(lines), lines=2)
+    line = gr.Textbox(label="The same in the shell", buttons=["copy"], value=far_lines(None, 12, desk), lines=2)
+    for chosen in (folder, count):
+        told = partial(far_lines, desk=desk)
+        chosen.change(told, [folder, count], line, queue=False, api_visibility="private")
 
     def fit(paths: list[str] | None, name: str | None, wanted: float, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         try:
