@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from nearfar.audit.targets import KINDS, Kind, Point, Target, parse_target
 from nearfar.errors import UsageError, printable
-from nearfar.io.manifest import CONFIDENTIAL, write_whole, writing
+from nearfar.io.manifest import CONFIDENTIAL, differing, write_whole, writing
 from nearfar.metrics.intervals import Groups, Scores, mean_bounds, rate_bounds
 from nearfar.structured import checked, json_object, read_text
 
@@ -166,10 +166,9 @@ class Calibration:
 
     def strength_for(self, method: Mapping[str, Any]) -> float:
         """The strength that was found; UsageError if there is none, or if it was found for another method."""
-        for name in {**self.method, **method}:
-            if self.method.get(name) != method.get(name):
-                was, now = (str(each.get(name))[:20] for each in (self.method, method))
-                raise UsageError(f"the calibration was made with {name} {was}, not {now}: calibrate again, or use that")
+        for name in differing(self.method, method):
+            was, now = (str(each.get(name))[:20] for each in (self.method, method))
+            raise UsageError(f"the calibration was made with {name} {was}, not {now}: calibrate again, or use that")
         if self.found.strength is None:
             raise UsageError(f"the calibration found no strength for {self.asked}: calibrate for another target")
         return self.found.strength

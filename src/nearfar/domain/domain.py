@@ -20,6 +20,7 @@ from nearfar.domain.guards import Guards, distinct
 from nearfar.domain.presets import Preset, preset_of, way_down, way_up
 from nearfar.errors import ModelWarning, UsageError
 from nearfar.io.conversion import as_images
+from nearfar.io.manifest import differing
 from nearfar.io.notebook import html_table, summary
 from nearfar.latents.covariance import Covariance, Latent, LowRank, Structured, posterior_mean, shrunk_mean
 from nearfar.latents.shell import FEWEST, Targets, measure
@@ -227,10 +228,9 @@ class Domain:
             )
         fitted = {**self.settings, "latents": tuple(self.latents.shape[1:])}
         given = {**bound(model), "latents": tuple(model.latent_shape)}
-        for name in {**fitted, **given}:
-            if fitted.get(name) != given.get(name):
-                was, comes = fitted.get(name), given.get(name)
-                raise UsageError(f"domain was fitted with {name} {was!r}, this model has {comes!r}: load it as it was")
+        for name in differing(fitted, given):
+            was, comes = fitted.get(name), given.get(name)
+            raise UsageError(f"domain was fitted with {name} {was!r}, this model has {comes!r}: load it as it was")
 
 
 def bound(model: FrozenModel) -> dict[str, Any]:

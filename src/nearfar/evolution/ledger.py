@@ -11,7 +11,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -45,9 +44,7 @@ class Ledger:
         earlier = read_manifest(path)
         if earlier.header and not resume:
             raise UsageError(f"{path} is the record of an earlier run's votes: give --resume, or choose another output")
-        before = earlier.header.get("run", settings)
-        changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
-        if changed:
+        if changed := earlier.changed(settings):
             raise UsageError(
                 f"{path} was begun with another {' and '.join(sorted(changed))}, and its votes are spent: repeat "
                 "what it began with, or choose another output, which asks the private images anew"
@@ -58,8 +55,7 @@ class Ledger:
         """The noisy votes of a round: those that stand here, or new ones, which are on the disk when this returns."""
         record = self.earlier.get(name)
         if record is None:
-            votes = dict(enumerate(cast()))
-            figures: dict[str, int | float] = {str(place): vote for place, vote in votes.items()}
+            figures: dict[str, int | float] = {str(place): vote for place, vote in enumerate(cast())}
             record = Record(name, "done", target_sha256=digest(population), figures=figures)
             self.manifest.add(record)
             self.manifest.commit()
@@ -85,8 +81,8 @@ class Ledger:
         self.manifest.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.manifest.__exit__(kind, error, at)
+    def __exit__(self, *details: object) -> None:
+        self.manifest.__exit__(*details)
 
 
 def digest(population: Population) -> str:

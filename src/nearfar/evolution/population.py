@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 
 import torch
@@ -69,7 +69,7 @@ class Evolution:
         if not 0 < self.last <= self.first <= 1:
             raise UsageError(f"strengths must fall within (0, 1], got {self.first:g} to {self.last:g}")
 
-    @property
+    @cached_property
     def deviation(self) -> float:
         """Of the noise on each vote."""
         return deviation_for(self.epsilon, self.delta, self.rounds)
@@ -114,15 +114,8 @@ def varied(model: FrozenModel, evolution: Evolution, batch_size: int, each: Each
 
 def first_population(model: FrozenModel, evolution: Evolution, place: int, batch_size: int) -> Population:
     """The model's own samples. place: of the class, no two of which begin with the same ones."""
-    begin = place * evolution.candidates
-    made = own_samples(
-        model,
-        begin + evolution.candidates,
-        seed=evolution.seed,
-        steps=evolution.steps,
-        batch_size=batch_size,
-        first=begin,
-    )
+    begin, end = (number * evolution.candidates for number in (place, place + 1))
+    made = own_samples(model, end, seed=evolution.seed, steps=evolution.steps, batch_size=batch_size, first=begin)
     return as_kept(made, evolution)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,6 +156,15 @@ class Earlier:
 
     header: dict[str, Any] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
+
+    def changed(self, now: Mapping[str, Any]) -> list[str]:
+        """Names of the settings that were others; none where nothing stands."""
+        return differing(now, self.header.get("run", now))
+
+
+def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two runs differ, those that one of them lacks among them."""
+    return [name for name in {**some, **others} if some.get(name) != others.get(name)]
 
 
 def manifest_path(out: Path) -> Path:

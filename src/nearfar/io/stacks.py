@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.errors import ImageError, UsageError
 from nearfar.io.arrays import SCIENCE_SUFFIXES, Planes, fit_square, read_array, write_array
-from nearfar.io.fitting import FitMode
+from nearfar.io.fitting import FitMode, from_8_bit
 from nearfar.io.fitting import fit as fit_picture
 from nearfar.io.listing import PICTURES, Kind, Rejected, list_folder
 from nearfar.io.pictures import printable, read_picture
@@ -154,6 +154,13 @@ def write_arrays(
     for name, image in zip(names, images, strict=True):
         write_array(folder / name, values.to_values(image), dtype)
     return names
+
+
+def read_sample(path: Path, values: ValueTransform | None = None) -> Tensor:
+    """A new image as it was written, (channel, row, column) in [-1, 1]. Raises ImageError or OSError."""
+    if values is not None:
+        return values.to_image(read_array(path))
+    return from_8_bit(torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1))
 
 
 def sample_names(count: int, first: int, suffix: str) -> list[str]:

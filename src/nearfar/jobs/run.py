@@ -103,9 +103,7 @@ def check_same_run(job: Job, out: Path, earlier: Earlier) -> None:
 def check_same_settings(now: dict[str, Any], out: Path, earlier: Earlier) -> None:
     """Refuse to go on with a folder that was begun with other settings."""
     before = earlier.header.get("run", now)
-    pairs = [(name, before.get(name), now.get(name)) for name in {**now, **before}]
-    changed = [f"{name} {short(old)}, now {short(new)}" for name, old, new in pairs if old != new]
-    if changed:
+    if changed := [f"{name} {short(before.get(name))}, now {short(now.get(name))}" for name in earlier.changed(now)]:
         raise UsageError(
             f"{out} was made with other settings ({'; '.join(changed)}): repeat them, or choose another output"
         )

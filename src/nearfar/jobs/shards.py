@@ -29,7 +29,17 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, runtime_checkable
 from filelock import FileLock
 
 from nearfar.errors import RunError, UsageError
-from nearfar.io.manifest import OF_ITS_NAME, Manifest, Progress, Record, manifest_path, parse, read_manifest, unwritable
+from nearfar.io.manifest import (
+    OF_ITS_NAME,
+    Manifest,
+    Progress,
+    Record,
+    differing,
+    manifest_path,
+    parse,
+    read_manifest,
+    unwritable,
+)
 from nearfar.io.stores import Folder, Place, Source, place_of, safe
 from nearfar.structured import checked, json_object
 
@@ -184,7 +194,7 @@ def same_listing(job: ShardedJob, source: Place) -> bool:
 def check_same(job: ShardedJob, header: dict[str, Any]) -> None:
     """UsageError where what a command means on this machine is not what was planned: another model, another key."""
     now, before = header["run"], job.settings
-    names = sorted(name for name in {**now, **before} if now.get(name) != before.get(name))
+    names = sorted(differing(now, before))
     if "model" in names:
         raise UsageError("the model here is not the one that the job was planned with (its weights differ): copy it")
     if names:

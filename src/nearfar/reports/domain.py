@@ -23,11 +23,9 @@ from nearfar.domain.domain import Domain
 from nearfar.domain.guards import MOSAIC, RELIABLE, SURE, apart, is_copy, turns_of
 from nearfar.domain.survey import Survey
 from nearfar.errors import ImageError
-from nearfar.io.arrays import read_array
 from nearfar.io.fitting import from_8_bit
 from nearfar.io.manifest import Record
-from nearfar.io.pictures import read_picture
-from nearfar.io.stacks import sample_names
+from nearfar.io.stacks import read_sample, sample_names
 from nearfar.io.values import ValueTransform
 from nearfar.jobs.sample import FIRST, values_of
 from nearfar.models.model import FrozenModel
@@ -315,11 +313,7 @@ def read_again(
     """Samples as images in [-1, 1], from their files."""
     for row in rows:
         with suppress(ImageError, OSError):
-            path = out / row["name"]
-            if values is not None:
-                yield row, values.to_image(read_array(path))
-            else:
-                yield row, from_8_bit(torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1))
+            yield row, read_sample(out / row["name"], values)
 
 
 def distances_figure(rows: Sequence[dict[str, Any]], domain: Domain) -> Figure:

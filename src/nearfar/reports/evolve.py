@@ -13,7 +13,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 from markupsafe import Markup
 from torch import Tensor
 
@@ -22,8 +21,7 @@ from nearfar.errors import ImageError
 from nearfar.evolution.accounting import epsilon_of, rate_of
 from nearfar.evolution.population import Evolution, Round, weights_of
 from nearfar.io.fitting import from_8_bit
-from nearfar.io.pictures import read_picture
-from nearfar.io.stacks import sample_names
+from nearfar.io.stacks import read_sample, sample_names
 from nearfar.jobs.evolve import Evolved, Evolving
 from nearfar.metrics.intervals import Figure
 from nearfar.reports.page import (
@@ -133,7 +131,7 @@ def read_again(out: Path, files: Sequence[str]) -> Iterator[Tensor]:
     """Outputs (channel, row, column) in [-1, 1] from their files; what cannot be read again is left out."""
     for file in files:
         with suppress(ImageError, OSError):
-            yield from_8_bit(torch.from_numpy(read_picture(out / file).pixels).permute(2, 0, 1))
+            yield read_sample(out / file)
 
 
 def rounds_sheet(rounds: Sequence[Round], name: str) -> Iterator[Markup]:
